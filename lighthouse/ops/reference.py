@@ -1,0 +1,149 @@
+"""The specification in eager PyTorch: any device, any floating dtype, differentiable by autograd.
+
+Every other implementation is tested against this file; none imports it. Nothing here is fast.
+
+Shape suffixes: B batch, H heads (query or key/value), K key/value heads, N tokens, D head
+dimension, T strata of the whole sequence, M candidates of a stratum, S rows of the sub-sequence,
+E entries of the pyramid.
+"""
+
+import torch
+from torch import Tensor
+
+from lighthouse.config import LighthouseConfig
+from lighthouse.pyramid import Pyramid
+
+# A candidate's rank comes before its score.
+_FIRST, _ELIGIBLE, _EXCLUDED = 0, 1, 2
+
+
+def _accumulation_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def norm_scores(x_BHND: Tensor, num_kv_heads: int) -> Tensor:
+    """Largest l2 norm among the heads of each key/value head's group, fp32 (B, K, N)."""
+    norm_BHN = x_BHND.to(_accumulation_dtype(x_BHND)).norm(dim=-1)
+    return norm_BHN.unflatten(1, (num_kv_heads, -1)).amax(dim=2).float()
+
+
+def select(
+    query_scores_BKN: Tensor, key_scores_BKN: Tensor, config: LighthouseConfig
+) -> tuple[Tensor, Tensor]:
+    """Cascade and order, sections 3 and 4 of the definition; arguments as the public ``select``."""
+    seq_len = query_scores_BKN.shape[-1]
+    pyramid = Pyramid(seq_len, config.num_levels, config.pooling_factor)
+    device = query_scores_BKN.device
+    coarsest = pyramid.num_levels - 1
+    children = torch.arange(config.pooling_factor, device=device)
+
+    candidates_TM, real_TM = _coarsest_candidates(pyramid, config, device)
+    candidates = candidates_TM.expand(*query_scores_BKN.shape[:2], -1, -1)
+    real = real_TM.expand_as(candidates)
+    entries = [torch.arange(pyramid.level_sizes[coarsest], device=device) + pyramid.offsets[-1]]
+    entries[0] = entries[0].expand(*query_scores_BKN.shape[:2], -1)
+    for level in range(coarsest, 0, -1):
+        width = pyramid.widths[level]
+        query_score, key_score = (
+            scores.unflatten(-1, (-1, width))
+            .amax(dim=-1)
+            .unsqueeze(2)
+            .take_along_dim(candidates, 3)
+            for scores in (query_scores_BKN, key_scores_BKN)
+        )
+        rank = torch.where(real, _ELIGIBLE, _EXCLUDED)
+        if config.cover_prefix:
+            first_of_chunk = candidates % (pyramid.level_sizes[level] // config.num_chunks) == 0
+            rank = rank.masked_fill(first_of_chunk & real, _FIRST)
+        by_query = _top(query_score, rank, config.stratum // 2)
+        rank = rank.scatter(-1, by_query, _EXCLUDED)
+        by_key = _top(key_score, rank, config.stratum // 2)
+        refined = candidates.take_along_dim(torch.cat((by_query, by_key), -1), -1).sort(-1).values
+        candidates = (refined[..., None] * config.pooling_factor + children).flatten(-2)
+        real = torch.ones_like(candidates, dtype=torch.bool)
+        entries.append(candidates.flatten(-2) + pyramid.offsets[level - 1])
+    index_BKS = _causal_order(torch.cat(entries, dim=-1), pyramid)
+    return index_BKS, _slots(index_BKS, pyramid)
+
+
+def _coarsest_candidates(
+    pyramid: Pyramid, config: LighthouseConfig, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Coarsest entries of each stratum, padded to the longest, and which of them are real.
+
+    Strata tile each chunk evenly; where they don't divide it, some own one entry more.
+    """
+    per_chunk = pyramid.level_sizes[-1] // config.num_chunks
+    strata = config.num_strata // config.num_chunks
+    bound = torch.arange(strata + 1, device=device) * per_chunk // strata
+    chunk_start = torch.arange(config.num_chunks, device=device)[:, None] * per_chunk
+    start_T = (chunk_start + bound[:-1]).flatten()
+    end_T = (chunk_start + bound[1:]).flatten()
+    longest = -(-per_chunk // strata)
+    candidates_TM = start_T[:, None] + torch.arange(longest, device=device)
+    real_TM = candidates_TM < end_T[:, None]
+    return candidates_TM.minimum(end_T[:, None] - 1), real_TM
+
+
+def _top(scores: Tensor, rank: Tensor, count: int) -> Tensor:
+    """Positions of the ``count`` largest scores within rank order; ties go to the smaller one."""
+    by_score = scores.sort(dim=-1, descending=True, stable=True).indices
+    by_rank = rank.take_along_dim(by_score, -1).sort(dim=-1, stable=True).indices
+    return by_score.take_along_dim(by_rank, -1)[..., :count]
+
+
+def _level_and_position(flat: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
+    offsets = torch.tensor(pyramid.offsets, device=flat.device)
+    level = torch.bucketize(flat, offsets, right=True) - 1
+    return level, flat - offsets[level]
+
+
+def _causal_order(flat_BKS: Tensor, pyramid: Pyramid) -> Tensor:
+    """Sort by window end, at equal ends the finer first."""
+    level, position = _level_and_position(flat_BKS, pyramid)
+    end = (position + 1) * torch.tensor(pyramid.widths, device=flat_BKS.device)[level]
+    order = (end * pyramid.num_levels + level).argsort(dim=-1)
+    return flat_BKS.take_along_dim(order, -1).int()
+
+
+def _slots(index_BKS: Tensor, pyramid: Pyramid) -> Tensor:
+    slot_BKE = index_BKS.new_full((*index_BKS.shape[:2], pyramid.num_entries), -1)
+    row = torch.arange(index_BKS.shape[-1], device=index_BKS.device, dtype=torch.int32)
+    return slot_BKE.scatter(-1, index_BKS.long(), row.expand_as(index_BKS))
+
+
+def gather(x_BHND: Tensor, index_BKS: Tensor, config: LighthouseConfig) -> Tensor:
+    """Means of the selected entries' windows, (B, H, S, D) in the dtype of ``x`` (section 1).
+
+    The heads of a group all use their key/value head's selection. Sums are in fp32 or wider.
+    """
+    pyramid = Pyramid(x_BHND.shape[2], config.num_levels, config.pooling_factor)
+    x = x_BHND.to(_accumulation_dtype(x_BHND))
+    pooled_BHED = torch.cat([x.unflatten(2, (-1, w)).mean(dim=3) for w in pyramid.widths], dim=2)
+    index_BHS = index_BKS.repeat_interleave(x.shape[1] // index_BKS.shape[1], dim=1).long()
+    rows_BHSD = pooled_BHED.gather(2, index_BHS[..., None].expand(-1, -1, -1, x.shape[-1]))
+    return rows_BHSD.to(x_BHND.dtype)
+
+
+def scatter(rows_BHSD: Tensor, slot_BKE: Tensor, seq_len: int, config: LighthouseConfig) -> Tensor:
+    """Each token's sum of the rows that speak for it, (B, H, N, D) (section 6).
+
+    Entry (l, i) speaks for tokens i*w + w - 1 .. i*w + 2w - 2, so token t hears, at each level, the
+    one entry (t + 1) // w - 1, if that exists and is in the sub-sequence.
+    """
+    pyramid = Pyramid(seq_len, config.num_levels, config.pooling_factor)
+    rows = rows_BHSD.to(_accumulation_dtype(rows_BHSD))
+    group = rows.shape[1] // slot_BKE.shape[1]
+    token_N = torch.arange(seq_len, device=rows.device)
+    # Chunks speak only for themselves: an entry's last tokens may lie in the next chunk.
+    chunk_start_N = token_N // (seq_len // config.num_chunks) * (seq_len // config.num_chunks)
+    out_BHND = rows.new_zeros(*rows.shape[:2], seq_len, rows.shape[3])
+    for width, offset in zip(pyramid.widths, pyramid.offsets, strict=True):
+        position_N = (token_N + 1) // width - 1
+        exists_N = position_N * width >= chunk_start_N
+        slot_BKN = slot_BKE[..., offset + position_N.clamp(min=0)]
+        slot_BHN = slot_BKN.repeat_interleave(group, dim=1).long()
+        heard = (slot_BHN >= 0) & exists_N
+        row_BHND = rows.gather(2, slot_BHN.clamp(min=0)[..., None].expand_as(out_BHND))
+        out_BHND = out_BHND + torch.where(heard[..., None], row_BHND, 0)
+    return out_BHND.to(rows_BHSD.dtype)

@@ -1,0 +1,114 @@
+"""Level-0 scores of the tokens (definition, section 2). None has parameters or gradients.
+
+``dilated`` and ``gla`` attend inside each of ``dilation`` interleaved subsequences of each chunk,
+once from queries to keys and once with the two exchanged; a token's scores are the l2 norms of its
+two outputs. With grouped-query heads every query head attends against its group's key/value head in
+both passes, and a token's score for a key/value head is the largest of its group.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lighthouse.config import LighthouseConfig
+from lighthouse.ops import implementation
+
+GLA_LOG_DECAY = -math.log(2) / 16
+_GLA_BLOCK = 128
+
+
+@torch.no_grad()
+def level0_scores(
+    q_BHND: Tensor,
+    k_BHND: Tensor,
+    v_BHND: Tensor,
+    config: LighthouseConfig,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Query and key scores of every token per key/value head.
+
+    Args:
+        q_BHND: (B, Hq, N, D), rotary embedding applied.
+        k_BHND: (B, Hkv, N, D), likewise; Hq must be a multiple of Hkv.
+        v_BHND: (B, Hkv, N, D).
+        config: ``scorer`` chooses; ``dilation`` and ``num_chunks`` apply to dilated and gla.
+        impl: implementation of the norms.
+
+    Returns:
+        Query scores and key scores, both fp32 (B, Hkv, N). Deterministic.
+
+    Raises:
+        ModuleNotFoundError: ``gla`` on a GPU without fla-core, naming the extra to install.
+    """
+    ops = implementation(impl, q_BHND.device)
+    num_kv_heads = k_BHND.shape[1]
+    if config.scorer == "norm":
+        return ops.norm_scores(q_BHND, num_kv_heads), ops.norm_scores(k_BHND, num_kv_heads)
+    attend = _softmax_attention if config.scorer == "dilated" else _gated_linear_attention
+    group = q_BHND.shape[1] // num_kv_heads
+    k_expanded = k_BHND.repeat_interleave(group, dim=1) if group > 1 else k_BHND
+    v_expanded = v_BHND.repeat_interleave(group, dim=1) if group > 1 else v_BHND
+
+    def scores(queries_BHND: Tensor, keys_BHND: Tensor) -> Tensor:
+        out = attend(*(_interleaved(x, config) for x in (queries_BHND, keys_BHND, v_expanded)))
+        return ops.norm_scores(_deinterleaved(out, config, q_BHND.shape[0]), num_kv_heads)
+
+    return scores(q_BHND, k_expanded), scores(k_expanded, q_BHND)
+
+
+def _interleaved(x_BHND: Tensor, config: LighthouseConfig) -> Tensor:
+    """(B, H, N, D) -> (B * chunks * dilation, H, N / chunks / dilation, D), token t mod dilation.
+
+    A view where the batch is 1 and there is one chunk.
+    """
+    x = x_BHND.unflatten(2, (config.num_chunks, -1, config.dilation))
+    return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+
+def _deinterleaved(x: Tensor, config: LighthouseConfig, batch: int) -> Tensor:
+    x = x.unflatten(0, (batch, config.num_chunks, config.dilation))
+    return x.permute(0, 3, 1, 4, 2, 5).flatten(2, 4)
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def _gated_linear_attention(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+    """Simple gated linear attention with the constant decay ``exp(GLA_LOG_DECAY)`` per step."""
+    if q_BHND.is_cuda:
+        return _fla_simple_gla()(q_BHND, k_BHND, v_BHND)
+    dtype = torch.promote_types(q_BHND.dtype, torch.float32)
+    q, k, v = (x.to(dtype) for x in (q_BHND * q_BHND.shape[-1] ** -0.5, k_BHND, v_BHND))
+    # Block by block: inside a block as masked attention, before it through the running state.
+    step = torch.arange(_GLA_BLOCK + 1, device=q.device)
+    decay = torch.exp(step.to(dtype) * GLA_LOG_DECAY)
+    weight = decay[(step[:-1, None] - step[:-1]).clamp(min=0)].tril()
+    state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
+    blocks = []
+    for q_b, k_b, v_b in zip(*(x.split(_GLA_BLOCK, dim=2) for x in (q, k, v)), strict=True):
+        length = q_b.shape[2]
+        within = (q_b @ k_b.mT * weight[:length, :length]) @ v_b
+        blocks.append(within + (q_b @ state) * decay[1 : length + 1, None])
+        to_end = decay[:length].flip(0)[:, None]
+        state = state * decay[length] + (k_b * to_end).mT @ v_b
+    return torch.cat(blocks, dim=2).to(q_BHND.dtype)
+
+
+def _fla_simple_gla() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    try:
+        from fla.ops.simple_gla import chunk_simple_gla
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "scorer = 'gla' needs fla-core on a GPU: pip install 'lighthouse-attention[gla]'"
+        ) from error
+
+    def attend(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2).contiguous() for x in (q_BHND, k_BHND, v_BHND))
+        decay = q.new_full(q.shape[:3], GLA_LOG_DECAY, dtype=torch.float32)
+        return chunk_simple_gla(q, k, v, g=decay)[0].transpose(1, 2)
+
+    return attend

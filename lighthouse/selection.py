@@ -1,0 +1,70 @@
+"""Which pyramid entries enter the sub-sequence, and in which order."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lighthouse.config import LighthouseConfig
+from lighthouse.ops import implementation
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The selected entries of every batch row and key/value head, in both directions.
+
+    Attributes:
+        index: int32 (B, Hkv, S), flat pyramid index of each row of the sub-sequence, in causal
+            order: by window end, at equal ends the finer entry first.
+        slot: int32 (B, Hkv, E), E entries in the pyramid: the row of each entry, or -1.
+    """
+
+    index: Tensor
+    slot: Tensor
+
+
+@torch.no_grad()
+def select(
+    query_scores_BHN: Tensor,
+    key_scores_BHN: Tensor,
+    *,
+    config: LighthouseConfig,
+    impl: str = "auto",
+) -> Selection:
+    """Top-k cascade over the pyramid (definition, sections 3 and 4), without gradient.
+
+    Which entries are refined depends on the scores of the whole sequence, later tokens included.
+
+    Args:
+        query_scores_BHN: level-0 query scores per key/value head, fp32 (B, Hkv, N), finite.
+        key_scores_BHN: level-0 key scores, likewise.
+        config: N must satisfy ``config.validate``.
+        impl: ``"auto"`` or the name of an implementation.
+
+    Returns:
+        The :class:`Selection`. Deterministic: ties go to the entry with the smaller index.
+
+    Raises:
+        ValueError: for scores of the wrong shape, dtype or device, or a length that doesn't fit.
+    """
+    for name, scores in (
+        ("query_scores_BHN", query_scores_BHN),
+        ("key_scores_BHN", key_scores_BHN),
+    ):
+        if scores.ndim != 3 or scores.dtype != torch.float32:
+            raise ValueError(
+                f"{name}: must be float32 of shape (B, Hkv, N), got {scores.dtype} "
+                f"of shape {tuple(scores.shape)}"
+            )
+    if (query_scores_BHN.shape, query_scores_BHN.device) != (
+        key_scores_BHN.shape,
+        key_scores_BHN.device,
+    ):
+        raise ValueError(
+            "query_scores_BHN and key_scores_BHN must agree in shape and device, got "
+            f"{tuple(query_scores_BHN.shape)} on {query_scores_BHN.device} and "
+            f"{tuple(key_scores_BHN.shape)} on {key_scores_BHN.device}"
+        )
+    config.validate(query_scores_BHN.shape[-1])
+    ops = implementation(impl, query_scores_BHN.device)
+    return Selection(*ops.select(query_scores_BHN, key_scores_BHN, config))
