@@ -1,0 +1,1 @@
+"""The connection to torchtitan: what ``patches/`` call. Only modules in here import torchtitan."""

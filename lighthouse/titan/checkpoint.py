@@ -1,0 +1,165 @@
+"""What may be resumed: a record beside every checkpoint, and checks before one is loaded.
+
+A checkpoint ``step-N`` is finished when its ``.metadata`` exists, which the distributed checkpoint
+writer renames into place last. ``run.json`` beside it is written first.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+RECORD = "run.json"
+
+_STATE_IN_CHECKPOINT = {
+    "optimizer": ("name", "lr", "beta1", "beta2", "eps", "weight_decay"),
+    "lr_scheduler": ("warmup_steps", "total_steps", "decay_ratio", "decay_type", "min_lr_factor"),
+}
+"""Settings that a full resume takes from the checkpoint, whatever the new TOML says."""
+
+
+def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
+    """Whether a ``step-N`` folder was written to its end."""
+    folder = Path(checkpoint)
+    return (folder / ".metadata").is_file() or (folder / "model.safetensors.index.json").is_file()
+
+
+def finished_steps(folder: str | os.PathLike[str]) -> list[int]:
+    """Steps of the finished checkpoints under ``folder``, ascending; empty if it doesn't exist."""
+    root = Path(folder)
+    if not root.is_dir():
+        return []
+    matches = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in root.iterdir())
+    return sorted(int(match[1]) for match, path in matches if match and is_finished(path))
+
+
+def run_record(job_config: Any, data_parallel_degree: int) -> dict[str, Any]:
+    """What a later resume must agree with, JSON-serialisable."""
+    record: dict[str, Any] = {"data_parallel_degree": data_parallel_degree}
+    for section, names in _STATE_IN_CHECKPOINT.items():
+        values = asdict(getattr(job_config, section))
+        record[section] = {name: values[name] for name in names}
+    if record["lr_scheduler"]["total_steps"] is None:
+        record["lr_scheduler"]["total_steps"] = job_config.training.steps
+    return record
+
+
+def begin_save(checkpoint: str, record: dict[str, Any] | None, model_only: bool) -> None:
+    """Clear what a killed save left in ``checkpoint`` and write the record; rank 0 only acts.
+
+    The other ranks write nothing before rank 0 takes part in planning the save.
+    """
+    if dist.is_initialized() and dist.get_rank() != 0:
+        return
+    folder = Path(checkpoint)
+    if folder.exists() and not is_finished(folder):
+        shutil.rmtree(folder)
+    if record is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD).write_text(json.dumps(record | {"model_only": model_only}, indent=2))
+
+
+def stale_checkpoints(folder: str, keep: int) -> list[str]:
+    """Finished checkpoints to delete so that the newest ``keep`` finished ones stay."""
+    return [os.path.join(folder, f"step-{step}") for step in finished_steps(folder)[:-keep]]
+
+
+def check_resume(job_config: Any, data_parallel_degree: int) -> None:
+    """Refuse a load that would train something else than the user thinks.
+
+    Raises:
+        ValueError: for a step already reached, a checkpoint without what a resume needs, one whose
+            optimizer, schedule or data-parallel degree differ from this job's, a ``load_step`` that
+            is not there or has later checkpoints beside it, an ``initial_load_path`` without a
+            finished checkpoint.
+    """
+    config = job_config.checkpoint
+    if not config.enable:
+        return
+    checkpoint = _checkpoint_to_load(config, Path(job_config.job.dump_folder) / config.folder)
+    if checkpoint is None or not (checkpoint / ".metadata").is_file():
+        return  # from scratch, or from Hugging Face weights
+    step = _step_of(checkpoint)
+    if step == 0:
+        return  # a seed checkpoint holds the model alone and is loaded as such
+    steps = job_config.training.steps
+    if step is not None and step >= steps:
+        raise ValueError(
+            f"training.steps = {steps}: checkpoint {checkpoint} is already at step {step}, so "
+            "nothing is left to train; raise training.steps, or use another job.dump_folder"
+        )
+    record_file = checkpoint / RECORD
+    if not record_file.is_file():
+        return  # not written by this trainer
+    saved = json.loads(record_file.read_text())
+    _check_record(checkpoint, saved, run_record(job_config, data_parallel_degree), config)
+
+
+def _step_of(checkpoint: Path) -> int | None:
+    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    return int(match[1]) if match else None
+
+
+def _checkpoint_to_load(config: Any, folder: Path) -> Path | None:
+    """The folder that the checkpoint manager is about to load in full, or None."""
+    steps = finished_steps(folder)
+    if config.load_step != -1:
+        if config.load_step not in steps:
+            raise ValueError(
+                f"checkpoint.load_step = {config.load_step}: no such finished checkpoint in "
+                f"{folder}; finished are {steps or 'none'}"
+            )
+        if config.load_step < steps[-1]:
+            later = [step for step in steps if step > config.load_step]
+            raise ValueError(
+                f"checkpoint.load_step = {config.load_step}: {folder} also holds steps {later}, "
+                "and the next restart would load those; move them away, or branch off into "
+                "another job.dump_folder with checkpoint.initial_load_path"
+            )
+        return folder / f"step-{config.load_step}"
+    if steps:
+        return folder / f"step-{steps[-1]}"
+    if not config.initial_load_path or config.initial_load_in_hf:
+        return None
+    path = Path(config.initial_load_path)
+    if not is_finished(path):
+        inside = finished_steps(path)
+        hint = f"; use {path / f'step-{inside[-1]}'}" if inside else "; it names a step-N folder"
+        raise ValueError(
+            f"checkpoint.initial_load_path = {config.initial_load_path!r}: is not a finished "
+            f"checkpoint{hint}"
+        )
+    return None if config.initial_load_model_only else path
+
+
+def _check_record(
+    checkpoint: Path, saved: dict[str, Any], current: dict[str, Any], config: Any
+) -> None:
+    if saved["model_only"]:
+        raise ValueError(
+            f"checkpoint {checkpoint} holds the model alone (it was saved under "
+            "checkpoint.last_save_model_only = true) and can't be resumed; start from it with "
+            "checkpoint.initial_load_path in another job.dump_folder"
+        )
+    excluded = config.exclude_from_loading
+    was, now = saved["data_parallel_degree"], current["data_parallel_degree"]
+    if was != now and "dataloader" not in excluded:
+        raise ValueError(
+            f"data-parallel degree = {now}: checkpoint {checkpoint} was written at {was} and the "
+            f"data order belongs to that; use {was}, or set checkpoint.exclude_from_loading = "
+            "['dataloader'] to start the data afresh"
+        )
+    for section, names in _STATE_IN_CHECKPOINT.items():
+        for name in names:
+            if section not in excluded and saved[section][name] != current[section][name]:
+                raise ValueError(
+                    f"{section}.{name} = {current[section][name]!r}: checkpoint {checkpoint} was "
+                    f"written with {saved[section][name]!r}, which a resume keeps; set it to that, "
+                    "or start afresh with checkpoint.exclude_from_loading = "
+                    "['optimizer', 'lr_scheduler']"
+                )

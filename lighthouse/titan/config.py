@@ -1,0 +1,130 @@
+"""The ``[lighthouse]`` section of a job's TOML and what it means for each layer.
+
+torchtitan's ``JobConfig`` imports this module, so it must not import torchtitan. Field types are
+read at run time: no ``from __future__ import annotations`` here.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lighthouse.config import LighthouseConfig, Scorer
+
+LAYER_KEYS = ("topk", "pooling_factor", "num_levels", "scorer")
+"""What ``layer_overrides`` may set."""
+
+_OVERRIDE = re.compile(r"(?P<first>\d+)(-(?P<last>\d+))?:(?P<settings>.+)")
+
+
+@dataclass
+class Lighthouse:
+    enable: bool = False
+    """Use Lighthouse Attention in all layers but dense_layers; false trains dense throughout"""
+
+    num_levels: int = 3
+    """L, levels of the pyramid, tokens included (at least 2)"""
+
+    pooling_factor: int = 4
+    """p, children per parent (at least 2)"""
+
+    topk: int = 1536
+    """k, entries refined per level, batch row and key/value head"""
+
+    scorer: Scorer = "norm"
+    """How tokens are scored"""
+
+    dilation: int = 4
+    """Interleaved subsequences of the dilated and gla scorers"""
+
+    stratum: int = 128
+    """m, entries refined per stratum (even); topk must be a multiple of it"""
+
+    cover_prefix: bool = True
+    """Always refine the first entry of each level, so that every token gets an output"""
+
+    dense_layers: list[int] = field(default_factory=list)
+    """Layers that keep dense attention throughout, for instance [0, 1, 28, 29]"""
+
+    dense_from_step: int | None = None
+    """First step at which every layer is dense (steps count from 1); unset: never in this run"""
+
+    impl: Literal["auto", "reference"] = "auto"
+    """Implementation of the steps around the dense call; auto takes the fastest for the device"""
+
+    layer_overrides: list[str] = field(default_factory=list)
+    """
+    Per-layer values of topk, pooling_factor, num_levels and scorer, each entry as
+    "LAYER:key=value" or "FIRST-LAST:key=value key=value", for instance
+    ["2-7:topk=4096", "8:scorer=gla num_levels=4"]. Later entries win.
+    """
+
+
+def layer_configs(
+    section: Lighthouse, num_layers: int, seq_len: int, length_section: str = "training"
+) -> list[LighthouseConfig | None]:
+    """The parameters of each layer, ``None`` for a layer that is always dense.
+
+    Args:
+        section: the job's ``[lighthouse]``.
+        num_layers: layers of the model.
+        seq_len: tokens per sequence, which every layer must accept.
+        length_section: the TOML section ``seq_len`` comes from, for messages.
+
+    Raises:
+        ValueError: for a value that does not fit, named as in the TOML.
+    """
+    for layer in section.dense_layers:
+        if not 0 <= layer < num_layers:
+            raise ValueError(
+                f"lighthouse.dense_layers = {section.dense_layers}: layer {layer} does not exist; "
+                f"the model has layers 0..{num_layers - 1}"
+            )
+    fields = (f.name for f in dataclasses.fields(LighthouseConfig))
+    base = {name: getattr(section, name) for name in fields if hasattr(section, name)}
+    _check(base, seq_len, length_section, "")
+    overrides: list[dict[str, str | int]] = [{} for _ in range(num_layers)]
+    for entry in section.layer_overrides:
+        layers, values = _parse_override(entry, num_layers)
+        for layer in layers:
+            overrides[layer] |= values
+            where = f"lighthouse.layer_overrides = {entry!r}: "
+            _check(base | overrides[layer], seq_len, length_section, where)
+    return [
+        None if layer in section.dense_layers else LighthouseConfig(**(base | overrides[layer]))
+        for layer in range(num_layers)
+    ]
+
+
+def _check(values: dict[str, Any], seq_len: int, length_section: str, where: str) -> None:
+    try:
+        LighthouseConfig(**values).validate(seq_len)
+    except ValueError as error:
+        section = length_section if str(error).startswith("seq_len") else "lighthouse"
+        raise ValueError(f"{where}{section}.{error}") from None
+
+
+def _parse_override(entry: str, num_layers: int) -> tuple[range, dict[str, str | int]]:
+    def refuse(why: str) -> ValueError:
+        return ValueError(
+            f"lighthouse.layer_overrides = {entry!r}: {why}; write LAYER:key=value or "
+            f"FIRST-LAST:key=value key=value, with layers 0..{num_layers - 1} and keys "
+            f"{', '.join(LAYER_KEYS)}"
+        )
+
+    match = _OVERRIDE.fullmatch(entry.strip())
+    if not match:
+        raise refuse("not understood")
+    first = int(match["first"])
+    last = int(match["last"] or first)
+    if not first <= last < num_layers:
+        raise refuse(f"no such layers {first}..{last}")
+    values: dict[str, str | int] = {}
+    for setting in match["settings"].split():
+        key, _, value = setting.partition("=")
+        if key not in LAYER_KEYS:
+            raise refuse(f"unknown key {key!r}")
+        if key != "scorer" and not value.isdecimal():
+            raise refuse(f"{key} needs a whole number, got {value!r}")
+        values[key] = value if key == "scorer" else int(value)
+    return range(first, last + 1), values

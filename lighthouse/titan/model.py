@@ -1,0 +1,58 @@
+"""Lighthouse Attention in the layers of torchtitan's Llama-3, and the stage they are in."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from lighthouse.attention import LighthouseAttention
+from lighthouse.titan.config import layer_configs
+
+
+def apply_lighthouse(model: Any, job_config: Any) -> None:
+    """Wrap the attention of every Lighthouse layer of a just built (meta device) Transformer.
+
+    The wrapped dense module stays inside, so context parallelism and the switch to dense find it,
+    and parameter names stay those of the dense model.
+    """
+    section = job_config.lighthouse
+    if not section.enable:
+        return
+    configs = layer_configs(section, len(model.layers), job_config.training.seq_len)
+    for block, config in zip(model.layers.values(), configs, strict=True):
+        if config is not None:
+            inner = block.attention.inner_attention
+            block.attention.inner_attention = LighthouseAttention(config, inner, section.impl)
+
+
+def dense_module(inner_attention: nn.Module) -> nn.Module:
+    """The dense attention module of a layer, wrapped or not."""
+    if isinstance(inner_attention, LighthouseAttention):
+        return inner_attention.inner
+    return inner_attention
+
+
+def _lighthouse_modules(model_parts: Iterable[nn.Module]) -> list[LighthouseAttention]:
+    return [m for part in model_parts for m in part.modules() if isinstance(m, LighthouseAttention)]
+
+
+def is_dense_step(section: Any, step: int) -> bool:
+    """Whether every layer is dense at ``step`` (counted from 1): a function of the step alone."""
+    if not section.enable:
+        return True
+    return section.dense_from_step is not None and step >= section.dense_from_step
+
+
+def set_stage(model_parts: Iterable[nn.Module], section: Any, step: int) -> None:
+    """Put all layers into the stage of ``step``. Nothing but the attention call changes."""
+    dense = is_dense_step(section, step)
+    for module in _lighthouse_modules(model_parts):
+        module.dense = dense
+
+
+def stage_metrics(model_parts: Iterable[nn.Module]) -> dict[str, int]:
+    """How many layers run Lighthouse Attention now; nothing for a model that never does."""
+    modules = _lighthouse_modules(model_parts)
+    if not modules:
+        return {}
+    return {"lighthouse/active_layers": sum(not module.dense for module in modules)}

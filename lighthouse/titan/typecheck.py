@@ -1,0 +1,55 @@
+"""Types of the values in a TOML file, which torchtitan takes as they come."""
+
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+
+def check_toml_types(config_cls: type, values: dict[str, Any], path: str = "") -> None:
+    """Compare TOML values with the declared types of a configuration dataclass, section by section.
+
+    A whole number is accepted for a float, as TOML writers expect; nothing else is converted.
+    Unknown names are left to torchtitan, which refuses them itself.
+
+    Raises:
+        ValueError: naming the key, the value and the type it should have.
+    """
+    declared = {f.name: f.type for f in fields(config_cls)}
+    for name, value in values.items():
+        key, hint = f"{path}{name}", declared.get(name)
+        if hint is None:
+            continue
+        if is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise ValueError(f"{key} = {value!r}: is a section, write [{key}]")
+            check_toml_types(hint, value, f"{key}.")  # type: ignore[arg-type]
+        elif not _is_of_type(value, hint):
+            raise ValueError(
+                f"{key} = {value!r}: must be {_describe(hint)}, got {type(value).__name__}"
+            )
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in args)
+    if origin in (Union, UnionType):
+        return any(_is_of_type(value, arg) for arg in args)
+    if origin is list:
+        return isinstance(value, list) and all(_is_of_type(item, args[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_of_type(v, args[1]) for v in value.values())
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is (origin or hint)
+
+
+def _describe(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in args)
+    if origin in (Union, UnionType):
+        return " or ".join(_describe(arg) for arg in args if arg is not type(None))
+    return getattr(hint, "__name__", str(hint)) if origin is None else str(hint)

@@ -1,0 +1,119 @@
+"""Checks across sections of a job's configuration, before a model or process group exists."""
+
+from typing import Any
+
+from lighthouse.titan.config import layer_configs
+from lighthouse.titan.flavors import BYTE_VOCAB_SIZE
+
+
+def validate(job_config: Any) -> None:
+    """Refuse a job that could not run, or whose checkpoints could not be resumed.
+
+    Args:
+        job_config: torchtitan's ``JobConfig``, merged from TOML and command line.
+
+    Raises:
+        ValueError: naming the key, the value it got and what would do.
+    """
+    _check_loading(job_config)
+    _check_device(job_config)
+    if job_config.lighthouse.enable:
+        _check_lighthouse(job_config)
+        _check_stage_can_be_resumed(job_config)
+    if job_config.model.tokenizer == "byte":
+        _check_byte_vocabulary(job_config)
+
+
+def _check_device(job_config: Any) -> None:
+    from torchtitan.tools.utils import device_type
+
+    if job_config.profiling.enable_memory_snapshot and device_type == "cpu":
+        raise ValueError(
+            "profiling.enable_memory_snapshot = true: needs an accelerator, since the CPU's "
+            "allocator keeps no history; set it to false (profiling.enable_profiling works)"
+        )
+
+
+def _flavor_args(job_config: Any) -> Any:
+    """The model arguments of the job's flavor."""
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    known = get_train_spec(job_config.model.name).model_args
+    if job_config.model.flavor not in known:
+        raise ValueError(
+            f"model.flavor = {job_config.model.flavor!r}: must be one of {', '.join(known)}"
+        )
+    return known[job_config.model.flavor]
+
+
+def _check_byte_vocabulary(job_config: Any) -> None:
+    if job_config.model.name != "llama3":
+        raise ValueError(
+            f"model.tokenizer = 'byte': model.name = {job_config.model.name!r} does not take it; "
+            "use 'hf' there, or model.name = 'llama3'"
+        )
+    vocab_size = _flavor_args(job_config).vocab_size
+    if vocab_size < BYTE_VOCAB_SIZE:
+        raise ValueError(
+            f"model.flavor = {job_config.model.flavor!r}: its vocabulary of {vocab_size} is "
+            f"smaller than the byte tokenizer's {BYTE_VOCAB_SIZE}; use 530M_byte or tiny_byte"
+        )
+
+
+def _check_lighthouse(job_config: Any) -> None:
+    section = job_config.lighthouse
+    if job_config.model.name != "llama3":
+        raise ValueError(
+            f"model.name = {job_config.model.name!r}: lighthouse.enable needs 'llama3'"
+        )
+    model_args = _flavor_args(job_config)
+    if model_args.attn_type != "sdpa" or model_args.attn_mask_type != "causal":
+        raise ValueError(
+            f"model.flavor = {job_config.model.flavor!r}: has {model_args.attn_type} attention "
+            f"under a {model_args.attn_mask_type} mask; lighthouse.enable needs sdpa attention "
+            "under the plain causal mask, for instance a flavor without _flex or _varlen"
+        )
+    layer_configs(section, model_args.n_layers, job_config.training.seq_len)
+    if job_config.validation.enable:
+        layer_configs(section, model_args.n_layers, job_config.validation.seq_len, "validation")
+    if section.dense_from_step is not None and section.dense_from_step < 1:
+        raise ValueError(
+            f"lighthouse.dense_from_step = {section.dense_from_step}: steps count from 1; "
+            "leave it out to stay in the Lighthouse stage"
+        )
+    degree = job_config.parallelism.context_parallel_degree
+    if degree > 1:
+        raise ValueError(
+            f"parallelism.context_parallel_degree = {degree}: lighthouse.enable is not available "
+            "under context parallelism; use 1"
+        )
+
+
+def _check_stage_can_be_resumed(job_config: Any) -> None:
+    """A run that ends in the Lighthouse stage is meant to be resumed under dense attention."""
+    section, checkpoint = job_config.lighthouse, job_config.checkpoint
+    steps = job_config.training.steps
+    ends_dense = section.dense_from_step is not None and section.dense_from_step <= steps
+    saves = checkpoint.enable and not checkpoint.load_only and not checkpoint.create_seed_checkpoint
+    if ends_dense or not saves:
+        return
+    if checkpoint.last_save_model_only:
+        raise ValueError(
+            "checkpoint.last_save_model_only = true: this run ends in the Lighthouse stage and its "
+            "last checkpoint could not be resumed under dense attention; set it to false"
+        )
+    if job_config.lr_scheduler.total_steps is None:
+        raise ValueError(
+            "lr_scheduler.total_steps is not set: this run ends in the Lighthouse stage at step "
+            f"{steps}, and the dense stage would resume on a schedule that has already ended; set "
+            "it to the number of steps of both stages together"
+        )
+
+
+def _check_loading(job_config: Any) -> None:
+    excluded = job_config.checkpoint.exclude_from_loading
+    if "lr_scheduler" in excluded and "optimizer" not in excluded:
+        raise ValueError(
+            f"checkpoint.exclude_from_loading = {excluded}: without 'optimizer' the checkpoint's "
+            "learning rate stays for a step while warmup restarts; exclude both or none"
+        )

@@ -1,0 +1,80 @@
+"""Real training runs in processes of their own, tiny ones."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Run:
+    """A finished process and the folder it wrote."""
+
+    folder: Path
+    returncode: int
+    output: str
+
+    def losses(self) -> dict[int, tuple[float, float]]:
+        """Loss and gradient norm of each step in full precision, the last line of a step counts."""
+        lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
+        return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines}
+
+    def checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoint" / f"step-{step}"
+
+
+def train(
+    folder: Path, *args: str, processes: int = 1, env: dict[str, str] | None = None, ok: bool = True
+) -> Run:
+    """Run ``torchtitan.train`` on a tiny model over the embedded corpus.
+
+    Args:
+        folder: the job's dump folder.
+        args: command-line options after the defaults, which they override.
+        processes: local processes; several go through torchrun.
+        ok: whether the process must succeed.
+    """
+    defaults = {
+        "job.dump_folder": folder,
+        "model.flavor": "tiny_byte",
+        "model.tokenizer": "byte",
+        "training.dataset": "python",
+        "training.seq_len": 256,
+        "training.local_batch_size": 2,
+        "training.mixed_precision_param": "float32",
+        "metrics.log_freq": 1,
+        "debug.seed": 7,
+        "optimizer.lr": 0.002,
+        "lr_scheduler.warmup_steps": 2,
+        "activation_checkpoint.mode": "none",
+        "lighthouse.topk": 16,
+        "lighthouse.stratum": 8,
+    }
+    options = [part for key, value in defaults.items() for part in (f"--{key}", str(value))]
+    if processes == 1:
+        launcher = [sys.executable, "-m", "torchtitan.train"]
+        single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        rendezvous = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    else:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launcher += [f"--nproc_per_node={processes}", "-m", "torchtitan.train"]
+        single, rendezvous = {}, {}
+    result = subprocess.run(
+        [*launcher, *options, *args],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **single, **rendezvous, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if ok:
+        assert result.returncode == 0, result.stdout
+    else:
+        assert result.returncode != 0, result.stdout
+    return Run(folder, result.returncode, result.stdout)

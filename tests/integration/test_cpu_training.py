@@ -1,0 +1,78 @@
+"""Training on CPUs: two processes in every layout agree with one, and shards start out distinct."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from tests.integration.trainer import Sources, logged, run_trainer, write_sources
+
+# All arithmetic in float32, so that layouts differ by the order of sums alone.
+FLOAT32 = "--training.mixed_precision_param=float32"
+CHECKPOINT = "--checkpoint.enable"
+LAYOUTS = {
+    "fsdp": ["--parallelism.data_parallel_shard_degree=2", "--training.local_batch_size=1"],
+    "tp": ["--parallelism.tensor_parallel_degree=2"],
+    "cp": ["--parallelism.context_parallel_degree=2"],
+}
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    return write_sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="module")
+def seed_checkpoint(tmp_path_factory: pytest.TempPathFactory, sources: Sources) -> Path:
+    """A checkpoint of step 0: layouts draw different random numbers, so they all load this one."""
+    folder = tmp_path_factory.mktemp("seed")
+    run_trainer(folder, sources, CHECKPOINT, "--checkpoint.create_seed_checkpoint")
+    return folder / "checkpoint" / "step-0"
+
+
+@pytest.fixture(scope="module")
+def one_process(
+    tmp_path_factory: pytest.TempPathFactory, sources: Sources, seed_checkpoint: Path
+) -> Path:
+    """The run that the others are compared with; it also writes a profile."""
+    folder = tmp_path_factory.mktemp("one")
+    load = f"--checkpoint.initial_load_path={seed_checkpoint}"
+    profile = ["--profiling.enable_profiling", "--profiling.profile_freq=5"]
+    run_trainer(folder, sources, FLOAT32, CHECKPOINT, load, *profile)
+    return folder
+
+
+def test_profiler_writes_a_trace(one_process: Path) -> None:
+    assert list((one_process / "profile_traces").rglob("rank0_trace.json"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_processes_agree_with_one(
+    tmp_path: Path, sources: Sources, seed_checkpoint: Path, one_process: Path, layout: str
+) -> None:
+    options = [FLOAT32, CHECKPOINT, f"--checkpoint.initial_load_path={seed_checkpoint}"]
+    if layout == "fsdp":
+        options.append(f"--training.dataset_path={sources.split_data}")
+    run_trainer(tmp_path, sources, *options, *LAYOUTS[layout], processes=2)
+    for tag, tolerance in (("loss_metrics/global_avg_loss", 1e-5), ("grad_norm", 1e-4)):
+        expected = logged(one_process, tag)
+        assert len(expected) == STEPS
+        assert logged(tmp_path, tag) == pytest.approx(expected, rel=tolerance), tag
+
+
+@pytest.mark.parametrize("layout", ["fsdp", "tp"])
+def test_shards_draw_distinct_weights(tmp_path: Path, sources: Sources, layout: str) -> None:
+    run_trainer(
+        tmp_path,
+        sources,
+        *LAYOUTS[layout],
+        *[CHECKPOINT, "--checkpoint.interval=1", "--training.steps=1", "--optimizer.lr=1e-9"],
+        processes=2,
+    )
+    dcp_to_torch_save(tmp_path / "checkpoint" / "step-1", tmp_path / "model.pt")
+    weights = torch.load(tmp_path / "model.pt", weights_only=True)
+    first, second = weights["layers.0.attention.wq.weight"].chunk(2)
+    assert first.std() == pytest.approx(0.02, rel=0.05)
+    assert torch.isclose(first, second).float().mean() < 0.01

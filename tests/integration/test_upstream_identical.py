@@ -1,0 +1,67 @@
+"""Without a [lighthouse] section, training is bitwise that of the unpatched release."""
+
+from pathlib import Path
+
+import titan_tree
+from tests.integration.trainer import ROOT, logged, run_trainer, write_sources
+
+# Upstream cannot train on a CPU. This is the least that lets it: the device, the barrier's
+# argument, and a memory monitor that reports nothing.
+UPSTREAM_ON_CPU = """
+import runpy
+import sys
+
+import torch
+
+torch._utils._get_available_device_type = lambda: "cpu"
+barrier = torch.distributed.barrier
+torch.distributed.barrier = lambda device_ids: barrier()
+
+from torchtitan.components import metrics
+
+
+class NoMemoryMonitor:
+    device_name = "cpu"
+    device_capacity_gib = 0.0
+
+    def __init__(self, device):
+        pass
+
+    def get_peak_stats(self):
+        return metrics.DeviceMemStats(0, 0, 0, 0, 0, 0)
+
+    def reset_peak_stats(self):
+        pass
+
+
+metrics.DeviceMemoryMonitor = NoMemoryMonitor
+runpy.run_module("torchtitan.train", run_name="__main__")
+print("imported torchtitan from", sys.modules["torchtitan"].__file__)
+assert "lighthouse" not in sys.modules
+"""
+
+
+def test_dense_training_is_bitwise_upstream(tmp_path: Path) -> None:
+    upstream = tmp_path / "upstream"
+    wheel = titan_tree.pinned_wheel(ROOT, titan_tree.read_upstream(ROOT), None)
+    titan_tree.write_files(upstream, titan_tree.unpack_wheel(wheel))
+    script = tmp_path / "upstream_on_cpu.py"
+    script.write_text(UPSTREAM_ON_CPU)
+    sources = write_sources(tmp_path)
+    options = ["--training.steps=8", "--activation_checkpoint.mode=selective"]
+
+    output = run_trainer(
+        tmp_path / "theirs", sources, *options, script=script, python_path=upstream
+    )
+    assert f"imported torchtitan from {upstream}" in output
+    run_trainer(tmp_path / "ours", sources, *options)
+    for tag in (
+        "loss_metrics/global_avg_loss",
+        "loss_metrics/global_max_loss",
+        "grad_norm",
+        "lr",
+        "n_tokens_seen",
+    ):
+        theirs, ours = (logged(tmp_path / run, tag) for run in ("theirs", "ours"))
+        assert len(theirs) == 8
+        assert ours == theirs, tag

@@ -1,0 +1,130 @@
+"""Runs of the trainer for the integration tests: data, tokenizer, command line, logged numbers."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+ROOT = Path(__file__).resolve().parents[2]
+SEQ_LEN = 128
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Folders that every run of a test reads.
+
+    Attributes:
+        assets: A byte-level Hugging Face tokenizer.
+        data: Lines of text, each of which fills one training sample exactly.
+        split_data: The same lines, those at even places before those at odd ones: two data-parallel
+            ranks, which take a half each, see at every step what one process sees in `data`.
+    """
+
+    assets: Path
+    data: Path
+    split_data: Path
+
+
+def write_sources(folder: Path) -> Sources:
+    """Write the folders of `Sources`; always the same text."""
+    sources = Sources(folder / "assets", folder / "data", folder / "split_data")
+    for path in (sources.assets, sources.data, sources.split_data):
+        path.mkdir(parents=True)
+    pieces = ["<s>", "</s>", *sorted(ByteLevel.alphabet())]
+    tokenizer = Tokenizer(BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens(pieces[:2])
+    tokenizer.save(str(sources.assets / "tokenizer.json"))
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    (sources.assets / "tokenizer_config.json").write_text(json.dumps(special))
+
+    words = (ROOT / "LICENSE").read_text().split()
+    draw = random.Random(0)
+    # A sample is SEQ_LEN inputs and one label more, of which two tokens are <s> and </s>.
+    lines = [" ".join(draw.choices(words, k=100))[: SEQ_LEN - 1] for _ in range(64)]
+    for path, ordered in ((sources.data, lines), (sources.split_data, lines[::2] + lines[1::2])):
+        (path / "data.json").write_text("".join(json.dumps({"text": x}) + "\n" for x in ordered))
+    return sources
+
+
+def run_trainer(
+    folder: Path,
+    sources: Sources,
+    *options: str,
+    processes: int = 1,
+    script: Path | None = None,
+    python_path: Path = ROOT,
+) -> str:
+    """Train upstream's debug model on CPUs through torchrun, and return what it printed.
+
+    Args:
+        folder: The run's folder; its TensorBoard log goes below it.
+        sources: Tokenizer and text.
+        options: Further command-line options, which win over the values here.
+        processes: Number of processes.
+        script: What torchrun starts; None for the module torchtitan.train.
+        python_path: The folder that torchtitan is imported from.
+    """
+    config = {
+        "job": {"dump_folder": str(folder)},
+        "model": {
+            "name": "llama3",
+            "flavor": "debugmodel",
+            "hf_assets_path": str(sources.assets),
+        },
+        "optimizer": {"lr": 8e-4},
+        "lr_scheduler": {"warmup_steps": 2},
+        "training": {
+            "dataset": "c4_test",
+            "dataset_path": str(sources.data),
+            "seq_len": SEQ_LEN,
+            "local_batch_size": 2,
+            "steps": 5,
+        },
+        "metrics": {"log_freq": 1, "enable_tensorboard": True, "disable_color_printing": True},
+        "debug": {"seed": 7},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    config_file = folder / "config.toml"
+    config_file.write_text(tomli_w.dumps(config))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}"]
+    command += ["-m", "torchtitan.train"] if script is None else [str(script)]
+    command += [f"--job.config_file={config_file}", *options]
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HOME": str(folder / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(python_path),
+    }
+    result = subprocess.run(
+        command,
+        cwd=python_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout[-6000:]
+    return result.stdout
+
+
+def logged(folder: Path, tag: str) -> list[float]:
+    """Return the values, one a step, that the run logged under the tag, as exact as float32."""
+    (log,) = (folder / "tb").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(log))
+    events.Reload()
+    return [event.value for event in events.Scalars(tag)]

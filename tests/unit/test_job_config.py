@@ -1,0 +1,217 @@
+"""Every bad value in a job's TOML is refused by name while the configuration is parsed.
+
+Parsing builds neither a model nor a process group, so passing here means failing early there.
+"""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tomli_w
+import torch.distributed as dist
+
+from lighthouse.config import LighthouseConfig
+from lighthouse.titan.config import Lighthouse, layer_configs
+
+GOOD = {
+    "model": {"name": "llama3", "flavor": "tiny_byte", "tokenizer": "byte"},
+    "training": {"dataset": "python", "seq_len": 256, "steps": 10},
+    "lighthouse": {"enable": True, "topk": 16, "stratum": 8, "dense_from_step": 5},
+    "checkpoint": {"enable": True, "last_save_model_only": False},
+}
+
+
+@pytest.fixture
+def parse(tmp_path: Path):
+    from torchtitan.config import ConfigManager
+
+    def run(changes: dict[str, object], *args: str):
+        values = {section: dict(entries) for section, entries in GOOD.items()}
+        for key, value in changes.items():
+            section, name = key.split(".")
+            values.setdefault(section, {})[name] = value
+        file = tmp_path / "job.toml"
+        file.write_text(tomli_w.dumps(values))
+        return ConfigManager().parse_args(["--job.config_file", str(file), *args])
+
+    yield run
+    assert not dist.is_initialized()
+
+
+def test_good_values_are_taken(parse):
+    config = parse({"lighthouse.dense_layers": [0, 3], "optimizer.lr": 1})
+    assert config.lighthouse.topk == 16
+    assert config.lighthouse.dense_layers == [0, 3]
+    assert config.lighthouse.dense_from_step == 5
+
+
+def test_without_the_section_nothing_is_asked(parse):
+    config = parse({"lighthouse.enable": False, "lighthouse.topk": 17})
+    assert not config.lighthouse.enable
+
+
+def test_every_key_is_a_flag(parse):
+    config = parse(
+        {},
+        *"--lighthouse.num_levels 2 --lighthouse.pooling_factor 2 --lighthouse.topk 32".split(),
+        *"--lighthouse.scorer dilated --lighthouse.dilation 2 --lighthouse.stratum 16".split(),
+        *"--lighthouse.no-cover_prefix --lighthouse.dense_layers 0 3".split(),
+        *"--lighthouse.dense_from_step 7 --lighthouse.impl reference".split(),
+        *("--lighthouse.layer_overrides", "1:topk=16,2:scorer=gla num_levels=3"),
+    )
+    section = config.lighthouse
+    expected = Lighthouse(
+        enable=True,
+        num_levels=2,
+        pooling_factor=2,
+        topk=32,
+        scorer="dilated",
+        dilation=2,
+        stratum=16,
+        cover_prefix=False,
+        dense_layers=[0, 3],
+        dense_from_step=7,
+        impl="reference",
+        layer_overrides=["1:topk=16", "2:scorer=gla num_levels=3"],
+    )
+    assert vars(section) == vars(expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lighthouse.enable", "yes"),
+        ("lighthouse.enable", 1),
+        ("lighthouse.num_levels", "3"),
+        ("lighthouse.num_levels", 3.0),
+        ("lighthouse.pooling_factor", True),
+        ("lighthouse.topk", 16.5),
+        ("lighthouse.scorer", "bogus"),
+        ("lighthouse.scorer", 3),
+        ("lighthouse.dilation", [4]),
+        ("lighthouse.stratum", "8"),
+        ("lighthouse.cover_prefix", "on"),
+        ("lighthouse.dense_layers", 3),
+        ("lighthouse.dense_layers", ["0"]),
+        ("lighthouse.dense_layers", [0.0]),
+        ("lighthouse.dense_from_step", "5"),
+        ("lighthouse.dense_from_step", False),
+        ("lighthouse.impl", "fast"),
+        ("lighthouse.layer_overrides", "1:topk=16"),
+        ("lighthouse.layer_overrides", [1]),
+        ("model.tokenizer", "bytes"),
+        ("training.seq_len", "abc"),
+        ("training.steps", 10.5),
+        ("optimizer.lr", "2e-3"),
+        ("checkpoint.enable", "no"),
+        ("checkpoint.exclude_from_loading", "optimizer"),
+    ],
+)
+def test_wrong_type_names_key_and_value(parse, key, value):
+    with pytest.raises(ValueError) as error:
+        parse({key: value})
+    assert str(error.value).startswith(f"{key} = {value!r}: must be ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "hint"),
+    [
+        ({"lighthouse.num_levels": 1}, "lighthouse.num_levels = 1", "use 2"),
+        ({"lighthouse.pooling_factor": 1}, "lighthouse.pooling_factor = 1", "use 2"),
+        ({"lighthouse.topk": 12}, "lighthouse.topk = 12", "nearest is 8"),
+        ({"lighthouse.topk": 32}, "lighthouse.topk = 32", "nearest is 16"),
+        ({"lighthouse.stratum": 5}, "lighthouse.stratum = 5", "nearest is 6"),
+        (
+            {"lighthouse.scorer": "dilated", "lighthouse.dilation": 5},
+            "lighthouse.dilation = 5",
+            "nearest is 4",
+        ),
+        ({"training.seq_len": 250}, "training.seq_len = 250", "nearest is 256"),
+        ({"lighthouse.dense_layers": [4]}, "lighthouse.dense_layers = [4]", "layers 0..3"),
+        ({"lighthouse.dense_layers": [-1]}, "lighthouse.dense_layers = [-1]", "layers 0..3"),
+        ({"lighthouse.dense_from_step": 0}, "lighthouse.dense_from_step = 0", "count from 1"),
+        ({"lighthouse.layer_overrides": ["x"]}, "layer_overrides = 'x'", "LAYER:key=value"),
+        ({"lighthouse.layer_overrides": ["9:topk=8"]}, "layer_overrides = '9:topk=8'", "0..3"),
+        ({"lighthouse.layer_overrides": ["2-1:topk=8"]}, "layer_overrides", "no such layers"),
+        ({"lighthouse.layer_overrides": ["1:top=8"]}, "layer_overrides", "unknown key 'top'"),
+        ({"lighthouse.layer_overrides": ["1:topk=x"]}, "layer_overrides", "whole number"),
+        ({"lighthouse.layer_overrides": ["1:topk=9"]}, "topk = 9", "nearest is 8"),
+        ({"model.flavor": "7B"}, "model.flavor = '7B'", "tiny_byte"),
+        (
+            {"model.flavor": "debugmodel_flex_attn"},
+            "model.flavor = 'debugmodel_flex_attn'",
+            "plain causal mask",
+        ),
+        ({"model.flavor": "debugmodel_varlen_attn"}, "model.flavor", "plain causal mask"),
+        ({"profiling.enable_memory_snapshot": True}, "enable_memory_snapshot = true", "set it to"),
+        (
+            {"model.name": "deepseek_v3", "lighthouse.enable": False},
+            "model.tokenizer = 'byte'",
+            "use 'hf'",
+        ),
+        ({"model.name": "deepseek_v3"}, "model.name = 'deepseek_v3'", "llama3"),
+        (
+            {"parallelism.context_parallel_degree": 2},
+            "parallelism.context_parallel_degree = 2",
+            "use 1",
+        ),
+        (
+            {"validation.enable": True, "validation.seq_len": 100},
+            "validation.seq_len = 100",
+            "nearest is 256",
+        ),
+        (
+            {"lighthouse.dense_from_step": 11, "checkpoint.last_save_model_only": True},
+            "checkpoint.last_save_model_only = true",
+            "set it to false",
+        ),
+        ({"lighthouse.dense_from_step": 11}, "lr_scheduler.total_steps", "both stages"),
+        (
+            {"checkpoint.exclude_from_loading": ["lr_scheduler"]},
+            "checkpoint.exclude_from_loading = ['lr_scheduler']",
+            "both or none",
+        ),
+    ],
+)
+def test_constraint_names_key_value_and_way_out(parse, changes, key, hint):
+    with pytest.raises(ValueError) as error:
+        parse(changes)
+    assert key in str(error.value)
+    assert hint in str(error.value)
+
+
+def test_byte_tokenizer_needs_the_vocabulary(parse, monkeypatch):
+    from torchtitan.models.llama3 import llama3_args
+
+    small = SimpleNamespace(vocab_size=200, n_layers=4, attn_type="sdpa", attn_mask_type="causal")
+    monkeypatch.setitem(llama3_args, "small", small)
+    with pytest.raises(ValueError, match=r"model\.flavor = 'small': .*264"):
+        parse({"model.flavor": "small"})
+
+
+def test_unknown_key_is_refused(parse):
+    with pytest.raises(ValueError, match="top_k"):
+        parse({"lighthouse.top_k": 4})
+
+
+def test_overrides_apply_in_order_and_dense_layers_win():
+    section = Lighthouse(
+        enable=True,
+        topk=16,
+        stratum=8,
+        dense_layers=[0],
+        layer_overrides=["0-2:topk=8", "2:num_levels=2 scorer=dilated topk=32"],
+    )
+    configs = layer_configs(section, 4, 256)
+    base = LighthouseConfig(topk=16, stratum=8)
+    assert configs[0] is None
+    assert configs[1] == LighthouseConfig(topk=8, stratum=8)
+    assert configs[2] == LighthouseConfig(topk=32, stratum=8, num_levels=2, scorer="dilated")
+    assert configs[3] == base
+
+
+def test_the_config_module_can_be_merged():
+    # torchtitan merges configuration classes by their run-time annotations.
+    assert not any(isinstance(f.type, str) for f in Lighthouse.__dataclass_fields__.values())
+    assert "torchtitan" not in sys.modules["lighthouse.titan.config"].__dict__
