@@ -1,0 +1,82 @@
+"""The metrics of a run: one strict JSON object per line, in `metrics.jsonl` of its folder."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+
+Record = dict[str, Any]
+
+
+def to_json(value: Any) -> str:
+    """Strict JSON of a flat dict: floats in full, NaN and infinities as "nan", "inf", "-inf"."""
+    strict = {
+        key: str(item) if isinstance(item, float) and not math.isfinite(item) else item
+        for key, item in value.items()
+    }
+    return json.dumps(strict, allow_nan=False)
+
+
+def read_metrics(folder: Path) -> list[Record]:
+    """Records of a run folder in order of steps, superseded ones left out.
+
+    A run that was killed and continued from a checkpoint has logged some steps twice. The file is
+    in order of time, so a training record for step s replaces everything from step s on that
+    stands before it.
+
+    Raises:
+        ValueError: no metrics file, or nothing in it.
+    """
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {METRICS_FILE}: not a run folder, or nothing logged yet")
+    return _rewind(_read_lines(path))
+
+
+def join_runs(folders: Sequence[Path]) -> list[Record]:
+    """Records of the parts of one run, given in order of training.
+
+    Raises:
+        ValueError: a folder without metrics, or parts that are not in order.
+    """
+    joined: list[Record] = []
+    for folder in folders:
+        records = read_metrics(folder)
+        if joined and records[0]["step"] <= joined[0]["step"]:
+            raise ValueError(
+                f"{folder} begins at step {records[0]['step']}, not after the part before it "
+                f"(step {joined[0]['step']}): give the folders of one run in order of training"
+            )
+        joined = _rewind(joined + records)
+    return joined
+
+
+def _read_lines(path: Path) -> list[Record]:
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # half a line, from a run killed while writing it
+        records.append(
+            {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in record.items()}
+        )
+    if not records:
+        raise ValueError(f"{path} is empty: nothing logged yet")
+    return records
+
+
+def _rewind(records: list[Record]) -> list[Record]:
+    kept: list[Record] = []
+    for record in records:
+        # Validation of step s comes after training of step s, and replaces only what is later.
+        while kept and (
+            kept[-1]["step"] > record["step"]
+            or (kept[-1]["step"] == record["step"] and ("loss" in record or "loss" not in kept[-1]))
+        ):
+            kept.pop()
+        kept.append(record)
+    return kept

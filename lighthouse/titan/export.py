@@ -1,0 +1,211 @@
+"""A training checkpoint as a Hugging Face Llama folder.
+
+    python -m lighthouse.titan.export CHECKPOINT_STEP_FOLDER OUT --flavor F [--tokenizer byte|PATH]
+
+Lighthouse Attention adds no weights, so the result is an ordinary dense Llama.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+from torchtitan.config import TORCH_DTYPE_MAP
+from torchtitan.models.llama3 import Transformer, TransformerModelArgs, llama3_args
+from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAdapter
+
+from lighthouse.titan.tokenizer import ByteTokenizer
+
+# What a tokenizer folder may consist of; weights and configuration beside it are not copied.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    model_args: TransformerModelArgs,
+    tokenizer: str | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Write config.json, generation_config.json, model.safetensors and the tokenizer's files.
+
+    Args:
+        checkpoint: a finished `step-N` folder of the trainer.
+        output: folder to write; must be missing or empty.
+        model_args: the flavor that was trained.
+        tokenizer: "byte", a folder with Hugging Face tokenizer files, or None for no tokenizer.
+        dtype: "float32" or "bfloat16", of the written weights.
+
+    Raises:
+        ValueError: an unfinished checkpoint, weights of another flavor, a used output folder, or a
+            tokenizer that does not fit.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"output {output} is there already: name a new or an empty folder")
+    token_ids = _special_ids(tokenizer, model_args.vocab_size)
+    weights = load_weights(checkpoint, model_args)
+    config = llama_config(weights, model_args, dtype) | token_ids
+
+    adapter = Llama3StateDictAdapter(model_args, hf_assets_path=None)
+    renamed = {
+        name: weight.to(TORCH_DTYPE_MAP[dtype]).contiguous()
+        for name, weight in adapter.to_hf(weights).items()
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    save_file(renamed, output / "model.safetensors", metadata={"format": "pt"})
+    _write_json(output / "config.json", config)
+    _write_json(output / "generation_config.json", {"_from_model_config": True} | token_ids)
+    if tokenizer == "byte":
+        ByteTokenizer().save_pretrained(output)
+    elif tokenizer is not None:
+        for name in TOKENIZER_FILES:
+            if (Path(tokenizer) / name).exists():
+                shutil.copy(Path(tokenizer) / name, output / name)
+
+
+def load_weights(checkpoint: Path, model_args: TransformerModelArgs) -> dict[str, torch.Tensor]:
+    """The model's weights, and nothing else, from a checkpoint of any sharding.
+
+    Raises:
+        ValueError: the folder is no finished checkpoint, or holds another model.
+    """
+    if not checkpoint.is_dir():
+        raise ValueError(f"checkpoint {checkpoint} is not a folder: name a step-N folder of a run")
+    if not (checkpoint / ".metadata").is_file():
+        raise ValueError(
+            f"checkpoint {checkpoint} has no .metadata: not a step-N folder, or its save was never "
+            "finished; take another step"
+        )
+    with torch.device("meta"):
+        expected = Transformer(model_args).state_dict()
+    stored = {
+        name: entry
+        for name, entry in FileSystemReader(checkpoint).read_metadata().state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    for name, weight in expected.items():
+        if name not in stored:
+            raise ValueError(f"checkpoint {checkpoint} has no {name}: the flavor does not fit")
+        if stored[name].size != weight.shape:
+            raise ValueError(
+                f"checkpoint {checkpoint} has {name} as {tuple(stored[name].size)}, the flavor as "
+                f"{tuple(weight.shape)}: the flavor does not fit"
+            )
+    deeper = [name for name in stored if name.startswith("layers.") and name not in expected]
+    if deeper:
+        raise ValueError(
+            f"checkpoint {checkpoint} has {deeper[0]} and {len(deeper) - 1} more weights that the "
+            "flavor lacks: the flavor does not fit"
+        )
+    weights = {
+        name: torch.empty(weight.shape, dtype=stored[name].properties.dtype)
+        for name, weight in expected.items()
+    }
+    dcp.load(weights, checkpoint_id=checkpoint, no_dist=True)
+    return weights
+
+
+def llama_config(
+    weights: dict[str, torch.Tensor], model_args: TransformerModelArgs, dtype: str
+) -> dict[str, Any]:
+    """Hugging Face's LlamaConfig, with the rotary scaling that upstream always applies."""
+    scaling = model_args.rope_scaling_args
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": model_args.vocab_size,
+        "hidden_size": model_args.dim,
+        "intermediate_size": weights["layers.0.feed_forward.w1.weight"].shape[0],
+        "num_hidden_layers": model_args.n_layers,
+        "num_attention_heads": model_args.n_heads,
+        "num_key_value_heads": model_args.n_kv_heads or model_args.n_heads,
+        "head_dim": model_args.dim // model_args.n_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": model_args.norm_eps,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": model_args.max_seq_len,
+        "rope_theta": float(model_args.rope_theta),
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": scaling.scaling_factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position_embeddings,
+        },
+        "torch_dtype": dtype,
+    }
+
+
+def _special_ids(tokenizer: str | None, vocab_size: int) -> dict[str, int | None]:
+    if tokenizer is None:
+        # Said, because LlamaConfig would otherwise take 1 and 2.
+        return {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    chosen: ByteTokenizer | HuggingFaceTokenizer
+    pad_id = None
+    if tokenizer == "byte":
+        chosen, pad_id = ByteTokenizer(), ByteTokenizer.pad_id
+    else:
+        try:
+            chosen = HuggingFaceTokenizer(tokenizer)
+        except FileNotFoundError as error:
+            raise ValueError(f"tokenizer {tokenizer!r}: {error}") from error
+    if chosen.get_vocab_size() > vocab_size:
+        raise ValueError(
+            f"tokenizer {tokenizer!r} has {chosen.get_vocab_size()} tokens, the flavor's "
+            f"vocabulary only {vocab_size}: name the tokenizer of the training run"
+        )
+    return {
+        "bos_token_id": chosen.bos_id,
+        "eos_token_id": chosen.eos_id,
+        "pad_token_id": pad_id,
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lighthouse.titan.export",
+        description="Write a checkpoint as a Hugging Face Llama folder.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="a step-N folder")
+    parser.add_argument("output", type=Path, help="folder to write, missing or empty")
+    parser.add_argument("--flavor", required=True, help="model.flavor of the training run")
+    parser.add_argument("--tokenizer", help='"byte", or a folder with tokenizer files')
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    options = parser.parse_args(arguments)
+    if options.flavor not in llama3_args:
+        parser.error(f"--flavor {options.flavor!r}: expected one of {sorted(llama3_args)}")
+    try:
+        export(
+            options.checkpoint,
+            options.output,
+            llama3_args[options.flavor],
+            options.tokenizer,
+            options.dtype,
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    main()

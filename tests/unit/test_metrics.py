@@ -1,0 +1,117 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from lighthouse.metrics_log import METRICS_FILE, join_runs, read_metrics
+from lighthouse.titan.metrics import JsonLinesLogger
+
+TRAINING = {
+    "loss_metrics/global_avg_loss": 0.1 + 0.2,
+    "grad_norm": 1.5,
+    "throughput(tps)": 1234.5,
+    "memory/max_reserved(GiB)": 2.0,
+    "n_tokens_seen": 98304,
+    "lr": 1e-3,
+}
+
+
+def write(folder: Path, *steps: int, loss: float = 1.0) -> None:
+    logger = JsonLinesLogger(str(folder))
+    for step in steps:
+        logger.log({"loss_metrics/global_avg_loss": loss}, step)
+    logger.close()
+
+
+def test_a_line_has_short_names_and_upstreams(tmp_path: Path) -> None:
+    logger = JsonLinesLogger(str(tmp_path / "run"))
+    logger.log(TRAINING | {"lighthouse/active_layers": 26}, 7)
+    # Flushed: readable while the run goes on.
+    (line,) = (tmp_path / "run" / METRICS_FILE).read_text().splitlines()
+    record = json.loads(line)
+    logger.close()
+    assert record.pop("time") > 1.7e9
+    assert record == TRAINING | {
+        "step": 7,
+        "loss": 0.1 + 0.2,
+        "tokens_per_second": 1234.5,
+        "memory_gib": 2.0,
+        "tokens_seen": 98304,
+        "lighthouse/active_layers": 26,
+        "stage": "lighthouse",
+    }
+
+
+def test_stage_of_a_step(tmp_path: Path) -> None:
+    logger = JsonLinesLogger(str(tmp_path))
+    for step, metrics in enumerate(({}, {"lighthouse/active_layers": 0}), start=1):
+        logger.log(metrics, step)
+    logger.close()
+    assert [r.get("stage") for r in read_metrics(tmp_path)] == [None, "dense"]
+
+
+def test_nothing_logged_writes_nothing(tmp_path: Path) -> None:
+    JsonLinesLogger(str(tmp_path / "run")).close()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1 / 3])
+def test_floats_survive(tmp_path: Path, value: float) -> None:
+    write(tmp_path, 1, loss=value)
+    line = (tmp_path / METRICS_FILE).read_text()
+    json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    (record,) = read_metrics(tmp_path)
+    assert record["loss"] == pytest.approx(value, rel=0, abs=0, nan_ok=True)
+
+
+def test_a_resumed_run_replaces_the_steps_it_repeats(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2, 3, 4, 5, loss=1.0)
+    write(tmp_path, 3, 4, loss=2.0)
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [
+        (1, 1.0),
+        (2, 1.0),
+        (3, 2.0),
+        (4, 2.0),
+    ]
+
+
+def test_validation_stands_beside_its_training_step(tmp_path: Path) -> None:
+    logger = JsonLinesLogger(str(tmp_path))
+    for step, value in ((1, 5.0), (2, 4.0), (2, 3.0)):
+        logger.log({"loss_metrics/global_avg_loss": value}, step)
+        logger.log({"validation_metrics/loss": value + 0.5}, step)
+    logger.close()
+    records = read_metrics(tmp_path)
+    assert [(r["step"], r.get("loss"), r.get("validation_loss")) for r in records] == [
+        (1, 5.0, None),
+        (1, None, 5.5),
+        (2, 3.0, None),
+        (2, None, 3.5),
+    ]
+
+
+def test_half_a_line_from_a_kill_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2)
+    path = tmp_path / METRICS_FILE
+    path.write_text(path.read_text()[:-20])
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1]
+    write(tmp_path, 2, 3)
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_parts_of_a_run_join_by_step(tmp_path: Path) -> None:
+    write(tmp_path / "a", 1, 2, 3, 4, loss=1.0)
+    write(tmp_path / "b", 3, 4, 5, loss=2.0)
+    parts = [tmp_path / "a", tmp_path / "b"]
+    assert [r["loss"] for r in join_runs(parts)] == [1.0, 1.0, 2.0, 2.0, 2.0]
+    with pytest.raises(ValueError, match="begins at step 1, not after"):
+        join_runs(parts[::-1])
+
+
+def test_missing_or_empty(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no metrics\.jsonl"):
+        read_metrics(tmp_path)
+    (tmp_path / METRICS_FILE).touch()
+    with pytest.raises(ValueError, match="nothing logged yet"):
+        read_metrics(tmp_path)

@@ -1,0 +1,111 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from lighthouse.metrics_log import METRICS_FILE, Record, to_json
+from lighthouse.report import main, newest_checkpoint, smoothed, summarize
+
+
+def record(step: int, loss: float, stage: str = "lighthouse", speed: float = 100.0) -> Record:
+    return {"step": step, "loss": loss, "stage": stage, "tokens_per_second": speed}
+
+
+def recipe() -> list[Record]:
+    """Twelve lighthouse steps whose last ten average 3.0, then eleven dense ones.
+
+    The first ten dense losses average 3.3, the last ten 2.99.
+    """
+    lighthouse = [8.0, 7.0] + [3.5, 2.5] * 5
+    dense = [5.0, 4.0, 3.0, 2.2, 2.0, 2.0, 2.9, 2.1, 5.0, 4.8, 1.9]
+    return [record(i, loss, speed=900.0 + i) for i, loss in enumerate(lighthouse, start=1)] + [
+        record(i, loss, "dense", speed=200.0 + i) for i, loss in enumerate(dense, start=13)
+    ]
+
+
+def test_the_switch_by_hand() -> None:
+    report = summarize(recipe(), Path("run/checkpoint/step-20"))
+    assert report.loss_before_switch == pytest.approx(3.0)
+    assert report.loss_before_steps == 10
+    assert report.switch_step == 13
+    assert report.spike == 5.0
+    assert report.steps_to_recover == 10  # at step 23
+    assert (report.last_step, report.final_loss) == (23, 1.9)
+    # Medians of 902..912 and of 214..223: the first step of each stage is left out.
+    assert report.lighthouse_tokens_per_second == 907.0
+    assert report.dense_tokens_per_second == 218.5
+    assert report.checkpoint == "run/checkpoint/step-20"
+
+
+def test_not_recovered_yet() -> None:
+    report = summarize(recipe()[:16])
+    assert report.switch_step == 13
+    assert report.steps_to_recover is None
+    assert report.checkpoint is None
+
+
+def test_a_full_window_of_dense_steps_is_needed_to_recover() -> None:
+    records = [record(10, 3.0), record(20, 3.0)]
+    records += [record(step, 2.9, "dense") for step in range(30, 120, 10)]
+    report = summarize(records)
+    assert (report.switch_step, report.spike, report.steps_to_recover) == (30, 2.9, None)
+    assert report.dense_tokens_per_second == 100.0
+    report = summarize([*records, record(120, 2.9, "dense")])
+    assert report.steps_to_recover == 90
+    assert report.loss_before_steps == 2
+    assert report.lighthouse_tokens_per_second == 100.0
+
+
+@pytest.mark.parametrize("stage", ["lighthouse", "dense"])
+def test_one_stage_only(stage: str) -> None:
+    report = summarize([record(1, 5.0, stage), record(2, 4.0, stage)])
+    assert report.switch_step is report.spike is report.loss_before_switch is None
+    assert report.final_loss == 4.0
+
+
+def test_a_loss_that_became_nan_is_the_spike() -> None:
+    report = summarize([record(1, 3.0), record(2, 4.0, "dense"), record(3, math.nan, "dense")])
+    assert math.isnan(report.spike)
+    assert report.steps_to_recover is None
+
+
+def test_smoothed() -> None:
+    assert smoothed([4.0, 2.0, 3.0, 1.0], 2) == [4.0, 3.0, 2.5, 2.0]
+
+
+def test_only_finished_checkpoints_count(tmp_path: Path) -> None:
+    for name in ("step-9", "step-10", "step-20"):
+        (tmp_path / "checkpoint" / name).mkdir(parents=True)
+    assert newest_checkpoint(tmp_path) is None
+    for name in ("step-9", "step-10"):
+        (tmp_path / "checkpoint" / name / ".metadata").touch()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint" / "step-10"
+
+
+def write(folder: Path, records: list[Record]) -> Path:
+    folder.mkdir()
+    (folder / METRICS_FILE).write_text("".join(to_json(r) + "\n" for r in records))
+    return folder
+
+
+def test_command_with_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = recipe()
+    stage_1 = write(tmp_path / "1", records[:12])
+    stage_2 = write(tmp_path / "2", [*records[12:], {"step": 23, "validation_loss": 2.3}])
+    main([str(stage_1), str(stage_2)])
+    table = capsys.readouterr().out
+    assert "loss before the switch   3.0000  (mean of the last 10 logged steps)" in table
+    assert "steps to recover         10\n" in table
+    assert "907 tokens/s per device" in table
+    written = json.loads((stage_2 / "report.json").read_text())
+    assert (written["spike"], written["switch_step"]) == (5.0, 13)
+    assert (stage_2 / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not (stage_1 / "loss.png").exists()
+
+
+def test_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "has no metrics.jsonl" in capsys.readouterr().err
