@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lighthouse.config import LighthouseConfig
-from lighthouse.ops import implementation
-from lighthouse.scorers import level0_scores
-from lighthouse.selection import select
+from lighthouse.ops import check_name, implementation
+from lighthouse.scorers import level0_scores, level1_maxima
 
 DenseAttention = Callable[..., Tensor]
 
@@ -57,14 +55,20 @@ def lighthouse_attention(
     _check_inputs(q_BHND, k_BHND, v_BHND)
     seq_len = q_BHND.shape[2]
     config.validate(seq_len)
-    ops = implementation(impl, q_BHND.device)
-    scores = level0_scores(q_BHND, k_BHND, v_BHND, config, impl)
-    selection = select(*scores, config=config, impl=impl)
-    q_BHSD, k_BHSD, v_BHSD = (
-        ops.gather(x, selection.index, config) for x in (q_BHND, k_BHND, v_BHND)
-    )
+    ops = implementation(impl, q_BHND.device, q_BHND.dtype)
+    by_norm = config.scorer == "norm"
+    q_coarsest, query_maxima = ops.summarize(q_BHND, config, scored=by_norm)
+    k_coarsest, key_maxima = ops.summarize(k_BHND, config, scored=by_norm)
+    v_coarsest, _ = ops.summarize(v_BHND, config, scored=False)
+    if not by_norm:
+        scores = level0_scores(q_BHND, k_BHND, v_BHND, config)
+        query_maxima, key_maxima = (level1_maxima(x, config) for x in scores)
+    index, slot = ops.select(query_maxima, key_maxima, config)
+    q_BHSD = ops.gather(q_BHND, q_coarsest, index, slot, config)
+    k_BHSD = ops.gather(k_BHND, k_coarsest, index, slot, config)
+    v_BHSD = ops.gather(v_BHND, v_coarsest, index, slot, config)
     rows_BHSD = attention(q_BHSD, k_BHSD, v_BHSD, enable_gqa=q_BHND.shape[1] != k_BHND.shape[1])
-    return ops.scatter(rows_BHSD, selection.slot, seq_len, config)
+    return ops.scatter(rows_BHSD, index, slot, q_BHND, config)
 
 
 def _check_inputs(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> None:
@@ -102,7 +106,7 @@ class LighthouseAttention(nn.Module):
 
     def __init__(self, config: LighthouseConfig, inner: nn.Module, impl: str = "auto") -> None:
         super().__init__()
-        implementation(impl, torch.device("cpu"))  # an unknown name is refused before training
+        check_name(impl)
         self.config = config
         self.inner = inner
         self.impl = impl

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lighthouse.config import LighthouseConfig
-from lighthouse.ops import implementation
 
 GLA_LOG_DECAY = -math.log(2) / 16
 _GLA_BLOCK = 128
@@ -26,7 +25,6 @@ def level0_scores(
     k_BHND: Tensor,
     v_BHND: Tensor,
     config: LighthouseConfig,
-    impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Query and key scores of every token per key/value head.
 
@@ -35,7 +33,6 @@ def level0_scores(
         k_BHND: (B, Hkv, N, D), likewise; Hq must be a multiple of Hkv.
         v_BHND: (B, Hkv, N, D).
         config: ``scorer`` chooses; ``dilation`` and ``num_chunks`` apply to dilated and gla.
-        impl: implementation of the norms.
 
     Returns:
         Query scores and key scores, both fp32 (B, Hkv, N). Deterministic.
@@ -43,10 +40,9 @@ def level0_scores(
     Raises:
         ModuleNotFoundError: ``gla`` on a GPU without fla-core, naming the extra to install.
     """
-    ops = implementation(impl, q_BHND.device)
     num_kv_heads = k_BHND.shape[1]
     if config.scorer == "norm":
-        return ops.norm_scores(q_BHND, num_kv_heads), ops.norm_scores(k_BHND, num_kv_heads)
+        return _norm_scores(q_BHND, num_kv_heads), _norm_scores(k_BHND, num_kv_heads)
     attend = _softmax_attention if config.scorer == "dilated" else _gated_linear_attention
     group = q_BHND.shape[1] // num_kv_heads
     k_expanded = k_BHND.repeat_interleave(group, dim=1) if group > 1 else k_BHND
@@ -54,9 +50,21 @@ def level0_scores(
 
     def scores(queries_BHND: Tensor, keys_BHND: Tensor) -> Tensor:
         out = attend(*(_interleaved(x, config) for x in (queries_BHND, keys_BHND, v_expanded)))
-        return ops.norm_scores(_deinterleaved(out, config, q_BHND.shape[0]), num_kv_heads)
+        return _norm_scores(_deinterleaved(out, config, q_BHND.shape[0]), num_kv_heads)
 
     return scores(q_BHND, k_expanded), scores(k_expanded, q_BHND)
+
+
+def level1_maxima(scores_BHN: Tensor, config: LighthouseConfig) -> Tensor:
+    """Largest score under each level-1 entry: all that a selection needs of level-0 scores."""
+    return scores_BHN.unflatten(-1, (-1, config.pooling_factor)).amax(dim=-1)
+
+
+def _norm_scores(x_BHND: Tensor, num_kv_heads: int) -> Tensor:
+    """Largest l2 norm among the heads of each key/value head's group, fp32 (B, Hkv, N)."""
+    dtype = torch.promote_types(x_BHND.dtype, torch.float32)
+    norm_BHN = torch.linalg.vector_norm(x_BHND, dim=-1, dtype=dtype)
+    return norm_BHN.unflatten(1, (num_kv_heads, -1)).amax(dim=2).float()
 
 
 def _interleaved(x_BHND: Tensor, config: LighthouseConfig) -> Tensor:

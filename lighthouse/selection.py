@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lighthouse.config import LighthouseConfig
 from lighthouse.ops import implementation
+from lighthouse.scorers import level1_maxima
 
 
 @dataclass(frozen=True)
@@ -66,5 +67,6 @@ def select(
             f"{tuple(key_scores_BHN.shape)} on {key_scores_BHN.device}"
         )
     config.validate(query_scores_BHN.shape[-1])
-    ops = implementation(impl, query_scores_BHN.device)
-    return Selection(*ops.select(query_scores_BHN, key_scores_BHN, config))
+    ops = implementation(impl, query_scores_BHN.device, query_scores_BHN.dtype)
+    maxima = (level1_maxima(x, config) for x in (query_scores_BHN, key_scores_BHN))
+    return Selection(*ops.select(*maxima, config))

@@ -27,7 +27,7 @@ else
     if ! .venv/bin/torchrun --standalone --nproc_per_node=1 -m torchtitan.train \
         --job.config_file train_configs/quickstart.toml 2>&1 |
         tee -a "$run/train.log" |
-        { grep --line-buffered -E 'step: +[0-9]*0 |starts at step|Error' || true; }; then
+        { grep --line-buffered -E 'step: +[0-9]*0 |starts at step|Error:' || true; }; then
         echo "quickstart: training failed; the end of $run/train.log:" >&2
         tail -n 20 "$run/train.log" >&2
         exit 1

@@ -21,35 +21,51 @@ def _accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def norm_scores(x_BHND: Tensor, num_kv_heads: int) -> Tensor:
-    """Largest l2 norm among the heads of each key/value head's group, fp32 (B, K, N)."""
-    norm_BHN = x_BHND.to(_accumulation_dtype(x_BHND)).norm(dim=-1)
-    return norm_BHN.unflatten(1, (num_kv_heads, -1)).amax(dim=2).float()
+def summarize(
+    x_BHND: Tensor, config: LighthouseConfig, *, scored: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Coarsest means (B, H, n_{L-1}, D) and, if ``scored``, the largest norm under each level-1
+    entry, fp32 (B, H, n_1) without gradient (sections 1 and 2)."""
+    x = x_BHND.to(_accumulation_dtype(x_BHND))
+    coarsest = x.unflatten(2, (-1, config.coarsest_width)).mean(dim=3).to(x_BHND.dtype)
+    if not scored:
+        return coarsest, None
+    norm_BHN = x.detach().norm(dim=-1)
+    return coarsest, norm_BHN.unflatten(-1, (-1, config.pooling_factor)).amax(dim=-1).float()
 
 
 def select(
-    query_scores_BKN: Tensor, key_scores_BKN: Tensor, config: LighthouseConfig
+    query_maxima_BHE: Tensor, key_maxima_BKE: Tensor, config: LighthouseConfig
 ) -> tuple[Tensor, Tensor]:
-    """Cascade and order, sections 3 and 4 of the definition; arguments as the public ``select``."""
-    seq_len = query_scores_BKN.shape[-1]
-    pyramid = Pyramid(seq_len, config.num_levels, config.pooling_factor)
-    device = query_scores_BKN.device
+    """Cascade and order, sections 3 and 4 of the definition.
+
+    Args:
+        query_maxima_BHE: largest query score under each level-1 entry, fp32 (B, H, n_1), for
+            query heads or for key/value heads already.
+        key_maxima_BKE: likewise for keys, (B, K, n_1).
+
+    Returns:
+        ``index`` and ``slot`` of :class:`lighthouse.selection.Selection`.
+    """
+    kv_heads, level1 = key_maxima_BKE.shape[1:]
+    query_maxima_BKE = query_maxima_BHE.unflatten(1, (kv_heads, -1)).amax(dim=2)
+    pyramid = Pyramid(level1 * config.pooling_factor, config.num_levels, config.pooling_factor)
+    device = key_maxima_BKE.device
     coarsest = pyramid.num_levels - 1
     children = torch.arange(config.pooling_factor, device=device)
 
     candidates_TM, real_TM = _coarsest_candidates(pyramid, config, device)
-    candidates = candidates_TM.expand(*query_scores_BKN.shape[:2], -1, -1)
+    candidates = candidates_TM.expand(*key_maxima_BKE.shape[:2], -1, -1)
     real = real_TM.expand_as(candidates)
     entries = [torch.arange(pyramid.level_sizes[coarsest], device=device) + pyramid.offsets[-1]]
-    entries[0] = entries[0].expand(*query_scores_BKN.shape[:2], -1)
+    entries[0] = entries[0].expand(*key_maxima_BKE.shape[:2], -1)
     for level in range(coarsest, 0, -1):
-        width = pyramid.widths[level]
         query_score, key_score = (
-            scores.unflatten(-1, (-1, width))
+            maxima.unflatten(-1, (-1, pyramid.widths[level - 1]))
             .amax(dim=-1)
             .unsqueeze(2)
             .take_along_dim(candidates, 3)
-            for scores in (query_scores_BKN, key_scores_BKN)
+            for maxima in (query_maxima_BKE, key_maxima_BKE)
         )
         rank = torch.where(real, _ELIGIBLE, _EXCLUDED)
         if config.cover_prefix:
@@ -112,25 +128,39 @@ def _slots(index_BKS: Tensor, pyramid: Pyramid) -> Tensor:
     return slot_BKE.scatter(-1, index_BKS.long(), row.expand_as(index_BKS))
 
 
-def gather(x_BHND: Tensor, index_BKS: Tensor, config: LighthouseConfig) -> Tensor:
+def gather(
+    x_BHND: Tensor,
+    coarsest_BHCD: Tensor,
+    index_BKS: Tensor,
+    slot_BKE: Tensor,
+    config: LighthouseConfig,
+) -> Tensor:
     """Means of the selected entries' windows, (B, H, S, D) in the dtype of ``x`` (section 1).
 
-    The heads of a group all use their key/value head's selection. Sums are in fp32 or wider.
+    The coarsest means are those of ``summarize``, and their gradient reaches ``x`` too. The heads
+    of a group all use their key/value head's selection. Sums are in fp32 or wider.
     """
     pyramid = Pyramid(x_BHND.shape[2], config.num_levels, config.pooling_factor)
     x = x_BHND.to(_accumulation_dtype(x_BHND))
-    pooled_BHED = torch.cat([x.unflatten(2, (-1, w)).mean(dim=3) for w in pyramid.widths], dim=2)
+    finer = [x.unflatten(2, (-1, w)).mean(dim=3).to(x_BHND.dtype) for w in pyramid.widths[:-1]]
+    pooled_BHED = torch.cat([*finer, coarsest_BHCD], dim=2)
     index_BHS = index_BKS.repeat_interleave(x.shape[1] // index_BKS.shape[1], dim=1).long()
-    rows_BHSD = pooled_BHED.gather(2, index_BHS[..., None].expand(-1, -1, -1, x.shape[-1]))
-    return rows_BHSD.to(x_BHND.dtype)
+    return pooled_BHED.gather(2, index_BHS[..., None].expand(-1, -1, -1, x.shape[-1]))
 
 
-def scatter(rows_BHSD: Tensor, slot_BKE: Tensor, seq_len: int, config: LighthouseConfig) -> Tensor:
-    """Each token's sum of the rows that speak for it, (B, H, N, D) (section 6).
+def scatter(
+    rows_BHSD: Tensor,
+    index_BKS: Tensor,
+    slot_BKE: Tensor,
+    like_BHND: Tensor,
+    config: LighthouseConfig,
+) -> Tensor:
+    """Each token's sum of the rows that speak for it, shaped as ``like`` (section 6).
 
     Entry (l, i) speaks for tokens i*w + w - 1 .. i*w + 2w - 2, so token t hears, at each level, the
     one entry (t + 1) // w - 1, if that exists and is in the sub-sequence.
     """
+    seq_len = like_BHND.shape[2]
     pyramid = Pyramid(seq_len, config.num_levels, config.pooling_factor)
     rows = rows_BHSD.to(_accumulation_dtype(rows_BHSD))
     group = rows.shape[1] // slot_BKE.shape[1]

@@ -49,7 +49,7 @@ class Lighthouse:
     dense_from_step: int | None = None
     """First step at which every layer is dense (steps count from 1); unset: never in this run"""
 
-    impl: Literal["auto", "reference"] = "auto"
+    impl: Literal["auto", "reference", "triton"] = "auto"
     """Implementation of the steps around the dense call; auto takes the fastest for the device"""
 
     layer_overrides: list[str] = field(default_factory=list)

@@ -1,0 +1,391 @@
+"""Latency and memory of one attention layer: Lighthouse beside dense attention, on one GPU.
+
+    python benchmarks/attention.py [--cases bars|lengths|shapes|all] [--out FOLDER]
+
+Every case is first checked against the reference. Times are medians of replayed CUDA graphs, with
+the L2 cache flushed in between, so they are what the GPU needs; ``eager_ms`` adds Python's share.
+All of a run's figures are from one process on one device. Writes ``attention.json`` and a plot.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lighthouse import LighthouseConfig, lighthouse_attention
+from lighthouse.ops import implementation
+from lighthouse.scorers import level0_scores, level1_maxima
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+# (N, L, p, k) of the published comparison, and of the million-token run.
+BARS = [
+    (98304, 3, 4, 1536),
+    (98304, 3, 4, 4096),
+    (98304, 3, 2, 1536),
+    (131072, 3, 4, 2048),
+    (262144, 3, 4, 4096),
+    (524288, 3, 4, 8192),
+    (1048576, 4, 4, 4096),
+]
+LENGTHS = [(n, 3, 4, n // 64) for n in (8192, 16384, 32768, 65536, 131072, 262144)]
+DENSE_UP_TO = 524288  # a longer dense call takes the whole benchmark's time
+
+
+def cudnn_first(q: Tensor, k: Tensor, v: Tensor, *, enable_gqa: bool = False) -> Tensor:
+    """Causal attention with the backends in torchtitan's order."""
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(order, set_priority=True):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=enable_gqa)
+
+
+def make_inputs(
+    seq_len: int, heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> Inputs:
+    """Random q, k, v in the trainer's memory order, (B, N, H, D)."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def draw(h: int) -> Tensor:
+        x = torch.randn(1, seq_len, h, head_dim, device="cuda", generator=generator)
+        return x.to(dtype).transpose(1, 2).requires_grad_()
+
+    return draw(heads), draw(kv_heads), draw(kv_heads)
+
+
+def backward_of(call: Callable[..., Tensor], inputs: Inputs, grad: Tensor) -> Callable[[], Any]:
+    return lambda: torch.autograd.grad(call(*inputs), inputs, grad)
+
+
+def without_grad(call: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    def run() -> Any:
+        with torch.no_grad():
+            return call(*args)
+
+    return run
+
+
+def median_ms(call: Callable[[], Any], graph: bool = True, budget_ms: float = 400) -> float:
+    """Median time of ``call``; as many runs as fit the budget, at least three."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call()
+        call()
+    stream.synchronize()
+    replay = call
+    if graph:
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured, stream=stream):
+            call()
+        replay = captured.replay
+    flush = torch.empty(128 * 2**20, dtype=torch.int8, device="cuda")
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < budget_ms and len(times) < 50):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        start.record()
+        replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def ceilings() -> dict[str, float]:
+    """Measured copy bandwidth (read and write counted) and matrix product rate."""
+    x = torch.randn(2**29, device="cuda").bfloat16()
+    y = torch.empty_like(x)
+    copy = median_ms(lambda: y.copy_(x))
+    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
+    product = median_ms(lambda: a @ b)
+    return {
+        "copy_tb_per_s": 2 * x.nbytes / copy / 1e9,
+        "matmul_tflops": 2 * 8192**3 / product / 1e9,
+    }
+
+
+def floor_ms(inputs: Inputs, config: LighthouseConfig, tb_per_s: float, backward: bool) -> float:
+    """Time to move each byte once around the inner attention.
+
+    Forward: q, k, v read, the refined windows read again, the sub-sequence written, its output
+    read, the output written. Backward: the output's gradient read, its rows written, the gradients
+    of the sub-sequence read, those of q, k, v written.
+    """
+    q = inputs[0]
+    seq_len = q.shape[2]
+    row_bytes = sum(x.shape[1] * x.shape[3] * x.element_size() for x in inputs)
+    out_row_bytes = q.shape[1] * q.shape[3] * q.element_size()
+    rows = config.gathered_len(seq_len)
+    again = config.topk * sum(config.pooling_factor**lv for lv in range(1, config.num_levels))
+    total = (seq_len + again + rows) * row_bytes + (seq_len + rows) * out_row_bytes
+    if backward:
+        total += (seq_len + rows) * (out_row_bytes + row_bytes)
+    return total / tb_per_s / 1e9
+
+
+def check(config: LighthouseConfig, inputs: Inputs) -> None:
+    """Kernels against the reference, on one head: selection, moved rows, gradients.
+
+    The error against a float64 run may be at most twice that of the reference in the inputs' dtype.
+    """
+    q, k = (x[:, :1].detach().requires_grad_() for x in inputs[:2])
+    triton, reference = (
+        implementation(name, q.device, q.dtype) for name in ("triton", "reference")
+    )
+    maxima = [triton.summarize(x, config, scored=True)[1] for x in (q, k)]
+    index, slot = triton.select(*maxima, config)
+    for got, want in zip((index, slot), reference.select(*maxima, config), strict=True):
+        if not torch.equal(got, want):
+            raise AssertionError(f"{config}: selection differs from the reference")
+    grad = torch.randn_like(q)
+
+    def run(ops: ModuleType, x: Tensor, dy: Tensor) -> list[Tensor]:
+        coarsest, _ = ops.summarize(x, config, scored=False)
+        rows = ops.gather(x, coarsest, index, slot, config)
+        out = ops.scatter(rows, index, slot, x, config)
+        return [rows.detach(), out.detach(), *torch.autograd.grad(out, x, dy)]
+
+    exact = run(reference, q.detach().double().requires_grad_(), grad.double())
+    names = ("sub-sequence", "output", "gradient")
+    runs = (run(triton, q, grad), run(reference, q, grad), exact)
+    for name, got, rounded, want in zip(names, *runs, strict=True):
+        error, allowed = ((x.double() - want).norm() / want.norm() for x in (got, rounded))
+        if not error <= 2 * allowed + 1e-7:
+            raise AssertionError(f"{config}: {name} is off by {error:.2e}, reference {allowed:.2e}")
+
+
+def stage_times(inputs: Inputs, config: LighthouseConfig) -> dict[str, float]:
+    """Each step on its own, forward and, where it has one, backward."""
+    q, k, v = (x.detach() for x in inputs)
+    ops = implementation("triton", q.device, q.dtype)
+    (q_c, q_m), (k_c, k_m), (v_c, _) = (
+        ops.summarize(x, config, scored=x is not v) for x in (q, k, v)
+    )
+    times = {
+        "summarize": median_ms(
+            lambda: [ops.summarize(x, config, scored=x is not v) for x in (q, k, v)]
+        )
+    }
+    if config.scorer != "norm":
+        times["scores"] = median_ms(without_grad(level0_scores, q, k, v, config), graph=False)
+        q_m, k_m = (level1_maxima(x, config) for x in level0_scores(q, k, v, config))
+    index, slot = ops.select(q_m, k_m, config)
+    times["select"] = median_ms(lambda: ops.select(q_m, k_m, config))
+    pairs = ((q, q_c), (k, k_c), (v, v_c))
+    times["gather"] = median_ms(lambda: [ops.gather(x, c, index, slot, config) for x, c in pairs])
+    rows = [ops.gather(x, c, index, slot, config) for x, c in pairs]
+    out = cudnn_first(*rows, enable_gqa=True)
+    times["scatter"] = median_ms(lambda: ops.scatter(out, index, slot, q, config))
+    out.requires_grad_()
+    scattered = ops.scatter(out, index, slot, q, config)
+    grad = torch.randn_like(scattered)
+    times["scatter backward"] = median_ms(
+        lambda: torch.autograd.grad(scattered, out, grad, retain_graph=True)
+    )
+    gathered = [
+        ops.gather(x, c, index, slot, config) for x, c in zip(inputs, (q_c, k_c, v_c), strict=True)
+    ]
+    grads = [torch.randn_like(x) for x in gathered]
+    times["gather backward"] = median_ms(
+        lambda: torch.autograd.grad(gathered, inputs, grads, retain_graph=True)
+    )
+    return times
+
+
+def extra_memory_gib(call: Callable[[], Any], inputs: Inputs) -> float:
+    """Peak over q, k, v, the output, its gradient and theirs."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = call()
+    peak = torch.cuda.max_memory_allocated() - before
+    del result
+    kept = 2 * inputs[0].nbytes + inputs[1].nbytes + inputs[2].nbytes
+    return (peak - kept) / 2**30
+
+
+def measure(
+    config: LighthouseConfig,
+    seq_len: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    tb_per_s: float,
+    dense: bool,
+) -> dict[str, Any]:
+    inputs = make_inputs(seq_len, heads, kv_heads, head_dim, dtype)
+    check(config, inputs)
+    torch.cuda.empty_cache()
+    grad = torch.randn_like(inputs[0])
+    graph = config.scorer == "norm"
+
+    def lighthouse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return lighthouse_attention(q, k, v, config=config, attention=cudnn_first)
+
+    def dense_call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return cudnn_first(q, k, v, enable_gqa=heads != kv_heads)
+
+    def both(call: Callable[..., Tensor], x: Inputs, dy: Tensor, graphs: bool) -> list[float]:
+        detached = tuple(t.detach() for t in x)
+        return [
+            median_ms(without_grad(call, *detached), graphs),
+            median_ms(backward_of(call, x, dy), graphs),
+        ]
+
+    result: dict[str, Any] = {
+        "seq_len": seq_len,
+        "num_levels": config.num_levels,
+        "pooling_factor": config.pooling_factor,
+        "topk": config.topk,
+        "scorer": config.scorer,
+        "gathered_len": config.gathered_len(seq_len),
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    result["lighthouse_ms"] = both(lighthouse, inputs, grad, graph)
+    result["eager_ms"] = both(lighthouse, inputs, grad, False)
+    short = make_inputs(result["gathered_len"], heads, kv_heads, head_dim, dtype)
+    short = tuple(x.detach().contiguous().requires_grad_() for x in short)
+    result["inner_ms"] = both(dense_call, short, torch.randn_like(short[0]), True)
+    result["overhead_ms"] = [
+        a - b for a, b in zip(result["lighthouse_ms"], result["inner_ms"], strict=True)
+    ]
+    result["floor_ms"] = [floor_ms(inputs, config, tb_per_s, b) for b in (False, True)]
+    del short
+    result["extra_memory_gib"] = extra_memory_gib(backward_of(lighthouse, inputs, grad), inputs)
+    if dense:
+        result["dense_ms"] = both(dense_call, inputs, grad, True)
+        result["speedup"] = [
+            a / b for a, b in zip(result["dense_ms"], result["lighthouse_ms"], strict=True)
+        ]
+    result["stages_ms"] = stage_times(inputs, config)
+    return result
+
+
+def cases(which: str) -> list[dict[str, Any]]:
+    base = {"heads": 8, "kv_heads": 8, "head_dim": 128, "dtype": torch.bfloat16, "scorer": "norm"}
+    lists = {
+        "bars": [base | {"shape": shape} for shape in BARS],
+        "lengths": [base | {"shape": shape} for shape in LENGTHS],
+        "shapes": [
+            base | {"shape": BARS[0]} | change
+            for change in (
+                {"scorer": "dilated"},
+                {"scorer": "gla"},
+                {"dtype": torch.float16},
+                {"heads": 32, "kv_heads": 8},
+                {"heads": 16, "head_dim": 64, "kv_heads": 16},
+            )
+        ],
+    }
+    return [case for name, found in lists.items() if which in (name, "all") for case in found]
+
+
+def describe(r: dict[str, Any]) -> str:
+    def pair(values: list[float]) -> str:
+        return " / ".join(f"{value:.3g}" if value < 1 else f"{value:.2f}" for value in values)
+
+    dense = f"dense {pair(r['dense_ms'])}, x{pair(r['speedup'])}" if "dense_ms" in r else "dense -"
+    stages = ", ".join(f"{name} {ms:.3f}" for name, ms in r["stages_ms"].items())
+    return (
+        f"N={r['seq_len']} L={r['num_levels']} p={r['pooling_factor']} k={r['topk']} "
+        f"S={r['gathered_len']} {r['scorer']} {r['heads']}/{r['kv_heads']}x{r['head_dim']} "
+        f"{r['dtype']}: {pair(r['lighthouse_ms'])} ms (eager {pair(r['eager_ms'])}); {dense}; "
+        f"inner {pair(r['inner_ms'])}, around it {pair(r['overhead_ms'])}, floor "
+        f"{pair(r['floor_ms'])}; extra {r['extra_memory_gib']:.2f} GiB\n    {stages}"
+    )
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    curve = [
+        r
+        for r in results
+        if r["scorer"] == "norm"
+        and r["topk"] * 64 == r["seq_len"]
+        and r["pooling_factor"] == 4
+        and r["heads"] == r["kv_heads"] == 8
+        and r["dtype"] == "bfloat16"
+    ]
+    curve = sorted({r["seq_len"]: r for r in curve}.values(), key=lambda r: r["seq_len"])
+    if not curve:
+        return
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.5), sharey=True, layout="constrained")
+    for side, (axes, title) in enumerate(
+        zip(panels, ("forward", "forward + backward"), strict=True)
+    ):
+        x = [r["seq_len"] for r in curve]
+        dense = [(r["seq_len"], r["dense_ms"][side]) for r in curve if "dense_ms" in r]
+        axes.loglog(*zip(*dense, strict=True), "o-", color="tab:orange", label="dense")
+        axes.loglog(x, [r["lighthouse_ms"][side] for r in curve], "o-", label="Lighthouse")
+        axes.loglog(x, [r["inner_ms"][side] for r in curve], ":", label="attention on S alone")
+        floor = [r["inner_ms"][side] + r["floor_ms"][side] for r in curve]
+        axes.loglog(x, floor, "--", color="gray", label="floor: that + bytes / bandwidth")
+        axes.set_xlabel("tokens (k = N/64, L = 3, p = 4)")
+        axes.set_xticks(x, [f"{n // 1024}K" for n in x])
+        axes.minorticks_off()
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("ms, 8 heads of 128, bf16")
+    panels[0].legend()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", default="all", choices=["bars", "lengths", "shapes", "all"])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--commit", help="recorded in the results; default: of this checkout")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    top = ceilings()
+    here = ["git", "rev-parse", "HEAD"]
+    commit = arguments.commit or subprocess.check_output(here, text=True).strip()
+    report: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version(),
+        "commit": commit,
+        "statistic": "median of CUDA graph replays, L2 flushed; [forward, forward + backward]",
+        **top,
+        "results": [],
+    }
+    print(
+        f"{report['device']}, torch {report['torch']}, cuDNN {report['cudnn']}, {top}", flush=True
+    )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for case in cases(arguments.cases):
+        seq_len, num_levels, pooling_factor, topk = case.pop("shape")
+        config = LighthouseConfig(num_levels, pooling_factor, topk, scorer=case.pop("scorer"))
+        result = measure(
+            config,
+            seq_len,
+            tb_per_s=top["copy_tb_per_s"],
+            dense=seq_len <= DENSE_UP_TO,
+            **case,
+        )
+        report["results"].append(result)
+        print(describe(result), flush=True)
+        (arguments.out / "attention.json").write_text(json.dumps(report, indent=1) + "\n")
+        torch.cuda.empty_cache()
+    plot(report["results"], arguments.out / "attention.png")
+
+
+if __name__ == "__main__":
+    main()

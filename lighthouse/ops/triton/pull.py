@@ -1,0 +1,131 @@
+"""Tokens from rows of the sub-sequence: scatter forward and gather backward.
+
+At each level at most one entry concerns a token, known from the token's position alone.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_TILE = 4096
+
+
+@triton.jit
+def _pull_kernel(
+    rows,
+    slot,
+    x,
+    seq_len,
+    num_rows,
+    num_entries,
+    row_stride_b,
+    row_stride_h,
+    row_stride_s,
+    stride_b,
+    stride_h,
+    stride_n,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    SPOKEN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BATCH_HEADS: tl.constexpr,
+):
+    """A program has BLOCK_N tokens of one head.
+
+    With SPOKEN a token sums the rows of the entries of its chunk that speak for it, without it the
+    rows of the entries that cover it, each divided by the tokens that it covers.
+    """
+    i_bh = tl.program_id(0) % BATCH_HEADS
+    i_n = tl.program_id(0) // BATCH_HEADS * BLOCK_N + tl.arange(0, BLOCK_N)
+    i_d = tl.arange(0, BLOCK_D)
+    in_n = i_n < seq_len
+    in_d = i_d < D
+    i_b = (i_bh // H).to(tl.int64)
+    i_h = (i_bh % H).to(tl.int64)
+    p_slot = slot + (i_b * (H // G) + i_h // G) * num_entries
+    p_rows = rows + i_b * row_stride_b + i_h * row_stride_h + i_d[None, :]
+
+    chunk_len = seq_len // CHUNKS
+    b_chunk = i_n // chunk_len
+    b_sum = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    size = seq_len
+    for level in tl.static_range(L):
+        width: tl.constexpr = P**level
+        if SPOKEN:
+            b_entry = (i_n - b_chunk * chunk_len + 1) // width - 1
+            concerned = in_n & (b_entry >= 0)
+            b_entry += b_chunk * (chunk_len // width)
+        else:
+            b_entry = i_n // width
+            concerned = in_n
+        b_slot = tl.load(p_slot + b_entry, mask=concerned, other=-1)
+        p_row = p_rows + (b_slot.to(tl.int64) * row_stride_s)[:, None]
+        b_row = tl.load(p_row, mask=(b_slot >= 0)[:, None] & in_d[None, :], other=0)
+        b_sum += b_row.to(tl.float32) if SPOKEN else b_row.to(tl.float32) / width
+        p_slot += size
+        size = size // P
+    p_x = x + i_b * stride_b + i_h * stride_h
+    p_x = p_x + (i_n.to(tl.int64) * stride_n)[:, None] + i_d[None, :]
+    tl.store(p_x, b_sum.to(x.dtype.element_ty), mask=in_n[:, None] & in_d[None, :])
+
+
+def empty_tokens(rows: Tensor, seq_len: int, token_major: bool) -> Tensor:
+    """(B, H, N, D) for the heads of ``rows``, in (B, N, H, D)-ordered memory if ``token_major``."""
+    batch, heads, _, head_dim = rows.shape
+    if token_major:
+        return rows.new_empty(batch, seq_len, heads, head_dim).transpose(1, 2)
+    return rows.new_empty(batch, heads, seq_len, head_dim)
+
+
+def pull_rows(
+    rows: Tensor,
+    slot: Tensor,
+    seq_len: int,
+    num_levels: int,
+    pooling_factor: int,
+    num_chunks: int,
+    *,
+    spoken: bool,
+    token_major: bool,
+) -> Tensor:
+    """Launch the kernel.
+
+    Args:
+        rows: (B, H, S, D), any strides.
+        slot: int32 (B, Hkv, E), contiguous.
+        spoken: the entries that speak for a token, rather than the means that it is part of.
+
+    Returns:
+        (B, H, N, D) in the dtype of ``rows``, see :func:`empty_tokens`.
+    """
+    rows = rows if rows.stride(3) == 1 else rows.contiguous()
+    batch, heads, num_rows, head_dim = rows.shape
+    x = empty_tokens(rows, seq_len, token_major)
+    block_d = triton.next_power_of_2(head_dim)
+    block_n = max(1, _TILE // block_d)
+    _pull_kernel[(batch * heads * triton.cdiv(seq_len, block_n),)](
+        rows,
+        slot,
+        x,
+        seq_len,
+        num_rows,
+        slot.shape[2],
+        *rows.stride()[:3],
+        *x.stride()[:3],
+        H=heads,
+        G=heads // slot.shape[1],
+        D=head_dim,
+        L=num_levels,
+        P=pooling_factor,
+        CHUNKS=num_chunks,
+        SPOKEN=spoken,
+        BLOCK_N=block_n,
+        BLOCK_D=block_d,
+        BATCH_HEADS=batch * heads,
+    )
+    return x

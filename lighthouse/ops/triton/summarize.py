@@ -1,0 +1,109 @@
+"""The one pass over every token: coarsest means, and the largest norm under each level-1 entry."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lighthouse.config import LighthouseConfig
+
+# Elements of a tile, and programs that fill the largest GPUs several times over.
+_TILE = 2048
+_ENOUGH_PROGRAMS = 2048
+
+
+@triton.jit
+def _summarize_kernel(
+    x,
+    coarsest,
+    maxima,
+    num_coarsest,
+    stride_b,
+    stride_h,
+    stride_n,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    P: tl.constexpr,
+    WIDTH: tl.constexpr,  # tokens under a coarsest entry
+    SCORED: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BATCH_HEADS: tl.constexpr,
+):
+    """A program has BLOCK_E coarsest entries of one head, and walks through their tokens together.
+
+    Heads are neighbours in the grid, since in the trainer they are neighbours in memory.
+    """
+    i_bh = tl.program_id(0) % BATCH_HEADS
+    i_e = tl.program_id(0) // BATCH_HEADS * BLOCK_E + tl.arange(0, BLOCK_E)
+    i_d = tl.arange(0, BLOCK_D)
+    in_e = i_e < num_coarsest
+    mask = in_e[:, None] & (i_d < D)[None, :]
+    p_head = x + (i_bh // H).to(tl.int64) * stride_b + (i_bh % H).to(tl.int64) * stride_h
+    # (BLOCK_E, BLOCK_D): the first token of each entry
+    p_x = p_head + (i_e.to(tl.int64) * WIDTH * stride_n)[:, None] + i_d[None, :]
+    p_maxima = maxima + (i_bh.to(tl.int64) * num_coarsest + i_e) * (WIDTH // P)
+
+    b_sum = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
+    for child in range(WIDTH // P):
+        b_largest = tl.zeros((BLOCK_E,), tl.float32)
+        for token in tl.range(0, P, loop_unroll_factor=4):
+            b_x = tl.load(p_x + (child * P + token) * stride_n, mask=mask, other=0).to(tl.float32)
+            b_sum += b_x
+            if SCORED:
+                b_largest = tl.maximum(b_largest, tl.sum(b_x * b_x, axis=1))
+        if SCORED:
+            tl.store(p_maxima + child, tl.sqrt_rn(b_largest), mask=in_e)
+    p_coarsest = coarsest + ((i_bh.to(tl.int64) * num_coarsest + i_e) * D)[:, None] + i_d[None, :]
+    tl.store(p_coarsest, (b_sum / WIDTH).to(coarsest.dtype.element_ty), mask=mask)
+
+
+@torch.library.custom_op("lighthouse::summarize", mutates_args=())
+def _summarize(
+    x: Tensor, num_levels: int, pooling_factor: int, scored: bool
+) -> tuple[Tensor, Tensor]:
+    batch, heads, seq_len, head_dim = x.shape
+    x = x if x.stride(3) == 1 else x.contiguous()
+    coarsest, maxima = _empty_outputs(x, num_levels, pooling_factor, scored)
+    num_coarsest = coarsest.shape[2]
+    block_d = triton.next_power_of_2(head_dim)
+    block_e = max(1, _TILE // block_d)
+    while block_e > 1 and batch * heads * triton.cdiv(num_coarsest, block_e) < _ENOUGH_PROGRAMS:
+        block_e //= 2
+    _summarize_kernel[(batch * heads * triton.cdiv(num_coarsest, block_e),)](
+        x,
+        coarsest,
+        maxima,
+        num_coarsest,
+        x.stride(0),
+        x.stride(1),
+        x.stride(2),
+        H=heads,
+        D=head_dim,
+        P=pooling_factor,
+        WIDTH=seq_len // num_coarsest,
+        SCORED=scored,
+        BLOCK_E=block_e,
+        BLOCK_D=block_d,
+        BATCH_HEADS=batch * heads,
+    )
+    return coarsest, maxima
+
+
+@_summarize.register_fake
+def _empty_outputs(
+    x: Tensor, num_levels: int, pooling_factor: int, scored: bool
+) -> tuple[Tensor, Tensor]:
+    batch, heads, seq_len, head_dim = x.shape
+    num_coarsest = seq_len // pooling_factor ** (num_levels - 1)
+    coarsest = x.new_empty(batch, heads, num_coarsest, head_dim)
+    level1 = seq_len // pooling_factor if scored else 0
+    return coarsest, x.new_empty(batch, heads, level1, dtype=torch.float32)
+
+
+def summarize(
+    x_BHND: Tensor, config: LighthouseConfig, *, scored: bool
+) -> tuple[Tensor, Tensor | None]:
+    """As in the reference; the coarsest means carry no gradient, ``gather`` accounts for it."""
+    coarsest, maxima = _summarize(x_BHND.detach(), config.num_levels, config.pooling_factor, scored)
+    return coarsest, maxima if scored else None

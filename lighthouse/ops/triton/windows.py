@@ -1,0 +1,132 @@
+"""Rows of the sub-sequence from windows of tokens: gather forward and scatter backward."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_TILE = 1024
+
+
+@triton.jit
+def _windows_kernel(
+    x,
+    coarsest,
+    index,
+    rows,
+    seq_len,
+    num_rows,
+    stride_b,
+    stride_h,
+    stride_n,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    SPOKEN: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BATCH_HEADS: tl.constexpr,
+):
+    """A program has BLOCK_S rows of one head.
+
+    Without SPOKEN a row is the mean of its entry's tokens, at the coarsest level read from
+    ``coarsest``. With SPOKEN it is the sum of the tokens that the entry speaks for, which begin at
+    its last token, are as many as it has, and end with the chunk.
+    """
+    i_bh = tl.program_id(0) % BATCH_HEADS
+    i_s = tl.program_id(0) // BATCH_HEADS * BLOCK_S + tl.arange(0, BLOCK_S)
+    i_d = tl.arange(0, BLOCK_D)
+    in_s = i_s < num_rows
+    in_d = i_d < D
+    i_b = (i_bh // H).to(tl.int64)
+    i_h = (i_bh % H).to(tl.int64)
+    p_index = index + (i_b * (H // G) + i_h // G) * num_rows + i_s
+    b_flat = tl.load(p_index, mask=in_s, other=0)
+
+    # Level 0 unless a later level begins at or before the flat index.
+    b_entry = b_flat
+    b_width = tl.full((BLOCK_S,), 1, tl.int32)
+    offset = 0
+    size = seq_len
+    width: tl.constexpr = P ** (L - 1)
+    for level in tl.static_range(1, L):
+        offset += size
+        size = size // P
+        b_entry = tl.where(b_flat >= offset, b_flat - offset, b_entry)
+        b_width = tl.where(b_flat >= offset, P**level, b_width)
+
+    b_first = b_entry * b_width
+    if SPOKEN:
+        chunk_len = seq_len // CHUNKS
+        b_chunk_end = (b_first // chunk_len + 1) * chunk_len
+        b_first += b_width - 1
+        b_count = tl.minimum(b_width, b_chunk_end - b_first)
+        b_sum = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
+    else:
+        is_coarsest = b_width == width
+        b_count = tl.where(is_coarsest, 0, b_width)
+        p_coarsest = coarsest + (i_bh.to(tl.int64) * (seq_len // width) + b_entry) * D
+        from_coarsest = (in_s & is_coarsest)[:, None] & in_d[None, :]
+        b_sum = tl.load(p_coarsest[:, None] + i_d[None, :], mask=from_coarsest, other=0)
+        b_sum = b_sum.to(tl.float32)
+
+    b_count = tl.where(in_s, b_count, 0)
+    p_x = x + i_b * stride_b + i_h * stride_h
+    p_x = p_x + (b_first.to(tl.int64) * stride_n)[:, None] + i_d[None, :]
+    for token in tl.range(0, tl.max(b_count), loop_unroll_factor=4):
+        mask = (token < b_count)[:, None] & in_d[None, :]
+        b_sum += tl.load(p_x + token * stride_n, mask=mask, other=0).to(tl.float32)
+    if not SPOKEN:
+        b_sum /= tl.maximum(b_count, 1).to(tl.float32)[:, None]
+    p_rows = rows + ((i_bh.to(tl.int64) * num_rows + i_s) * D)[:, None] + i_d[None, :]
+    tl.store(p_rows, b_sum.to(rows.dtype.element_ty), mask=in_s[:, None] & in_d[None, :])
+
+
+def sum_windows(
+    x: Tensor,
+    coarsest: Tensor | None,
+    index: Tensor,
+    num_levels: int,
+    pooling_factor: int,
+    num_chunks: int = 1,
+) -> Tensor:
+    """Launch the kernel.
+
+    Args:
+        x: (B, H, N, D), any strides.
+        coarsest: (B, H, n_{L-1}, D) contiguous, for means; None for sums over spoken-for tokens.
+        index: int32 (B, Hkv, S), contiguous.
+
+    Returns:
+        (B, H, S, D), contiguous, in the dtype of ``x``.
+    """
+    x = x if x.stride(3) == 1 else x.contiguous()
+    batch, heads, seq_len, head_dim = x.shape
+    num_rows = index.shape[2]
+    rows = x.new_empty(batch, heads, num_rows, head_dim)
+    block_d = triton.next_power_of_2(head_dim)
+    block_s = max(1, _TILE // block_d)
+    _windows_kernel[(batch * heads * triton.cdiv(num_rows, block_s),)](
+        x,
+        x if coarsest is None else coarsest,
+        index,
+        rows,
+        seq_len,
+        num_rows,
+        x.stride(0),
+        x.stride(1),
+        x.stride(2),
+        H=heads,
+        G=heads // index.shape[1],
+        D=head_dim,
+        L=num_levels,
+        P=pooling_factor,
+        CHUNKS=num_chunks,
+        SPOKEN=coarsest is None,
+        BLOCK_S=block_s,
+        BLOCK_D=block_d,
+        BATCH_HEADS=batch * heads,
+    )
+    return rows
