@@ -1,8 +1,10 @@
 """Lighthouse Attention in the layers of torchtitan's Llama-3, and the stage they are in."""
 
+import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from lighthouse.attention import LighthouseAttention
@@ -56,3 +58,16 @@ def stage_metrics(model_parts: Iterable[nn.Module]) -> dict[str, int]:
     if not modules:
         return {}
     return {"lighthouse/active_layers": sum(not module.dense for module in modules)}
+
+
+def operators_to_save() -> set[Any]:
+    """Operators whose results selective activation checkpointing keeps: the selection.
+
+    It is small, and the only step whose time is not in moving tensors. Empty where there is no
+    Triton, and so no such operator.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return set()
+    import lighthouse.ops.triton  # noqa: F401  (registers the operators)
+
+    return {torch.ops.lighthouse.select.default}

@@ -2,8 +2,8 @@
 
 Every function has the signature of its namesake in ``lighthouse.ops.reference``.
 
-    summarize.py  the one pass over all tokens: coarsest means, largest norms
-    select.py     the cascade and the order of the sub-sequence
+    summary.py    the one pass over all tokens: coarsest means, largest norms
+    cascade.py    the cascade and the order of the sub-sequence
     move.py       gather and scatter, as operators with gradients, out of two kernels, each serving
                   one direction forward and the other backward:
     windows.py      sums a window of tokens into a row:  gather forward,  scatter backward
@@ -16,15 +16,17 @@ filled with zeros, nothing is atomic, and results are the same on every run.
 import torch
 import triton
 
+from lighthouse.ops.triton.cascade import select
 from lighthouse.ops.triton.move import gather, scatter
-from lighthouse.ops.triton.select import select
-from lighthouse.ops.triton.summarize import summarize
+from lighthouse.ops.triton.summary import summarize
 
-__all__ = ["DTYPES", "gather", "runs_on", "scatter", "select", "summarize"]
+__all__ = ["DTYPES", "INTERPRETED", "gather", "runs_on", "scatter", "select", "summarize"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Triton decides at import; and torch.compile cannot trace a look-up of the setting.
+INTERPRETED = triton.knobs.runtime.interpret
 
 
 def runs_on(device: torch.device) -> bool:
     """Whether these kernels run there: on GPUs, and on CPUs under Triton's interpreter."""
-    return device.type == "cuda" or triton.knobs.runtime.interpret
+    return device.type == "cuda" or INTERPRETED

@@ -75,11 +75,13 @@ def _windows_kernel(
     b_count = tl.where(in_s, b_count, 0)
     p_x = x + i_b * stride_b + i_h * stride_h
     p_x = p_x + (b_first.to(tl.int64) * stride_n)[:, None] + i_d[None, :]
+    to_next = tl.full((), 1, tl.int64) * stride_n  # int64: windows can be long
     for token in tl.range(0, tl.max(b_count), loop_unroll_factor=4):
         mask = (token < b_count)[:, None] & in_d[None, :]
-        b_sum += tl.load(p_x + token * stride_n, mask=mask, other=0).to(tl.float32)
+        b_sum += tl.load(p_x + token * to_next, mask=mask, other=0).to(tl.float32)
     if not SPOKEN:
-        b_sum /= tl.maximum(b_count, 1).to(tl.float32)[:, None]
+        b_tokens = tl.maximum(b_count, 1).to(tl.float32)[:, None]
+        b_sum = tl.div_rn(b_sum, tl.broadcast_to(b_tokens, b_sum.shape))
     p_rows = rows + ((i_bh.to(tl.int64) * num_rows + i_s) * D)[:, None] + i_d[None, :]
     tl.store(p_rows, b_sum.to(rows.dtype.element_ty), mask=in_s[:, None] & in_d[None, :])
 

@@ -120,16 +120,14 @@ def _select_kernel(
     places = refined + L * M
 
     # The cascade, from the coarsest level down.
-    for step in tl.static_range(L - 1):
-        LEVEL: tl.constexpr = L - 1 - step
-        UNDER: tl.constexpr = COARSEST_WIDTH // P ** (L - LEVEL)
+    for LEVEL in tl.static_range(L - 1, 0, -1):
         count = (last - first) if LEVEL == L - 1 else M * P
         chunk_size = per_chunk * P ** (L - 1 - LEVEL)
         for start in range(0, count, BLOCK):
             i = start + tl.arange(0, BLOCK)
             in_i = i < count
             b_e = _entries(i, in_i, refined, first, LEVEL, L, P, M)
-            b_key = _key_of(_largest_under(query_maxima, b_e, in_i, UNDER, G, level1))
+            b_key = _key_of(_largest_under(query_maxima, b_e, in_i, P ** (LEVEL - 1), G, level1))
             if COVER_PREFIX:
                 b_key = tl.where(b_e % chunk_size == 0, _FIRST, b_key)
             tl.store(keys + i, b_key, mask=in_i)
@@ -141,7 +139,7 @@ def _select_kernel(
             in_i = i < count
             by_query, seen = _taken(keys, i, count, t, equals, seen)
             b_e = _entries(i, in_i, refined, first, LEVEL, L, P, M)
-            b_key = _key_of(_largest_under(key_maxima, b_e, in_i, UNDER, 1, level1))
+            b_key = _key_of(_largest_under(key_maxima, b_e, in_i, P ** (LEVEL - 1), 1, level1))
             tl.debug_barrier()
             tl.store(keys + i, tl.where(by_query, _EXCLUDED, b_key), mask=in_i)
         tl.debug_barrier()

@@ -44,18 +44,20 @@ def _summarize_kernel(
     p_x = p_head + (i_e.to(tl.int64) * WIDTH * stride_n)[:, None] + i_d[None, :]
     p_maxima = maxima + (i_bh.to(tl.int64) * num_coarsest + i_e) * (WIDTH // P)
 
+    to_next = tl.full((), 1, tl.int64) * stride_n  # int64: windows can be long
     b_sum = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
     for child in range(WIDTH // P):
         b_largest = tl.zeros((BLOCK_E,), tl.float32)
         for token in tl.range(0, P, loop_unroll_factor=4):
-            b_x = tl.load(p_x + (child * P + token) * stride_n, mask=mask, other=0).to(tl.float32)
+            b_x = tl.load(p_x + (child * P + token) * to_next, mask=mask, other=0).to(tl.float32)
             b_sum += b_x
             if SCORED:
-                b_largest = tl.maximum(b_largest, tl.sum(b_x * b_x, axis=1))
+                b_square = tl.sum(b_x * b_x, axis=1)
+                b_largest = tl.maximum(b_largest, b_square, propagate_nan=tl.PropagateNan.ALL)
         if SCORED:
             tl.store(p_maxima + child, tl.sqrt_rn(b_largest), mask=in_e)
     p_coarsest = coarsest + ((i_bh.to(tl.int64) * num_coarsest + i_e) * D)[:, None] + i_d[None, :]
-    tl.store(p_coarsest, (b_sum / WIDTH).to(coarsest.dtype.element_ty), mask=mask)
+    tl.store(p_coarsest, tl.div_rn(b_sum, WIDTH * 1.0).to(coarsest.dtype.element_ty), mask=mask)
 
 
 @torch.library.custom_op("lighthouse::summarize", mutates_args=())
