@@ -168,9 +168,10 @@ def test_eager_yardstick_equals_the_oracle(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @EACH_SHAPE
 def test_low_precision(name: str, dtype: torch.dtype) -> None:
-    """Output and gradients: at most twice the error of plain eager code plus one rounding.
+    """Output and gradients: at most twice the error of plain eager code plus four roundings.
 
-    Both are measured against float64 on the same, already rounded, inputs.
+    Both are measured against float64 on the same, already rounded, inputs. The four are those of a
+    logit, a weight, a row and a sum of rows, which in the plain code can happen to cancel.
     """
     config, inputs64 = make(name)
     inputs = leaves(to(inputs64, dtype))
@@ -189,8 +190,8 @@ def test_low_precision(name: str, dtype: torch.dtype) -> None:
         strict=True,
     ):
         assert got.dtype == dtype
-        allowed = 2 * (plain - want).abs().max() + torch.finfo(dtype).eps * want.abs().max()
-        assert (got - want).abs().max() <= allowed
+        roundings = 4 * torch.finfo(dtype).eps * want.abs().max()
+        assert (got - want).abs().max() <= 2 * (plain - want).abs().max() + roundings
 
 
 @EACH_SHAPE

@@ -1,0 +1,15 @@
+"""Figures in the README are those of the results files."""
+
+import json
+import runpy
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_tables_of_the_readme_are_made_from_the_results() -> None:
+    made = runpy.run_path(str(ROOT / "benchmarks" / "table.py"))
+    results = json.loads((ROOT / "benchmarks/results/attention_h100.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert made["table"](results) in readme
+    assert made["step_table"](results) in readme
