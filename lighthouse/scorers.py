@@ -55,11 +55,17 @@ def level0_scores(
     k_expanded = k_BHND.repeat_interleave(group, dim=1) if group > 1 else k_BHND
     v_expanded = v_BHND.repeat_interleave(group, dim=1) if group > 1 else v_BHND
 
-    def scores(queries_BHND: Tensor, keys_BHND: Tensor) -> Tensor:
-        out = attend(*(_interleaved(x, config) for x in (queries_BHND, keys_BHND, v_expanded)))
-        return _norm_scores(_deinterleaved(out, config, q_BHND.shape[0]), num_kv_heads)
+    # Batch entries are now the interleaved subsequences of every chunk.
+    q, k, v = (_interleaved(x, config) for x in (q_BHND, k_expanded, v_expanded))
+    if config.scorer == "gla":
+        # The order in memory that fla-core needs, which would otherwise copy in either pass.
+        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
 
-    return scores(q_BHND, k_expanded), scores(k_expanded, q_BHND)
+    def scores(queries: Tensor, keys: Tensor) -> Tensor:
+        norms = _norm_scores(attend(queries, keys, v), num_kv_heads)
+        return _deinterleaved(norms, config, q_BHND.shape[0])
+
+    return scores(q, k), scores(k, q)
 
 
 def level1_maxima(scores_BHN: Tensor, config: LighthouseConfig) -> Tensor:
@@ -83,9 +89,10 @@ def _interleaved(x_BHND: Tensor, config: LighthouseConfig) -> Tensor:
     return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
-def _deinterleaved(x: Tensor, config: LighthouseConfig, batch: int) -> Tensor:
-    x = x.unflatten(0, (batch, config.num_chunks, config.dilation))
-    return x.permute(0, 3, 1, 4, 2, 5).flatten(2, 4)
+def _deinterleaved(scores: Tensor, config: LighthouseConfig, batch: int) -> Tensor:
+    """(B * chunks * dilation, Hkv, N / chunks / dilation) -> (B, Hkv, N)."""
+    scores = scores.unflatten(0, (batch, config.num_chunks, config.dilation))
+    return scores.permute(0, 3, 1, 4, 2).flatten(2, 4)
 
 
 def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
