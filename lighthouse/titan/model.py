@@ -34,7 +34,8 @@ def dense_module(inner_attention: nn.Module) -> nn.Module:
     return inner_attention
 
 
-def _lighthouse_modules(model_parts: Iterable[nn.Module]) -> list[LighthouseAttention]:
+def lighthouse_modules(model_parts: Iterable[nn.Module]) -> list[LighthouseAttention]:
+    """The Lighthouse layers' attention modules, in either stage."""
     return [m for part in model_parts for m in part.modules() if isinstance(m, LighthouseAttention)]
 
 
@@ -48,13 +49,13 @@ def is_dense_step(section: Any, step: int) -> bool:
 def set_stage(model_parts: Iterable[nn.Module], section: Any, step: int) -> None:
     """Put all layers into the stage of ``step``. Nothing but the attention call changes."""
     dense = is_dense_step(section, step)
-    for module in _lighthouse_modules(model_parts):
+    for module in lighthouse_modules(model_parts):
         module.dense = dense
 
 
 def stage_metrics(model_parts: Iterable[nn.Module]) -> dict[str, int]:
     """How many layers run Lighthouse Attention now; nothing for a model that never does."""
-    modules = _lighthouse_modules(model_parts)
+    modules = lighthouse_modules(model_parts)
     if not modules:
         return {}
     return {"lighthouse/active_layers": sum(not module.dense for module in modules)}

@@ -1,0 +1,31 @@
+"""Model FLOPs of what the layers really do."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from lighthouse.titan.model import lighthouse_modules
+
+
+def flops_per_token(
+    model_parts: Iterable[nn.Module], dense_flops_per_token: int, model_args: Any, seq_len: int
+) -> int:
+    """FLOPs per token and step in the present stage, by torchtitan's conventions.
+
+    Those count 12 * heads * head dimension * N per token for attention (forward and backward, no
+    discount for the causal mask, no recomputation). A layer in the Lighthouse stage attends S x S
+    instead of N x N; pooling, scoring and scatter are bandwidth and count nothing.
+
+    Args:
+        model_parts: the model, in its present stage.
+        dense_flops_per_token: of the same model with dense attention everywhere.
+        model_args: torchtitan's, for the number and width of heads.
+        seq_len: N.
+    """
+    saved = sum(
+        12 * model_args.dim * (seq_len - module.config.gathered_len(seq_len) ** 2 / seq_len)
+        for module in lighthouse_modules(model_parts)
+        if not module.dense
+    )
+    return round(dense_flops_per_token - saved)
