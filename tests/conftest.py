@@ -1,4 +1,4 @@
-"""Settings shared by the unit tests."""
+"""Settings shared by all tests."""
 
 import os
 

@@ -1,7 +1,11 @@
 """Checks across sections of a job's configuration, before a model or process group exists."""
 
+import importlib.util
 from typing import Any
 
+import torch
+
+from lighthouse.ops import implementation
 from lighthouse.titan.config import layer_configs
 from lighthouse.titan.flavors import BYTE_VOCAB_SIZE
 
@@ -73,7 +77,8 @@ def _check_lighthouse(job_config: Any) -> None:
             f"under a {model_args.attn_mask_type} mask; lighthouse.enable needs sdpa attention "
             "under the plain causal mask, for instance a flavor without _flex or _varlen"
         )
-    layer_configs(section, model_args.n_layers, job_config.training.seq_len)
+    configs = layer_configs(section, model_args.n_layers, job_config.training.seq_len)
+    _check_implementation(section.impl, any(c and c.scorer == "gla" for c in configs))
     if job_config.validation.enable:
         layer_configs(section, model_args.n_layers, job_config.validation.seq_len, "validation")
     if section.dense_from_step is not None and section.dense_from_step < 1:
@@ -86,6 +91,20 @@ def _check_lighthouse(job_config: Any) -> None:
         raise ValueError(
             f"parallelism.context_parallel_degree = {degree}: lighthouse.enable is not available "
             "under context parallelism; use 1"
+        )
+
+
+def _check_implementation(impl: str, uses_gla: bool) -> None:
+    from torchtitan.tools.utils import device_type
+
+    try:
+        implementation(impl, torch.device(device_type), torch.bfloat16)
+    except ValueError as error:
+        raise ValueError(f"lighthouse.{error}") from None
+    if uses_gla and device_type != "cpu" and importlib.util.find_spec("fla") is None:
+        raise ValueError(
+            "lighthouse.scorer = 'gla': needs fla-core on a GPU; "
+            "pip install 'lighthouse-attention[gla]', or use 'norm' or 'dilated'"
         )
 
 

@@ -196,6 +196,28 @@ def test_byte_tokenizer_needs_the_vocabulary(parse, monkeypatch):
         parse({"model.flavor": "small"})
 
 
+def test_kernels_need_a_gpu(parse, monkeypatch):
+    from torchtitan.tools import utils
+
+    from lighthouse.ops import triton
+
+    monkeypatch.setattr(utils, "device_type", "cpu")
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    with pytest.raises(ValueError, match=r"lighthouse\.impl = 'triton': .*'reference' or 'auto'"):
+        parse({"lighthouse.impl": "triton"})
+    parse({"lighthouse.impl": "auto"})
+
+
+def test_gla_needs_its_library_on_a_gpu(parse, monkeypatch):
+    from torchtitan.tools import utils
+
+    monkeypatch.setattr(utils, "device_type", "cuda")
+    monkeypatch.setitem(sys.modules, "fla", None)
+    with pytest.raises(ValueError, match=r"lighthouse\.scorer = 'gla': needs fla-core"):
+        parse({"lighthouse.layer_overrides": ["1:scorer=gla"]})
+    parse({"lighthouse.layer_overrides": ["1:scorer=dilated"]})
+
+
 def test_unknown_key_is_refused(parse):
     with pytest.raises(ValueError, match="top_k"):
         parse({"lighthouse.top_k": 4})
