@@ -1,5 +1,7 @@
 """Seeded inputs, with scores so far apart that rounding cannot change a selection."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from hypothesis import strategies as st
@@ -7,6 +9,9 @@ from hypothesis import strategies as st
 from lighthouse import LighthouseConfig
 
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+# build(num_levels, pooling_factor, topk, ...), with the smallest strata unless said otherwise.
+build = partial(LighthouseConfig, stratum=2)
 
 
 def normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:

@@ -13,8 +13,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torchtitan.components.tokenizer import BaseTokenizer, build_hf_tokenizer
 from torchtitan.config import JobConfig
 
+from lighthouse.titan.flavors import BYTE_VOCAB_SIZE
+
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>", *(f"<|reserved_{i}|>" for i in range(5)))
-VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 
 
 class ByteTokenizer(BaseTokenizer):
@@ -65,8 +66,8 @@ class ByteTokenizer(BaseTokenizer):
         """
         pieces = bytearray()
         for token in token_ids:
-            if not 0 <= token < VOCAB_SIZE:
-                raise ValueError(f"token id {token}: expected 0..{VOCAB_SIZE - 1}")
+            if not 0 <= token < BYTE_VOCAB_SIZE:
+                raise ValueError(f"token id {token}: expected 0..{BYTE_VOCAB_SIZE - 1}")
             if token < 256:
                 pieces.append(token)
             elif not skip_special_tokens:
@@ -74,7 +75,7 @@ class ByteTokenizer(BaseTokenizer):
         return pieces.decode("utf-8", errors="replace")
 
     def get_vocab_size(self) -> int:
-        return VOCAB_SIZE
+        return BYTE_VOCAB_SIZE
 
     def save_pretrained(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` into `folder` (made if missing).

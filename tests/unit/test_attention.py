@@ -17,30 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from lighthouse import LighthouseAttention, LighthouseConfig, lighthouse_attention, select
 from lighthouse.scorers import level0_scores
 from tests import eager, oracle
-from tests.inputs import QKV, geometries, in_projection_order, leaves, normal, qkv, to
-
-
-def build(
-    num_levels: int,
-    pooling_factor: int,
-    topk: int,
-    stratum: int = 2,
-    num_chunks: int = 1,
-    cover_prefix: bool = True,
-    scorer: str = "norm",
-    dilation: int = 4,
-) -> LighthouseConfig:
-    return LighthouseConfig(
-        num_levels=num_levels,
-        pooling_factor=pooling_factor,
-        topk=topk,
-        stratum=stratum,
-        num_chunks=num_chunks,
-        cover_prefix=cover_prefix,
-        scorer=scorer,  # type: ignore[arg-type]
-        dilation=dilation,
-    )
-
+from tests.inputs import QKV, build, geometries, in_projection_order, leaves, normal, qkv, to
 
 # name: ((batch, tokens, head dimension), (query heads, key/value heads), configuration)
 SHAPES = {
@@ -395,7 +372,9 @@ def test_prefix_of_zero_rows(
         x.unflatten(2, (num_chunks, chunk_len))[:, :, :, : p ** (num_levels - 1)] *= 1e-3
     output = {}
     for cover_prefix in (False, True):
-        config = build(num_levels, p, 256, 128, num_chunks, cover_prefix)
+        config = LighthouseConfig(
+            num_levels, p, 256, num_chunks=num_chunks, cover_prefix=cover_prefix
+        )
         rows = run(config, inputs).unflatten(2, (num_chunks, chunk_len))
         output[cover_prefix] = (rows == 0).all(dim=-1)
     expected = torch.zeros(1, 2, num_chunks, chunk_len, dtype=torch.bool)

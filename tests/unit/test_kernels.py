@@ -28,33 +28,13 @@ from lighthouse.attention import dense_attention
 from lighthouse.ops import reference, triton
 from lighthouse.ops.triton import cascade, summary
 from lighthouse.scorers import level0_scores, level1_maxima
-from tests.inputs import QKV, geometries, in_projection_order, leaves, normal, qkv, to
+from tests.inputs import QKV, build, geometries, in_projection_order, leaves, normal, qkv, to
 
 Values = tuple[Tensor, Tensor]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 ON_GPU = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
-
-
-def build(
-    num_levels: int,
-    pooling_factor: int,
-    topk: int,
-    stratum: int = 2,
-    num_chunks: int = 1,
-    cover_prefix: bool = True,
-    scorer: str = "norm",
-) -> LighthouseConfig:
-    return LighthouseConfig(
-        num_levels=num_levels,
-        pooling_factor=pooling_factor,
-        topk=topk,
-        stratum=stratum,
-        num_chunks=num_chunks,
-        cover_prefix=cover_prefix,
-        scorer=scorer,  # type: ignore[arg-type]
-    )
 
 
 # name: ((batch, tokens, head dimension), (query heads, key/value heads), configuration)

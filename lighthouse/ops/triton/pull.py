@@ -16,7 +16,6 @@ def _pull_kernel(
     slot,
     x,
     seq_len,
-    num_rows,
     num_entries,
     row_stride_b,
     row_stride_h,
@@ -105,7 +104,7 @@ def pull_rows(
         (B, H, N, D) in the dtype of ``rows``, see :func:`empty_tokens`.
     """
     rows = rows if rows.stride(3) == 1 else rows.contiguous()
-    batch, heads, num_rows, head_dim = rows.shape
+    batch, heads, _, head_dim = rows.shape
     x = empty_tokens(rows, seq_len, token_major)
     block_d = triton.next_power_of_2(head_dim)
     block_n = max(1, _TILE // block_d)
@@ -114,7 +113,6 @@ def pull_rows(
         slot,
         x,
         seq_len,
-        num_rows,
         slot.shape[2],
         *rows.stride()[:3],
         *x.stride()[:3],
