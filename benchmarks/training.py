@@ -1,0 +1,181 @@
+"""Speed and memory of the trainer, through torchrun, and where a step's time goes.
+
+    python benchmarks/training.py OUT.json CASE [CASE ...] [--profile CASE ...] [--list]
+
+Each case is a fresh ``torchrun -m torchtitan.train`` of ``train_configs/530M_byte_98k.toml`` with a
+few flags, one sequence a step. Speed is the median of the steps after the first four; memory is the
+largest that the allocator reserved in them. A profiled case adds the GPU time of one step by kind
+of kernel. Results are written after each case, so an interrupted run keeps what it has.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+WARMUP_STEPS = 4
+MEASURED_STEPS = 8
+
+# Kernel names, in the order they are tried.
+KINDS = {
+    "attention": r"fmha|flash|sdpa",
+    "lighthouse": r"_summarize_kernel|_select_kernel|_windows_kernel|_pull_kernel",
+    "matmul": r"gemm|nvjet|cutlass|cublas|splitK",
+    "communication": r"nccl",
+    "compiled elementwise": r"^triton_",
+    "optimizer": r"multi_tensor|adam|lpnorm",
+    "copies": r"Mem(cpy|set)|copy|CatArray",
+    "other": r"",
+}
+
+NO_AC = "--activation_checkpoint.mode none"
+OP_AC = "--activation_checkpoint.mode selective --activation_checkpoint.selective_ac_option op"
+FULL_AC = "--activation_checkpoint.mode full"
+DENSE = "--lighthouse.no-enable"
+REAL_VOCABULARY = "--model.flavor 530M --training.loss_chunk_tokens 8192"
+FAR = (
+    "--lighthouse.num_levels 4 --lighthouse.topk 4096 --lighthouse.dense_layers "
+    "--training.loss_chunk_tokens 65536 " + FULL_AC
+)
+
+
+def cases() -> dict[str, tuple[int, str]]:
+    """Name -> number of GPUs, flags."""
+    known = {
+        "98k": (1, NO_AC),
+        "98k-op": (1, OP_AC),
+        "98k-full": (1, FULL_AC),
+        "98k-autocast": (1, f"--parallelism.no-fsdp_on_one_rank {NO_AC}"),
+        "98k-dense": (1, f"{DENSE} {NO_AC}"),
+        "98k-dense-op": (1, f"{DENSE} {OP_AC}"),
+        "98k-dense-full": (1, f"{DENSE} {FULL_AC}"),
+        "98k-530M": (1, f"{REAL_VOCABULARY} {NO_AC}"),
+        "98k-530M-op": (1, f"{REAL_VOCABULARY} {OP_AC}"),
+    }
+    for length in (262144, 393216, 524288, 655360, 786432, 1048576):
+        known[f"{length}-full"] = (1, f"--training.seq_len {length} {FAR}")
+    return known
+
+
+def run(name: str, gpus: int, flags: str, profiled: bool) -> dict[str, Any]:
+    """One case in a process of its own; ``error`` instead of figures where it fails."""
+    steps = WARMUP_STEPS + MEASURED_STEPS
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            *f"{sys.executable} -m torch.distributed.run --standalone".split(),
+            *f"--nproc_per_node={gpus} -m torchtitan.train".split(),
+            *f"--job.config_file {ROOT}/train_configs/530M_byte_98k.toml".split(),
+            *f"--job.dump_folder {folder} --training.dataset python --training.steps".split(),
+            *f"{steps} --training.global_batch_size -1 --checkpoint.no-enable".split(),
+            *"--metrics.log_freq 1 --metrics.no-enable_tensorboard --debug.seed 1".split(),
+            *flags.split(),
+        ]
+        if profiled:
+            command += "--profiling.enable_profiling --profiling.profiler_warmup 1".split()
+            command += f"--profiling.profile_freq {steps - 1}".split()
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        result: dict[str, Any] = {"case": name, "gpus": gpus, "flags": flags}
+        if done.returncode != 0:
+            errors = re.findall(r".*Error: .*", done.stdout)
+            return result | {"error": (errors or done.stdout.splitlines())[-1][-400:]}
+        lines = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+        measured = [line for line in lines if line["step"] > WARMUP_STEPS]
+        # The step that writes the profile is slow.
+        speeds = [line["tokens_per_second"] for line in measured][: -2 if profiled else None]
+        result |= {
+            "tokens_per_second": round(statistics.median(speeds)),
+            "slowest_and_fastest": [round(min(speeds)), round(max(speeds))],
+            "memory_gib": round(max(line["memory/max_reserved(GiB)"] for line in measured), 2),
+            "active_gib": round(max(line["memory/max_active(GiB)"] for line in measured), 2),
+            "mfu_percent": round(measured[0]["mfu(%)"], 1),
+            "losses": [line["loss"] for line in measured],
+        }
+        if profiled:
+            (trace,) = Path(folder).rglob("rank0_trace.json")
+            result["profile"] = summarise(json.loads(trace.read_text()))
+        return result
+
+
+def summarise(trace: dict[str, Any]) -> dict[str, Any]:
+    """GPU milliseconds of one step by kind, those without a kernel, and the longest kernels."""
+    kernels = [
+        event
+        for event in trace["traceEvents"]
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
+    ]
+    by_kind: dict[str, float] = defaultdict(float)
+    by_name: dict[str, list[float]] = defaultdict(list)
+    busy_until = start = min(event["ts"] for event in kernels)
+    busy = 0.0
+    for event in sorted(kernels, key=lambda event: event["ts"]):
+        kind = next(k for k, pattern in KINDS.items() if re.search(pattern, event["name"]))
+        by_kind[kind] += event["dur"] / 1000
+        by_name[event["name"]].append(event["dur"] / 1000)
+        end = event["ts"] + event["dur"]
+        busy += max(0.0, end - max(event["ts"], busy_until)) / 1000
+        busy_until = max(busy_until, end)
+    longest = sorted(by_name.items(), key=lambda item: -sum(item[1]))[:12]
+    return {
+        "span_ms": round((busy_until - start) / 1000, 1),
+        "idle_ms": round((busy_until - start) / 1000 - busy, 1),
+        "by_kind_ms": {kind: round(ms, 1) for kind, ms in by_kind.items()},
+        "kernels": [[name[:120], len(ms), round(sum(ms), 2)] for name, ms in longest],
+    }
+
+
+def machine() -> dict[str, Any]:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version(),
+        "commit": commit.stdout.strip() or os.environ.get("COMMIT", "unknown"),
+        "matmul_tflops": round(matmul_rate(), 1),
+    }
+
+
+def matmul_rate() -> float:
+    """TFLOP/s of a large bf16 product, the ceiling of the model's."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    times = []
+    for _ in range(20):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        a @ a
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return 2 * 8192**3 / statistics.median(times) / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("cases", nargs="+", choices=list(cases()), metavar="CASE")
+    parser.add_argument("--profile", nargs="*", default=[], metavar="CASE")
+    args = parser.parse_args()
+    report: dict[str, Any] = {**machine(), "results": []}
+    for name in args.cases:
+        result = run(name, *cases()[name], profiled=name in args.profile)
+        report["results"].append(result)
+        shown = {k: v for k, v in result.items() if k not in ("profile", "losses")}
+        print(json.dumps(shown), flush=True)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
