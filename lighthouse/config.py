@@ -1,7 +1,7 @@
 """The parameters of Lighthouse Attention and every constraint on them."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 Scorer = Literal["norm", "dilated", "gla"]
@@ -89,6 +89,19 @@ class LighthouseConfig:
     def num_strata(self) -> int:
         """Strata of the whole sequence: k / m."""
         return self.topk // self.stratum
+
+    def local(self, ranks: int) -> "LighthouseConfig":
+        """The parameters of one of ``ranks`` context-parallel ranks, which owns whole chunks.
+
+        Everything but attention stays inside a chunk, so with these a rank computes its share of
+        the sub-sequence from its share of the tokens (definition, section 8).
+
+        Raises:
+            ValueError: if ``num_chunks`` is not divisible by ``ranks``.
+        """
+        if self.num_chunks % ranks:
+            raise ValueError(f"num_chunks = {self.num_chunks}: must be divisible by {ranks} ranks")
+        return replace(self, topk=self.topk // ranks, num_chunks=self.num_chunks // ranks)
 
     def validate(self, seq_len: int) -> None:
         """Check that a sequence of ``seq_len`` tokens can be processed.

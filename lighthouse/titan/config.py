@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lighthouse.config import LighthouseConfig, Scorer
+from lighthouse.config import LighthouseConfig, Scorer, nearest_multiple
 
 LAYER_KEYS = ("topk", "pooling_factor", "num_levels", "scorer")
 """What ``layer_overrides`` may set."""
@@ -49,6 +49,12 @@ class Lighthouse:
     dense_from_step: int | None = None
     """First step at which every layer is dense (steps count from 1); unset: never in this run"""
 
+    num_chunks: int | None = None
+    """
+    Equal pieces of the sequence inside which everything but attention stays; unset: one on a
+    single rank, under context parallelism as many as its ranks own
+    """
+
     impl: Literal["auto", "reference", "triton"] = "auto"
     """Implementation of the steps around the dense call; auto takes the fastest for the device"""
 
@@ -60,15 +66,45 @@ class Lighthouse:
     """
 
 
+def num_chunks(section: Lighthouse, parallelism: Any) -> int:
+    """Chunks of the sequence: each context-parallel rank owns one, or two with balancing.
+
+    Args:
+        section: the job's ``[lighthouse]``.
+        parallelism: the job's ``[parallelism]``.
+
+    Raises:
+        ValueError: for a ``num_chunks`` that the ranks can't share out.
+    """
+    degree = parallelism.context_parallel_degree
+    balanced = degree > 1 and bool(parallelism.context_parallel_load_balancer)
+    least = 2 * degree if balanced else degree
+    if section.num_chunks is None:
+        return least
+    if section.num_chunks < 1 or section.num_chunks % least:
+        each = "two with" if balanced else "one without"
+        raise ValueError(
+            f"lighthouse.num_chunks = {section.num_chunks}: must be a positive multiple of "
+            f"{least}, since parallelism.context_parallel_degree = {degree} ranks own {each} "
+            f"head-tail balancing; nearest is {nearest_multiple(section.num_chunks, least)}"
+        )
+    return section.num_chunks
+
+
 def layer_configs(
-    section: Lighthouse, num_layers: int, seq_len: int, length_section: str = "training"
+    section: Lighthouse,
+    num_layers: int,
+    seq_len: int,
+    num_chunks: int = 1,
+    length_section: str = "training",
 ) -> list[LighthouseConfig | None]:
     """The parameters of each layer, ``None`` for a layer that is always dense.
 
     Args:
         section: the job's ``[lighthouse]``.
         num_layers: layers of the model.
-        seq_len: tokens per sequence, which every layer must accept.
+        seq_len: tokens per sequence over all ranks, which every layer must accept.
+        num_chunks: chunks of the sequence over all ranks, see :func:`num_chunks`.
         length_section: the TOML section ``seq_len`` comes from, for messages.
 
     Raises:
@@ -81,7 +117,7 @@ def layer_configs(
                 f"the model has layers 0..{num_layers - 1}"
             )
     fields = (f.name for f in dataclasses.fields(LighthouseConfig))
-    base = {name: getattr(section, name) for name in fields if hasattr(section, name)}
+    base = {name: getattr(section, name) for name in fields} | {"num_chunks": num_chunks}
     _check(base, seq_len, length_section, "")
     overrides: list[dict[str, str | int]] = [{} for _ in range(num_layers)]
     for entry in section.layer_overrides:

@@ -9,7 +9,7 @@ from lighthouse.titan.model import lighthouse_modules
 
 
 def flops_per_token(
-    model_parts: Iterable[nn.Module], dense_flops_per_token: int, model_args: Any, seq_len: int
+    model_parts: Iterable[nn.Module], dense_flops_per_token: int, model_args: Any, job_config: Any
 ) -> int:
     """FLOPs per token and step in the present stage, by torchtitan's conventions.
 
@@ -21,10 +21,13 @@ def flops_per_token(
         model_parts: the model, in its present stage.
         dense_flops_per_token: of the same model with dense attention everywhere.
         model_args: torchtitan's, for the number and width of heads.
-        seq_len: N.
+        job_config: torchtitan's ``JobConfig``, for N and the ranks that share a sequence.
     """
+    seq_len, ranks = job_config.training.seq_len, job_config.parallelism.context_parallel_degree
     saved = sum(
-        12 * model_args.dim * (seq_len - module.config.gathered_len(seq_len) ** 2 / seq_len)
+        12
+        * model_args.dim
+        * (seq_len - (ranks * module.config.gathered_len(seq_len // ranks)) ** 2 / seq_len)
         for module in lighthouse_modules(model_parts)
         if not module.dense
     )

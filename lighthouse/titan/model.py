@@ -8,23 +8,32 @@ import torch
 from torch import nn
 
 from lighthouse.attention import LighthouseAttention
-from lighthouse.titan.config import layer_configs
+from lighthouse.titan.config import layer_configs, num_chunks
 
 
 def apply_lighthouse(model: Any, job_config: Any) -> None:
     """Wrap the attention of every Lighthouse layer of a just built (meta device) Transformer.
 
     The wrapped dense module stays inside, so context parallelism and the switch to dense find it,
-    and parameter names stay those of the dense model.
+    and parameter names stay those of the dense model. Under context parallelism a rank's tokens are
+    whole chunks: it pools, selects and scatters by itself, and the ring runs over the sub-sequence
+    as it does over the tokens of a dense layer.
     """
     section = job_config.lighthouse
     if not section.enable:
         return
-    configs = layer_configs(section, len(model.layers), job_config.training.seq_len)
+    parallelism = job_config.parallelism
+    configs = layer_configs(
+        section,
+        len(model.layers),
+        job_config.training.seq_len,
+        num_chunks(section, parallelism),
+    )
     for block, config in zip(model.layers.values(), configs, strict=True):
         if config is not None:
+            local = config.local(parallelism.context_parallel_degree)
             inner = block.attention.inner_attention
-            block.attention.inner_attention = LighthouseAttention(config, inner, section.impl)
+            block.attention.inner_attention = LighthouseAttention(local, inner, section.impl)
 
 
 def dense_module(inner_attention: nn.Module) -> nn.Module:

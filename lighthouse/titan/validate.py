@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from lighthouse.config import nearest_multiple
 from lighthouse.ops import implementation
-from lighthouse.titan.config import layer_configs
+from lighthouse.titan.config import layer_configs, num_chunks
 from lighthouse.titan.flavors import BYTE_VOCAB_SIZE
 
 
@@ -21,11 +22,14 @@ def validate(job_config: Any) -> None:
     """
     _check_loading(job_config)
     _check_device(job_config)
+    _check_context_parallelism(job_config.parallelism, job_config.training.seq_len)
     if job_config.lighthouse.enable:
         _check_lighthouse(job_config)
         _check_stage_can_be_resumed(job_config)
     if job_config.model.tokenizer == "byte":
         _check_byte_vocabulary(job_config)
+    if job_config.training.loss_chunk_tokens:
+        _check_chunked_loss(job_config)
 
 
 def _check_device(job_config: Any) -> None:
@@ -35,6 +39,19 @@ def _check_device(job_config: Any) -> None:
         raise ValueError(
             "profiling.enable_memory_snapshot = true: needs an accelerator, since the CPU's "
             "allocator keeps no history; set it to false (profiling.enable_profiling works)"
+        )
+
+
+def _check_context_parallelism(parallelism: Any, seq_len: int) -> None:
+    degree = parallelism.context_parallel_degree
+    if degree == 1:
+        return
+    # Upstream asks for two pieces a rank whether or not they are balanced.
+    divisor = 2 * degree * parallelism.tensor_parallel_degree
+    if seq_len % divisor:
+        raise ValueError(
+            f"training.seq_len = {seq_len}: must be divisible by 2 * context_parallel_degree * "
+            f"tensor_parallel_degree = {divisor}; nearest is {nearest_multiple(seq_len, divisor)}"
         )
 
 
@@ -64,6 +81,21 @@ def _check_byte_vocabulary(job_config: Any) -> None:
         )
 
 
+def _check_chunked_loss(job_config: Any) -> None:
+    chunk_tokens, parallelism = job_config.training.loss_chunk_tokens, job_config.parallelism
+    key = f"training.loss_chunk_tokens = {chunk_tokens}"
+    if chunk_tokens < 0:
+        raise ValueError(f"{key}: must be a number of tokens, or 0 for all of them at once")
+    if job_config.model.name != "llama3":
+        raise ValueError(f"{key}: model.name = {job_config.model.name!r} has no such loss; use 0")
+    for degree in ("tensor_parallel_degree", "pipeline_parallel_degree"):
+        if getattr(parallelism, degree) > 1:
+            raise ValueError(
+                f"{key}: needs the whole output layer on each rank, which "
+                f"parallelism.{degree} = {getattr(parallelism, degree)} splits; use 0"
+            )
+
+
 def _check_lighthouse(job_config: Any) -> None:
     section = job_config.lighthouse
     if job_config.model.name != "llama3":
@@ -77,20 +109,26 @@ def _check_lighthouse(job_config: Any) -> None:
             f"under a {model_args.attn_mask_type} mask; lighthouse.enable needs sdpa attention "
             "under the plain causal mask, for instance a flavor without _flex or _varlen"
         )
-    configs = layer_configs(section, model_args.n_layers, job_config.training.seq_len)
+    _check_balancer(job_config.parallelism)
+    chunks = num_chunks(section, job_config.parallelism)
+    configs = layer_configs(section, model_args.n_layers, job_config.training.seq_len, chunks)
     _check_implementation(section.impl, any(c and c.scorer == "gla" for c in configs))
     if job_config.validation.enable:
-        layer_configs(section, model_args.n_layers, job_config.validation.seq_len, "validation")
+        length = job_config.validation.seq_len
+        layer_configs(section, model_args.n_layers, length, chunks, "validation")
     if section.dense_from_step is not None and section.dense_from_step < 1:
         raise ValueError(
             f"lighthouse.dense_from_step = {section.dense_from_step}: steps count from 1; "
             "leave it out to stay in the Lighthouse stage"
         )
-    degree = job_config.parallelism.context_parallel_degree
-    if degree > 1:
+
+
+def _check_balancer(parallelism: Any) -> None:
+    balancer = parallelism.context_parallel_load_balancer
+    if parallelism.context_parallel_degree > 1 and balancer not in ("headtail", None):
         raise ValueError(
-            f"parallelism.context_parallel_degree = {degree}: lighthouse.enable is not available "
-            "under context parallelism; use 1"
+            f"parallelism.context_parallel_load_balancer = {balancer!r}: lighthouse.enable takes "
+            "'headtail' or 'none'"
         )
 
 

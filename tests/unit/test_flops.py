@@ -31,11 +31,20 @@ def test_lighthouse_layers_attend_to_the_sub_sequence():
 
     set_stage([model], job.lighthouse, 1)
     expected = 6 * parameters + 12 * 1024 * (4 * N + 26 * S * S / N)
-    assert flops_per_token([model], dense, model_args, N) == pytest.approx(expected, rel=1e-12)
+    assert flops_per_token([model], dense, model_args, job) == pytest.approx(expected, rel=1e-12)
     set_stage([model], job.lighthouse, 10)
-    assert flops_per_token([model], dense, model_args, N) == dense
+    assert flops_per_token([model], dense, model_args, job) == dense
 
 
 def test_a_dense_model_keeps_upstreams_count():
-    _, model, model_args = build()
-    assert flops_per_token([model], 12345, model_args, 2048) == 12345
+    job, model, model_args = build()
+    assert flops_per_token([model], 12345, model_args, job) == 12345
+
+
+def test_context_parallel_ranks_share_the_sub_sequence():
+    args = f"--training.seq_len {N} --lighthouse.enable --lighthouse.num_chunks 4".split()
+    counts = []
+    for degree in ("1", "2"):
+        job, model, model_args = build(*args, "--parallelism.context_parallel_degree", degree)
+        counts.append(flops_per_token([model], 10**10, model_args, job))
+    assert counts[0] == counts[1] < 10**10

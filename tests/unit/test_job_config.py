@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from lighthouse.config import LighthouseConfig
-from lighthouse.titan.config import Lighthouse, layer_configs
+from lighthouse.titan.config import Lighthouse, layer_configs, num_chunks
 
 GOOD = {
     "model": {"name": "llama3", "flavor": "tiny_byte", "tokenizer": "byte"},
@@ -52,6 +52,19 @@ def test_without_the_section_nothing_is_asked(parse):
     assert not config.lighthouse.enable
 
 
+@pytest.mark.parametrize(("balancer", "chunks"), [("headtail", 4), ("none", 2)])
+def test_context_parallel_ranks_own_chunks(parse, balancer, chunks):
+    config = parse(
+        {
+            "parallelism.context_parallel_degree": 2,
+            "parallelism.context_parallel_load_balancer": balancer,
+            "lighthouse.topk": 32,
+            "training.seq_len": 512,
+        }
+    )
+    assert num_chunks(config.lighthouse, config.parallelism) == chunks
+
+
 def test_every_key_is_a_flag(parse):
     config = parse(
         {},
@@ -59,7 +72,8 @@ def test_every_key_is_a_flag(parse):
         *"--lighthouse.scorer dilated --lighthouse.dilation 2 --lighthouse.stratum 16".split(),
         *"--lighthouse.no-cover_prefix --lighthouse.dense_layers 0 3".split(),
         *"--lighthouse.dense_from_step 7 --lighthouse.impl reference".split(),
-        *("--lighthouse.layer_overrides", "1:topk=16,2:scorer=gla num_levels=3"),
+        *"--lighthouse.num_chunks 2".split(),
+        *("--lighthouse.layer_overrides", "1:topk=64,2:scorer=gla num_levels=3"),
     )
     section = config.lighthouse
     expected = Lighthouse(
@@ -73,8 +87,9 @@ def test_every_key_is_a_flag(parse):
         cover_prefix=False,
         dense_layers=[0, 3],
         dense_from_step=7,
+        num_chunks=2,
         impl="reference",
-        layer_overrides=["1:topk=16", "2:scorer=gla num_levels=3"],
+        layer_overrides=["1:topk=64", "2:scorer=gla num_levels=3"],
     )
     assert vars(section) == vars(expected)
 
@@ -159,8 +174,33 @@ def test_wrong_type_names_key_and_value(parse, key, value):
         ({"model.name": "deepseek_v3"}, "model.name = 'deepseek_v3'", "llama3"),
         (
             {"parallelism.context_parallel_degree": 2},
-            "parallelism.context_parallel_degree = 2",
-            "use 1",
+            "lighthouse.topk = 16",
+            "num_chunks * stratum = 4 * 8 = 32; nearest is 32",
+        ),
+        (
+            {"parallelism.context_parallel_degree": 3, "lighthouse.topk": 48},
+            "training.seq_len = 256",
+            "= 6; nearest is 258",
+        ),
+        (
+            {"parallelism.context_parallel_degree": 4, "lighthouse.num_chunks": 4},
+            "lighthouse.num_chunks = 4",
+            "multiple of 8",
+        ),
+        ({"lighthouse.num_chunks": 0}, "lighthouse.num_chunks = 0", "nearest is 1"),
+        (
+            {
+                "parallelism.context_parallel_degree": 2,
+                "parallelism.context_parallel_load_balancer": "ptrr",
+            },
+            "parallelism.context_parallel_load_balancer = 'ptrr'",
+            "'headtail'",
+        ),
+        ({"training.loss_chunk_tokens": -1}, "training.loss_chunk_tokens = -1", "or 0"),
+        (
+            {"training.loss_chunk_tokens": 64, "parallelism.tensor_parallel_degree": 2},
+            "training.loss_chunk_tokens = 64",
+            "parallelism.tensor_parallel_degree = 2 splits",
         ),
         (
             {"validation.enable": True, "validation.seq_len": 100},
