@@ -2,9 +2,9 @@
 
     python benchmarks/training.py OUT.json CASE [CASE ...] [--profile CASE ...] [--list]
 
-Each case is a fresh ``torchrun -m torchtitan.train`` of ``train_configs/530M_byte_98k.toml`` with a
-few flags, one sequence a step. Speed is the median of the steps after the first four; memory is the
-largest that the allocator reserved in them. A profiled case adds the GPU time of one step by kind
+Each case is a fresh ``torchrun -m torchtitan.train`` of ``train_configs/530M_byte_98k.toml`` with
+a few flags, one sequence a step. Speed is the median of the steps after the first three; memory is
+the largest that the allocator reserved in them. A profiled case adds the GPU time of one step by kind
 of kernel. Results are written after each case, so an interrupted run keeps what it has.
 """
 
@@ -18,13 +18,12 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 ROOT = Path(__file__).parents[1]
-WARMUP_STEPS = 4
-MEASURED_STEPS = 8
+WARMUP_STEPS = 3
 
 # Kernel names, in the order they are tried.
 KINDS = {
@@ -43,33 +42,56 @@ OP_AC = "--activation_checkpoint.mode selective --activation_checkpoint.selectiv
 FULL_AC = "--activation_checkpoint.mode full"
 DENSE = "--lighthouse.no-enable"
 REAL_VOCABULARY = "--model.flavor 530M --training.loss_chunk_tokens 8192"
-FAR = (
-    "--lighthouse.num_levels 4 --lighthouse.topk 4096 --lighthouse.dense_layers "
-    "--training.loss_chunk_tokens 65536 " + FULL_AC
-)
+LONG = "--training.loss_chunk_tokens 65536 --lighthouse.dense_layers " + FULL_AC
+MILLION = f"--lighthouse.num_levels 4 --lighthouse.topk 4096 {LONG}"
+RING = "--parallelism.context_parallel_degree 2"
+ALL_TO_ALL = RING + " --parallelism.context_parallel_rotate_method alltoall"
 
 
-def cases() -> dict[str, tuple[int, str]]:
-    """Name -> number of GPUs, flags."""
+class Case(NamedTuple):
+    """What is run: on how many GPUs, with which flags, for how many steps."""
+
+    gpus: int
+    flags: str
+    steps: int = 12
+
+
+def cases() -> dict[str, Case]:
+    """The runs by name. Two-GPU runs have one-GPU runs of the same chunks beside them."""
     known = {
-        "98k": (1, NO_AC),
-        "98k-op": (1, OP_AC),
-        "98k-full": (1, FULL_AC),
-        "98k-autocast": (1, f"--parallelism.no-fsdp_on_one_rank {NO_AC}"),
-        "98k-dense": (1, f"{DENSE} {NO_AC}"),
-        "98k-dense-op": (1, f"{DENSE} {OP_AC}"),
-        "98k-dense-full": (1, f"{DENSE} {FULL_AC}"),
-        "98k-530M": (1, f"{REAL_VOCABULARY} {NO_AC}"),
-        "98k-530M-op": (1, f"{REAL_VOCABULARY} {OP_AC}"),
+        "98k": Case(1, NO_AC),
+        "98k-op": Case(1, OP_AC),
+        "98k-full": Case(1, FULL_AC),
+        "98k-autocast": Case(1, f"--parallelism.no-fsdp_on_one_rank {NO_AC}"),
+        "98k-dense": Case(1, f"{DENSE} {NO_AC}"),
+        "98k-dense-op": Case(1, f"{DENSE} {OP_AC}"),
+        "98k-dense-full": Case(1, f"{DENSE} {FULL_AC}"),
+        "98k-530M": Case(1, f"{REAL_VOCABULARY} {NO_AC}"),
+        "98k-530M-op": Case(1, f"{REAL_VOCABULARY} {OP_AC}"),
     }
-    for length in (262144, 393216, 524288, 655360, 786432, 1048576):
-        known[f"{length}-full"] = (1, f"--training.seq_len {length} {FAR}")
+    for length in (262144, 524288, 786432, 917504, 983040, 1048576):
+        known[f"{length}-L4"] = Case(1, f"--training.seq_len {length} {MILLION}", steps=7)
+
+    shared = f"--training.seq_len 196608 --lighthouse.topk 3072 --lighthouse.num_chunks 4 {OP_AC}"
+    half = f"--training.seq_len 262144 --lighthouse.topk 4096 --lighthouse.num_chunks 4 {LONG}"
+    whole = f"--training.seq_len 524288 --lighthouse.topk 8192 --lighthouse.num_chunks 4 {LONG}"
+    known |= {
+        "196k-one": Case(1, shared),
+        "196k-cp2": Case(2, f"{shared} {RING}"),
+        "196k-cp2-alltoall": Case(2, f"{shared} {ALL_TO_ALL}"),
+        "196k-dense-one": Case(1, f"{shared} {DENSE}", steps=5),
+        "196k-dense-cp2": Case(2, f"{shared} {DENSE} {RING}", steps=5),
+        "262k-one": Case(1, half, steps=7),
+        "524k-one": Case(1, whole, steps=7),
+        "524k-cp2": Case(2, f"{whole} {RING}", steps=7),
+        "524k-cp2-alltoall": Case(2, f"{whole} {ALL_TO_ALL}", steps=7),
+    }
     return known
 
 
-def run(name: str, gpus: int, flags: str, profiled: bool) -> dict[str, Any]:
-    """One case in a process of its own; ``error`` instead of figures where it fails."""
-    steps = WARMUP_STEPS + MEASURED_STEPS
+def run(name: str, case: Case, profiled: bool) -> dict[str, Any]:
+    """One case in processes of its own; ``error`` instead of figures where it fails."""
+    gpus, flags, steps = case
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *f"{sys.executable} -m torch.distributed.run --standalone".split(),
@@ -143,6 +165,7 @@ def machine() -> dict[str, Any]:
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cudnn": torch.backends.cudnn.version(),
+        "alloc_conf": os.environ.get("PYTORCH_ALLOC_CONF", ""),
         "commit": commit.stdout.strip() or os.environ.get("COMMIT", "unknown"),
         "matmul_tflops": round(matmul_rate(), 1),
     }
@@ -170,7 +193,7 @@ def main() -> None:
     args = parser.parse_args()
     report: dict[str, Any] = {**machine(), "results": []}
     for name in args.cases:
-        result = run(name, *cases()[name], profiled=name in args.profile)
+        result = run(name, cases()[name], profiled=name in args.profile)
         report["results"].append(result)
         shown = {k: v for k, v in result.items() if k not in ("profile", "losses")}
         print(json.dumps(shown), flush=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,10 +19,13 @@ class Run:
     returncode: int
     output: str
 
+    def lines(self) -> list[dict[str, Any]]:
+        """Every line of the run's metrics."""
+        return list(map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines()))
+
     def losses(self) -> dict[int, tuple[float, float]]:
         """Loss and gradient norm of each step in full precision, the last line of a step counts."""
-        lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
-        return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines}
+        return {line["step"]: (line["loss"], line["grad_norm"]) for line in self.lines()}
 
     def checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoint" / f"step-{step}"

@@ -1,0 +1,56 @@
+"""Context parallelism gives what one device gives with the same number of chunks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.runs import ROOT, train
+
+GPUS = torch.cuda.device_count()
+DEGREES = [degree for degree in (2, 4) if not GPUS or degree <= GPUS]
+
+
+@pytest.mark.parametrize("ranks", DEGREES)
+def test_layers_equal_those_of_one_device(ranks: int) -> None:
+    """All scorers, grouped-query heads, with and without balancing: see ring.py."""
+    result = subprocess.run(
+        [
+            *f"{sys.executable} -m torch.distributed.run --standalone".split(),
+            *f"--nproc_per_node={ranks} -m tests.integration.ring".split(),
+            "cuda" if GPUS else "cpu",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+    assert f"24 cases agree on {ranks} ranks" in result.stdout
+
+
+def test_a_run_goes_on_at_any_degree(tmp_path: Path) -> None:
+    """Two steps each on different numbers of ranks, through the switch, are six steps on one."""
+    options = [
+        *"--training.seq_len 512 --checkpoint.enable --checkpoint.interval 2".split(),
+        *"--checkpoint.no-last_save_model_only --lr_scheduler.total_steps 6".split(),
+        *"--lighthouse.enable --lighthouse.topk 32 --lighthouse.stratum 4".split(),
+        *"--lighthouse.num_chunks 8 --lighthouse.dense_layers 0".split(),
+        *"--lighthouse.dense_from_step 6".split(),
+    ]
+    whole = train(tmp_path / "whole", *options, "--training.steps=6")
+    for degree, steps in zip((1, *DEGREES, 1), (2, 4, 6), strict=False):
+        layout = [f"--parallelism.context_parallel_degree={degree}", f"--training.steps={steps}"]
+        parts = train(tmp_path / "parts", *options, *layout, processes=degree)
+    assert list(parts.losses()) == list(range(1, 7))
+    for step, (loss, grad_norm) in whole.losses().items():
+        assert parts.losses()[step][0] == pytest.approx(loss, rel=1e-5)
+        assert parts.losses()[step][1] == pytest.approx(grad_norm, rel=1e-4)
+    seen = [line["tokens_seen"] for line in parts.lines()]
+    assert seen == [512 * 2 * step for step in range(1, 7)]
