@@ -1,6 +1,7 @@
-"""Types of the values in a TOML file, which torchtitan takes as they come."""
+"""Keys and types of the values in a TOML file, which torchtitan takes as they come."""
 
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -9,16 +10,18 @@ def check_toml_types(config_cls: type, values: dict[str, Any], path: str = "") -
     """Compare TOML values with the declared types of a configuration dataclass, section by section.
 
     A whole number is accepted for a float, as TOML writers expect; nothing else is converted.
-    Unknown names are left to torchtitan, which refuses them itself.
 
     Raises:
-        ValueError: naming the key, the value and the type it should have.
+        ValueError: for an unknown key, with similar ones; for a value of a wrong type, naming the
+            key, the value and the type it should have.
     """
     declared = {f.name: f.type for f in fields(config_cls)}
     for name, value in values.items():
         key, hint = f"{path}{name}", declared.get(name)
         if hint is None:
-            continue
+            similar = get_close_matches(name, declared)
+            meant = f"; did you mean {' or '.join(path + s for s in similar)}?" if similar else ""
+            raise ValueError(f"{key}: there is no such key{meant}")
         if is_dataclass(hint):
             if not isinstance(value, dict):
                 raise ValueError(f"{key} = {value!r}: is a section, write [{key}]")
