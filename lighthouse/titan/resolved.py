@@ -1,0 +1,44 @@
+"""The configuration a run really has, as a TOML in its folder."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch.distributed as dist
+
+RESOLVED_FILE = "config.toml"
+
+
+def write_resolved(job_config: Any) -> None:
+    """Write ``<dump_folder>/config.toml``, on rank 0 and in one move."""
+    if dist.get_rank() != 0:
+        return
+    folder = Path(job_config.job.dump_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{RESOLVED_FILE}.partial"
+    command = shlex.join(sys.argv).replace("\n", " ")
+    partial.write_text(f"# The resolved configuration of: {command}\n{to_toml(job_config)}")
+    os.replace(partial, folder / RESOLVED_FILE)
+
+
+def to_toml(job_config: Any) -> str:
+    """Every value of a merged configuration; read again, it gives the same configuration.
+
+    ``job.config_file`` is left out: it says where values came from. TOML has no null: where None is
+    the default, it is left out, and ``context_parallel_load_balancer`` has a word for it.
+    """
+    values = _without_none(job_config.to_dict())
+    values["job"].pop("config_file", None)
+    values["parallelism"].setdefault("context_parallel_load_balancer", "none")
+    return tomli_w.dumps(values)
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }
