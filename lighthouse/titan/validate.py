@@ -1,6 +1,7 @@
 """Checks across sections of a job's configuration, before a model or process group exists."""
 
 import importlib.util
+import os
 from typing import Any
 
 import torch
@@ -9,22 +10,28 @@ from lighthouse.config import nearest_multiple
 from lighthouse.ops import implementation
 from lighthouse.titan.config import layer_configs, num_chunks
 from lighthouse.titan.flavors import BYTE_VOCAB_SIZE
+from lighthouse.titan.layout import layout_of
 
 
-def validate(job_config: Any) -> None:
+def validate(job_config: Any, this_machine: bool = True) -> None:
     """Refuse a job that could not run, or whose checkpoints could not be resumed.
 
     Args:
         job_config: torchtitan's ``JobConfig``, merged from TOML and command line.
+        this_machine: the job is to run here, so its device, what is installed, and the number of
+            processes that torchrun started must suit it. False for a dry run of a job elsewhere.
 
     Raises:
         ValueError: naming the key, the value it got and what would do.
     """
     _check_loading(job_config)
-    _check_device(job_config)
     _check_context_parallelism(job_config.parallelism, job_config.training.seq_len)
+    if this_machine:
+        _check_device(job_config)
+        if "WORLD_SIZE" in os.environ:
+            layout_of(job_config, int(os.environ["WORLD_SIZE"]))
     if job_config.lighthouse.enable:
-        _check_lighthouse(job_config)
+        _check_lighthouse(job_config, this_machine)
         _check_stage_can_be_resumed(job_config)
     if job_config.model.tokenizer == "byte":
         _check_byte_vocabulary(job_config)
@@ -96,7 +103,7 @@ def _check_chunked_loss(job_config: Any) -> None:
             )
 
 
-def _check_lighthouse(job_config: Any) -> None:
+def _check_lighthouse(job_config: Any, this_machine: bool) -> None:
     section = job_config.lighthouse
     if job_config.model.name != "llama3":
         raise ValueError(
@@ -112,7 +119,8 @@ def _check_lighthouse(job_config: Any) -> None:
     _check_balancer(job_config.parallelism)
     chunks = num_chunks(section, job_config.parallelism)
     configs = layer_configs(section, model_args.n_layers, job_config.training.seq_len, chunks)
-    _check_implementation(section.impl, any(c and c.scorer == "gla" for c in configs))
+    if this_machine:
+        _check_implementation(section.impl, any(c and c.scorer == "gla" for c in configs))
     if job_config.validation.enable:
         length = job_config.validation.seq_len
         layer_configs(section, model_args.n_layers, length, chunks, "validation")
