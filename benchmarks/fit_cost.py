@@ -1,0 +1,318 @@
+"""Fit the rates of ``lighthouse/cost.py`` to the measurements in ``benchmarks/results/``.
+
+    python benchmarks/fit_cost.py        # prints residuals, writes lighthouse/cost_rates.json
+
+Reads ``attention_*.json`` and ``training_*.json``, as ``attention.py`` and ``training.py`` write
+them. Of the latter it needs ``device``, and of each result ``gpus``, ``flags`` (those of the
+trainer, over ``train_configs/530M_byte_98k.toml`` with one micro-batch a step),
+``tokens_per_second`` of a GPU, and ``memory_gib`` if there is one. ``"published": true`` marks a
+file of figures of the published implementation.
+
+What is fitted, by least squares of relative errors:
+
+- With kernels measured on the device: the rates of attention, of what is around it and of the
+  scorers from the kernels alone; then the two rates of linear layers and of elementwise work from
+  the steps of one process.
+- Without them: the reference device's rates, times one factor for what computes and one for what
+  moves memory, from the steps without context parallelism; from the specification if there are
+  fewer than two.
+- The link between GPUs, from steps under context parallelism; from the specification if none. It is
+  what the ring costs in fact, so it may be below what the wires do.
+- How much memory activations take, from the peaks of one process; the reference's if none.
+
+Published steps under context parallelism, and those with another scorer than ``norm``, are never
+fitted, only compared.
+"""
+
+import json
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lighthouse.config import LighthouseConfig
+from lighthouse.cost import (
+    BACKWARD_MATMULS,
+    GIB,
+    RATES_FILE,
+    Layout,
+    Model,
+    Rates,
+    Work,
+    bytes_around,
+    cost,
+)
+from lighthouse.titan.plan import job_of, parse
+
+RESULTS = Path(__file__).parent / "results"
+BASE = Path(__file__).parents[1] / "train_configs" / "530M_byte_98k.toml"
+REFERENCE = "h100"
+BODY = Model(dim=1024, layers=1, heads=8, kv_heads=8, ffn_dim=1536, vocab_size=264)
+
+Run = dict[str, Any]
+
+# What no run here has measured: from the makers' data sheets, bytes/s in one direction. Memory is
+# what torch reports. Relative compute and bandwidth are to the reference.
+SPECIFICATIONS: dict[str, dict[str, Any]] = {
+    "h100": {
+        "name": "NVIDIA H100 80GB HBM3",
+        "memory": 79.1 * GIB,
+        "nvlink": 450e9,
+        "network": 50e9,
+    },
+    "h200": {
+        "name": "NVIDIA H200",
+        "memory": 139.8 * GIB,
+        "nvlink": 450e9,
+        "network": 50e9,
+        "compute": 1.0,
+        "bandwidth": 4.8 / 3.35,
+    },
+    "b200": {
+        "name": "NVIDIA B200",
+        "memory": 178.4 * GIB,
+        "nvlink": 900e9,
+        "network": 50e9,
+        "compute": 2250 / 989,
+        "bandwidth": 8.0 / 3.35,
+    },
+}
+COMPUTE = ("matmul", "attention_forward", "attention_backward", "dilated")
+BANDWIDTH = ("elementwise", "copy", "around")
+COMPUTE_PARTS = ("matmuls", "dense attention", "lighthouse attention", "scorer")
+
+
+def least_squares(
+    columns: list[list[float]], target: list[float], whole: list[float] | None = None
+) -> tuple[list[float], list[float]]:
+    """Positive coefficients with the least squared errors relative to ``whole``, and the errors.
+
+    ``whole`` is what the target is a part of; by default the target itself.
+    """
+    matrix, wanted = np.array(columns, dtype=float), np.array(target, dtype=float)
+    scale = wanted if whole is None else np.array(whole, dtype=float)
+    solution, *_ = np.linalg.lstsq(matrix / scale[:, None], wanted / scale, rcond=None)
+    if (solution <= 0).any():
+        raise ValueError(f"the fit gives {solution}, not positive rates: too few or bad results")
+    return list(solution), list((matrix @ solution - wanted) / scale)
+
+
+def show(title: str, errors: list[float]) -> None:
+    worst = max(abs(error) for error in errors)
+    rms = float(np.sqrt(np.mean(np.square(errors))))
+    print(f"  {title}: {len(errors)} results, rms error {rms:.1%}, largest {worst:.1%}")
+
+
+def fit_kernels(results: dict[str, Any]) -> dict[str, float]:
+    """Rates of attention, of what is around it and of the scorers, from ``attention.py``."""
+    cases = [
+        case
+        for case in results["results"]
+        if case["dtype"] == "bfloat16" and case["heads"] == case["kv_heads"] == BODY.heads
+    ]
+    calls = [(case["gathered_len"], *case["inner_ms"]) for case in cases]
+    calls += [(case["seq_len"], *case["dense_ms"]) for case in cases if "dense_ms" in case]
+    columns, target = [], []
+    for rows, forward, both in calls:
+        flops = 2 * rows**2 * BODY.dim
+        columns += [[1, flops, 0], [1, 0, BACKWARD_MATMULS * flops]]
+        target += [forward / 1e3, (both - forward) / 1e3]
+    (latency, per_forward, per_backward), errors = least_squares(columns, target)
+    show("attention kernel", errors)
+
+    columns, target = [], []
+    for case in cases:
+        forward, backward = bytes_around(BODY, config_of(case), case["seq_len"])
+        times = case["stages_ms"]
+        moves = times["summarize"] + times["select"] + times["gather"] + times["scatter"]
+        columns += [[1, 2 * forward], [0, 2 * backward]]
+        target += [moves / 1e3, (times["scatter backward"] + times["gather backward"]) / 1e3]
+    (select, per_byte), errors = least_squares(columns, target)
+    show("around attention", errors)
+
+    scores = {
+        case["scorer"]: (case["stages_ms"]["scores"] / 1e3, case["seq_len"], config_of(case))
+        for case in cases
+        if case["scorer"] != "norm"
+    }
+    dilated, length, config = scores["dilated"]
+    gla, gla_length, _ = scores["gla"]
+    return {
+        "copy": results["copy_tb_per_s"] * 1e12,
+        "attention_forward": 1 / per_forward,
+        "attention_backward": 1 / per_backward,
+        "attention_latency": latency,
+        "around": 1 / per_byte,
+        "select": select,
+        "dilated": 4 * length**2 / config.dilation * BODY.dim / dilated,
+        "gla": gla / gla_length / BODY.dim,
+    }
+
+
+def config_of(values: dict[str, Any]) -> LighthouseConfig:
+    names = ("num_levels", "pooling_factor", "topk", "scorer")
+    return LighthouseConfig(**{name: values[name] for name in names})
+
+
+def job(run: Run) -> tuple[Model, Layout, Work]:
+    """What :func:`lighthouse.cost.cost` takes for a result of ``training.py``."""
+    return _job(run["flags"], run["gpus"])
+
+
+@cache
+def _job(flags: str, gpus: int) -> tuple[Model, Layout, Work]:
+    one_micro_batch = ["--training.global_batch_size", "-1"]
+    args = ["--job.config_file", str(BASE), *one_micro_batch, *flags.split()]
+    return job_of(parse(args), gpus)
+
+
+def step_seconds(run: Run) -> float:
+    _, layout, work = job(run)
+    tokens = work.local_batch * layout.batch * work.accumulation * work.seq_len
+    return tokens / layout.gpus / run["tokens_per_second"]
+
+
+def fit_steps(rates: Rates, runs: list[Run]) -> Rates:
+    """The rates of linear layers and of elementwise work."""
+    columns, target = [], []
+    for run in runs:
+        parts = cost(*job(run), replace(rates, matmul=1.0, elementwise=1.0)).seconds
+        matmuls = parts.pop("matmuls")
+        elementwise = parts.pop("elementwise") + parts.pop("loss")
+        # The rest is known: one process, so nothing depends on these two rates.
+        columns.append([matmuls, elementwise])
+        target.append(step_seconds(run) - sum(parts.values()))
+    (per_flop, per_byte), _ = least_squares(columns, target, [step_seconds(run) for run in runs])
+    return replace(rates, matmul=1 / per_flop, elementwise=1 / per_byte)
+
+
+def scaled(rates: Rates, compute: float, bandwidth: float) -> Rates:
+    values = asdict(rates)
+    values |= {name: values[name] * compute for name in COMPUTE}
+    values |= {name: values[name] * bandwidth for name in BANDWIDTH}
+    return Rates(**values | {"gla": rates.gla / bandwidth})
+
+
+def fit_factors(rates: Rates, runs: list[Run]) -> tuple[float, float]:
+    """How much more the device computes and moves than the one that ``rates`` are of."""
+    columns = []
+    for run in runs:
+        parts = cost(*job(run), rates).seconds
+        compute = sum(parts[name] for name in COMPUTE_PARTS)
+        columns.append([compute, sum(parts.values()) - compute])
+    slower, _ = least_squares(columns, [step_seconds(run) for run in runs])
+    return 1 / slower[0], 1 / slower[1]
+
+
+def fit_link(rates: Rates, runs: list[Run]) -> Rates:
+    """Bandwidth between the GPUs of a node, by trying some."""
+
+    def error(link: float) -> float:
+        tried = replace(rates, nvlink=link)
+        return sum(
+            (cost(*job(run), tried).step_seconds / step_seconds(run) - 1) ** 2 for run in runs
+        )
+
+    return replace(rates, nvlink=float(min(np.geomspace(1e9, 1e12, 301), key=error)))
+
+
+def fit_memory(rates: Rates, runs: list[Run]) -> Rates:
+    """Bytes of activations held over bytes counted, by checkpointing mode."""
+    held = {}
+    for mode in rates.activations:
+        ratios = []
+        for run in runs:
+            model, layout, work = job(run)
+            if work.checkpointing == mode and "memory_gib" in run:
+                parts = cost(model, layout, work, replace(rates, activations={mode: 1.0})).memory
+                counted = parts.pop("activations")
+                ratios.append((run["memory_gib"] * GIB - sum(parts.values())) / counted)
+        held[mode] = float(np.mean(ratios)) if ratios else rates.activations[mode]
+    return replace(rates, activations=held)
+
+
+def compare(rates: Rates, runs: list[Run]) -> None:
+    for run in runs:
+        predicted = cost(*job(run), rates)
+        ratio = step_seconds(run) / predicted.step_seconds
+        rate = run["tokens_per_second"]
+        memory = ""
+        if "memory_gib" in run:
+            memory = f", {run['memory_gib']:.1f} -> {predicted.peak_bytes / GIB:.1f} GiB"
+        print(f"  {rate:,} -> {rate * ratio:,.0f} tokens/s ({ratio - 1:+.1%}){memory}: ", end="")
+        print(f"{run['gpus']} GPUs {run['flags']}")
+
+
+def fit_device(device: str, reference: Rates | None) -> Rates:
+    specification = SPECIFICATIONS[device]
+    kernels = [load for load in read("attention_*.json") if load["device"] == specification["name"]]
+    runs = [
+        {**run, "published": file.get("published", False)}
+        for file in read("training_*.json")
+        if file["device"] == specification["name"]
+        for run in file["results"]
+        if "error" not in run
+    ]
+    print(f"{device}: {specification['name']}")
+    links = {name: specification[name] for name in ("memory", "nvlink", "network")}
+    norm = [run for run in runs if "scorer" not in run["flags"]]
+    alone = [run for run in norm if "context_parallel_degree" not in run["flags"]]
+    # The model's ring gathers, as torchtitan's does unless told.
+    parallel = [
+        run
+        for run in norm
+        if run not in alone and not run["published"] and "alltoall" not in run["flags"]
+    ]
+    if kernels:
+        rates = Rates(
+            **fit_kernels(kernels[-1]),
+            **links,
+            matmul=1.0,
+            elementwise=1.0,
+            node=8,
+            activations={"none": 1.0, "op": 1.0, "full": 1.0},
+        )
+        rates = fit_steps(rates, [run for run in alone if run["gpus"] == 1])
+    else:
+        if reference is None:
+            raise ValueError(f"{device} is the reference: it needs an attention_*.json")
+        factors = (specification["compute"], specification["bandwidth"])
+        if len(alone) >= 2:
+            factors = fit_factors(replace(reference, **links), alone)
+        print("  {:.2f} x the reference's compute, {:.2f} x its bandwidth".format(*factors))
+        rates = replace(scaled(reference, *factors), **links)
+    if parallel:
+        rates = fit_link(rates, parallel)
+    rates = fit_memory(rates, [run for run in alone if run["gpus"] == 1])
+    compare(rates, runs)
+    return rates
+
+
+def read(pattern: str) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(RESULTS.glob(pattern))]
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def main() -> None:
+    reference = fit_device(REFERENCE, None)
+    rates = {REFERENCE: reference}
+    for device in SPECIFICATIONS:
+        if device != REFERENCE:
+            rates[device] = fit_device(device, reference)
+    content = {
+        "made_by": "benchmarks/fit_cost.py",
+        "devices": {device: rounded(asdict(fitted)) for device, fitted in rates.items()},
+    }
+    RATES_FILE.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"wrote {RATES_FILE}")
+
+
+if __name__ == "__main__":
+    main()
