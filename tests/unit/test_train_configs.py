@@ -1,5 +1,6 @@
 """Every TOML in train_configs/ parses and builds on the meta device with the layers it promises."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,17 +8,18 @@ import torch
 
 from lighthouse import LighthouseAttention
 from lighthouse.titan.model import apply_lighthouse, set_stage, stage_metrics
+from lighthouse.titan.plan import parse, plan
 
 TRAIN_CONFIGS = Path(__file__).parents[2] / "train_configs"
 FILES = sorted(TRAIN_CONFIGS.rglob("*.toml"))
+GPUS = {"cp8_1m_k4096.toml": 32}
 
 
 def build(*args: str):
     """The job's configuration and its model on the meta device."""
-    from torchtitan.config import ConfigManager
     from torchtitan.protocols.train_spec import get_train_spec
 
-    job = ConfigManager().parse_args(list(args))
+    job = parse(list(args))
     spec = get_train_spec(job.model.name)
     with torch.device("meta"):
         model = spec.model_cls(spec.model_args[job.model.flavor])
@@ -30,21 +32,54 @@ def lighthouse_layers(model) -> dict[int, LighthouseAttention]:
     return {i: m for i, m in modules.items() if isinstance(m, LighthouseAttention)}
 
 
+def each(files):
+    return pytest.mark.parametrize("file", files, ids=lambda f: str(f.relative_to(TRAIN_CONFIGS)))
+
+
 def test_there_are_train_configs():
     assert (TRAIN_CONFIGS / "quickstart.toml") in FILES
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(TRAIN_CONFIGS)))
+@each([file for file in FILES if file.name != "quickstart.toml"])
+def test_every_gpu_run_can_be_planned(file):
+    job = parse(["--job.config_file", str(file)])
+    result = plan(job, GPUS.get(file.name, 8))
+    assert result.tokens_per_step == job.training.global_batch_size * job.training.seq_len
+    assert sum(stage.steps for stage in result.stages) == job.training.steps
+    assert result.hours > 0 and (result.speedup > 1) == job.lighthouse.enable
+
+
+@each(FILES)
+def test_every_run_has_a_folder_of_its_own(file):
+    job = parse(["--job.config_file", str(file)])
+    assert job.job.dump_folder == f"outputs/{file.relative_to(TRAIN_CONFIGS).with_suffix('')}"
+
+
+@each(sorted((TRAIN_CONFIGS / "paper").glob("L*.toml")))
+def test_a_name_says_what_is_in_the_file(file):
+    section = parse(["--job.config_file", str(file)]).lighthouse
+    parts = (section.num_levels, section.pooling_factor, section.topk, section.scorer)
+    assert file.stem == "L{}_p{}_k{}_{}".format(*parts)
+
+
+def test_the_table_has_every_file_and_no_other():
+    table = (TRAIN_CONFIGS / "README.md").read_text()
+    named = set(re.findall(r"`((?:paper/)?\w+\.toml)`", table)) - {"config.toml"}
+    assert named == {str(file.relative_to(TRAIN_CONFIGS)) for file in FILES}
+
+
+@each(FILES)
 def test_builds_with_the_layers_it_promises(file):
     job, model = build("--job.config_file", str(file))
-    section = job.lighthouse
+    section, ranks = job.lighthouse, job.parallelism.context_parallel_degree
     layers = lighthouse_layers(model)
     expected = set(range(len(model.layers))) - set(section.dense_layers)
     assert set(layers) == (expected if section.enable else set())
     for module in layers.values():
-        assert module.config.gathered_len(job.training.seq_len) < job.training.seq_len
+        length = job.training.seq_len // ranks
+        assert module.config.gathered_len(length) < length
         if not section.layer_overrides:
-            assert module.config.topk == section.topk
+            assert module.config.topk == section.topk // ranks
             assert module.config.scorer == section.scorer
 
 
