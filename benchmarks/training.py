@@ -125,8 +125,8 @@ def run(name: str, case: Case, profiled: bool) -> dict[str, Any]:
             "losses": [line["loss"] for line in measured],
         }
         if profiled:
-            (trace,) = Path(folder).rglob("rank0_trace.json")
-            result["profile"] = summarise(json.loads(trace.read_text()))
+            traces = sorted(Path(folder).rglob("rank*_trace.json"))
+            result["profile"] = [summarise(json.loads(trace.read_text())) for trace in traces]
         return result
 
 
