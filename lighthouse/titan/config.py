@@ -58,6 +58,9 @@ class Lighthouse:
     impl: Literal["auto", "reference", "triton"] = "auto"
     """Implementation of the steps around the dense call; auto takes the fastest for the device"""
 
+    validate_dense: bool = False
+    """In the Lighthouse stage, validation also reports the loss under dense attention"""
+
     layer_overrides: list[str] = field(default_factory=list)
     """
     Per-layer values of topk, pooling_factor, num_levels and scorer, each entry as

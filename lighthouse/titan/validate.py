@@ -23,6 +23,8 @@ def validate(job_config: Any) -> None:
     _check_loading(job_config)
     _check_device(job_config)
     _check_context_parallelism(job_config.parallelism, job_config.training.seq_len)
+    _check_validation_length(job_config)
+    _check_reports(job_config)
     if job_config.lighthouse.enable:
         _check_lighthouse(job_config)
         _check_stage_can_be_resumed(job_config)
@@ -129,6 +131,23 @@ def _check_balancer(parallelism: Any) -> None:
         raise ValueError(
             f"parallelism.context_parallel_load_balancer = {balancer!r}: lighthouse.enable takes "
             "'headtail' or 'none'"
+        )
+
+
+def _check_validation_length(job_config: Any) -> None:
+    longest, seq_len = job_config.training.seq_len, job_config.validation.seq_len
+    if job_config.model.name == "llama3" and job_config.validation.enable and seq_len > longest:
+        raise ValueError(
+            f"validation.seq_len = {seq_len}: the rotary embedding is made for training.seq_len = "
+            f"{longest} tokens; use at most that"
+        )
+
+
+def _check_reports(job_config: Any) -> None:
+    if job_config.lighthouse.validate_dense and not job_config.validation.enable:
+        raise ValueError(
+            "lighthouse.validate_dense = true: validation.enable is false, so nothing would be "
+            "validated; set validation.enable = true"
         )
 
 
