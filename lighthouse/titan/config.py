@@ -61,6 +61,9 @@ class Lighthouse:
     validate_dense: bool = False
     """In the Lighthouse stage, validation also reports the loss under dense attention"""
 
+    selection_log_freq: int = 0
+    """Steps between statistics of the selection (a multiple of metrics.log_freq); 0 for none"""
+
     layer_overrides: list[str] = field(default_factory=list)
     """
     Per-layer values of topk, pooling_factor, num_levels and scorer, each entry as

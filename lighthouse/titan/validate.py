@@ -144,10 +144,18 @@ def _check_validation_length(job_config: Any) -> None:
 
 
 def _check_reports(job_config: Any) -> None:
-    if job_config.lighthouse.validate_dense and not job_config.validation.enable:
+    section, log_freq = job_config.lighthouse, job_config.metrics.log_freq
+    if section.validate_dense and not job_config.validation.enable:
         raise ValueError(
             "lighthouse.validate_dense = true: validation.enable is false, so nothing would be "
             "validated; set validation.enable = true"
+        )
+    freq = section.selection_log_freq
+    if freq < 0 or (freq and freq % log_freq):
+        raise ValueError(
+            f"lighthouse.selection_log_freq = {freq}: must be 0 for none, or a multiple of "
+            f"metrics.log_freq = {log_freq}, at whose steps metrics are written; nearest is "
+            f"{nearest_multiple(freq, log_freq)}"
         )
 
 
