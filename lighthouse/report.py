@@ -37,6 +37,8 @@ class Report:
         last_step: latest logged training step.
         loss_before_switch: mean loss of the last `loss_before_steps` logged steps in the
             lighthouse stage, at most `SMOOTH_STEPS`.
+        foreseen_loss: validation loss under dense attention when it was last measured in the
+            lighthouse stage, at `foreseen_step`: where the loss would jump to.
         switch_step: first logged step in the dense stage that follows.
         spike: highest loss in the first `SPIKE_STEPS` logged steps of the dense stage.
         steps_to_recover: steps from `switch_step` until the mean of the last `SMOOTH_STEPS` logged
@@ -50,6 +52,8 @@ class Report:
     last_step: int
     loss_before_switch: float | None
     loss_before_steps: int
+    foreseen_loss: float | None
+    foreseen_step: int | None
     switch_step: int | None
     spike: float | None
     steps_to_recover: int | None
@@ -85,10 +89,13 @@ def summarize(records: Sequence[Record], checkpoint: Path | None = None) -> Repo
         smooth = smoothed(losses, SMOOTH_STEPS)
         full_windows = list(zip(after, smooth, strict=True))[SMOOTH_STEPS - 1 :]
         recovered = next((r["step"] - switch_step for r, s in full_windows if s <= before), None)
+    foreseen = [record for record in records if "validation_dense_loss" in record]
     return Report(
         last_step=steps[-1]["step"],
         loss_before_switch=before,
         loss_before_steps=before_steps,
+        foreseen_loss=foreseen[-1]["validation_dense_loss"] if foreseen else None,
+        foreseen_step=foreseen[-1]["step"] if foreseen else None,
         switch_step=switch_step,
         spike=spike,
         steps_to_recover=recovered,
@@ -129,6 +136,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def format_table(report: Report) -> str:
     """The report as lines of "name  value"."""
     rows = [("last step", f"{report.last_step:,}")]
+    if report.foreseen_step is not None:
+        where = f"(dense validation loss at step {report.foreseen_step:,})"
+        rows.append(("spike foreseen", f"{report.foreseen_loss:.4f}  {where}"))
     if report.switch_step is not None:
         recovery = "not yet" if report.steps_to_recover is None else f"{report.steps_to_recover:,}"
         rows += [
@@ -163,11 +173,14 @@ def plot_loss(records: Sequence[Record], report: Report, path: Path) -> None:
             color = COLORS[stage]
             axes.plot(x, loss, color=color, linewidth=0.6, alpha=0.5)
             axes.plot(x, smoothed(loss, SMOOTH_STEPS), color=color, linewidth=1.8, label=stage)
-    validation = [record for record in records if "validation_loss" in record]
-    if validation:
-        x = [record["step"] for record in validation]
-        loss = [record["validation_loss"] for record in validation]
-        axes.plot(x, loss, "k.", markersize=5, label="validation")
+    for key, label, marker in (
+        ("validation_loss", "validation", "k."),
+        ("validation_dense_loss", "validation, if it were dense", "r."),
+    ):
+        validation = [record for record in records if key in record]
+        if validation:
+            x = [record["step"] for record in validation]
+            axes.plot(x, [r[key] for r in validation], marker, markersize=5, label=label)
     if report.switch_step is not None and report.loss_before_switch is not None:
         axes.axvline(report.switch_step, color="gray", linestyle="--", label="switch to dense")
         axes.axhline(report.loss_before_switch, color="gray", linestyle=":", linewidth=0.8)

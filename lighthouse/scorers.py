@@ -68,6 +68,22 @@ def level0_scores(
     return scores(q, k), scores(k, q)
 
 
+def scoring_flops_per_token(
+    config: LighthouseConfig, seq_len: int, num_heads: int, head_dim: int
+) -> float:
+    """Matrix FLOPs per token of scoring once, without discount for the causal mask.
+
+    ``dilated``: two attention passes over subsequences. ``gla``: two passes of its recurrence,
+    which adds a head_dim x head_dim product to a state and multiplies by it. ``norm``: none.
+    """
+    if config.scorer == "norm":
+        return 0.0
+    if config.scorer == "dilated":
+        subsequence = seq_len / config.num_chunks / config.dilation
+        return 2 * 4 * num_heads * head_dim * subsequence
+    return 2 * 4 * num_heads * head_dim**2
+
+
 def level1_maxima(scores_BHN: Tensor, config: LighthouseConfig) -> Tensor:
     """Largest score under each level-1 entry: all that a selection needs of level-0 scores."""
     return scores_BHN.unflatten(-1, (-1, config.pooling_factor)).amax(dim=-1)

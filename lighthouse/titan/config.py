@@ -58,6 +58,12 @@ class Lighthouse:
     impl: Literal["auto", "reference", "triton"] = "auto"
     """Implementation of the steps around the dense call; auto takes the fastest for the device"""
 
+    validate_dense: bool = False
+    """In the Lighthouse stage, validation also reports the loss under dense attention"""
+
+    selection_log_freq: int = 0
+    """Steps between statistics of the selection (a multiple of metrics.log_freq); 0 for none"""
+
     layer_overrides: list[str] = field(default_factory=list)
     """
     Per-layer values of topk, pooling_factor, num_levels and scorer, each entry as

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from lighthouse.scorers import scoring_flops_per_token
 from lighthouse.titan.model import lighthouse_modules
 
 
@@ -15,7 +16,8 @@ def flops_per_token(
 
     Those count 12 * heads * head dimension * N per token for attention (forward and backward, no
     discount for the causal mask, no recomputation). A layer in the Lighthouse stage attends S x S
-    instead of N x N; pooling, scoring and scatter are bandwidth and count nothing.
+    instead of N x N, after scoring, which has no backward; pooling, norms and scatter are bandwidth
+    and count nothing.
 
     Args:
         model_parts: the model, in its present stage.
@@ -24,11 +26,11 @@ def flops_per_token(
         job_config: torchtitan's ``JobConfig``, for N and the ranks that share a sequence.
     """
     seq_len, ranks = job_config.training.seq_len, job_config.parallelism.context_parallel_degree
-    saved = sum(
-        12
-        * model_args.dim
-        * (seq_len - (ranks * module.config.gathered_len(seq_len // ranks)) ** 2 / seq_len)
-        for module in lighthouse_modules(model_parts)
-        if not module.dense
-    )
-    return round(dense_flops_per_token - saved)
+    heads, head_dim = model_args.n_heads, model_args.dim // model_args.n_heads
+    flops: float = dense_flops_per_token
+    for module in lighthouse_modules(model_parts):
+        if not module.dense:
+            rows = ranks * module.config.gathered_len(seq_len // ranks)
+            flops += 12 * model_args.dim * (rows**2 / seq_len - seq_len)
+            flops += scoring_flops_per_token(module.config, seq_len // ranks, heads, head_dim)
+    return round(flops)

@@ -1,7 +1,8 @@
 """Lighthouse Attention in the layers of torchtitan's Llama-3, and the stage they are in."""
 
+import contextlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -34,6 +35,18 @@ def apply_lighthouse(model: Any, job_config: Any) -> None:
             local = config.local(parallelism.context_parallel_degree)
             inner = block.attention.inner_attention
             block.attention.inner_attention = LighthouseAttention(local, inner, section.impl)
+    if job_config.compile.enable:
+        _allow_variants(len(set(configs)))
+
+
+def _allow_variants(kinds: int) -> None:
+    """Let torch.compile specialise the blocks' one code for each kind of layer.
+
+    A kind is compiled for training and for validation, in either stage. Beyond PyTorch's limit a
+    run would stop, perhaps as late as at the switch to dense.
+    """
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, 8 + 4 * kinds)
 
 
 def dense_module(inner_attention: nn.Module) -> nn.Module:
@@ -60,6 +73,19 @@ def set_stage(model_parts: Iterable[nn.Module], section: Any, step: int) -> None
     dense = is_dense_step(section, step)
     for module in lighthouse_modules(model_parts):
         module.dense = dense
+
+
+@contextlib.contextmanager
+def dense_stage(modules: Iterable[LighthouseAttention]) -> Iterator[None]:
+    """Inside the context these layers are dense; afterwards they are as they were."""
+    before = [(module, module.dense) for module in modules]
+    try:
+        for module, _ in before:
+            module.dense = True
+        yield
+    finally:
+        for module, dense in before:
+            module.dense = dense
 
 
 def stage_metrics(model_parts: Iterable[nn.Module]) -> dict[str, int]:

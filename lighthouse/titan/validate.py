@@ -26,6 +26,8 @@ def validate(job_config: Any, this_machine: bool = True) -> None:
     """
     _check_loading(job_config)
     _check_context_parallelism(job_config.parallelism, job_config.training.seq_len)
+    _check_validation_length(job_config)
+    _check_reports(job_config)
     if this_machine:
         _check_device(job_config)
         if "WORLD_SIZE" in os.environ:
@@ -137,6 +139,31 @@ def _check_balancer(parallelism: Any) -> None:
         raise ValueError(
             f"parallelism.context_parallel_load_balancer = {balancer!r}: lighthouse.enable takes "
             "'headtail' or 'none'"
+        )
+
+
+def _check_validation_length(job_config: Any) -> None:
+    longest, seq_len = job_config.training.seq_len, job_config.validation.seq_len
+    if job_config.model.name == "llama3" and job_config.validation.enable and seq_len > longest:
+        raise ValueError(
+            f"validation.seq_len = {seq_len}: the rotary embedding is made for training.seq_len = "
+            f"{longest} tokens; use at most that"
+        )
+
+
+def _check_reports(job_config: Any) -> None:
+    section, log_freq = job_config.lighthouse, job_config.metrics.log_freq
+    if section.validate_dense and not job_config.validation.enable:
+        raise ValueError(
+            "lighthouse.validate_dense = true: validation.enable is false, so nothing would be "
+            "validated; set validation.enable = true"
+        )
+    freq = section.selection_log_freq
+    if freq < 0 or (freq and freq % log_freq):
+        raise ValueError(
+            f"lighthouse.selection_log_freq = {freq}: must be 0 for none, or a multiple of "
+            f"metrics.log_freq = {log_freq}, at whose steps metrics are written; nearest is "
+            f"{nearest_multiple(freq, log_freq)}"
         )
 
 

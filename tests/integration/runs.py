@@ -25,7 +25,12 @@ class Run:
 
     def losses(self) -> dict[int, tuple[float, float]]:
         """Loss and gradient norm of each step in full precision, the last line of a step counts."""
-        return {line["step"]: (line["loss"], line["grad_norm"]) for line in self.lines()}
+        training = (line for line in self.lines() if "loss" in line)
+        return {line["step"]: (line["loss"], line["grad_norm"]) for line in training}
+
+    def values(self, key: str) -> dict[int, float]:
+        """A metric at the steps that have it."""
+        return {line["step"]: line[key] for line in self.lines() if key in line}
 
     def checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoint" / f"step-{step}"

@@ -42,7 +42,9 @@ def test_a_run_goes_on_at_any_degree(tmp_path: Path) -> None:
         *"--checkpoint.no-last_save_model_only --lr_scheduler.total_steps 6".split(),
         *"--lighthouse.enable --lighthouse.topk 32 --lighthouse.stratum 4".split(),
         *"--lighthouse.num_chunks 8 --lighthouse.dense_layers 0".split(),
-        *"--lighthouse.dense_from_step 6".split(),
+        *"--lighthouse.dense_from_step 6 --lighthouse.selection_log_freq 2".split(),
+        *"--validation.enable --validation.dataset python --validation.seq_len 512".split(),
+        *"--validation.steps 1 --validation.freq 2 --lighthouse.validate_dense".split(),
     ]
     whole = train(tmp_path / "whole", *options, "--training.steps=6")
     for degree, steps in zip((1, *DEGREES, 1), (2, 4, 6), strict=False):
@@ -52,5 +54,12 @@ def test_a_run_goes_on_at_any_degree(tmp_path: Path) -> None:
     for step, (loss, grad_norm) in whole.losses().items():
         assert parts.losses()[step][0] == pytest.approx(loss, rel=1e-5)
         assert parts.losses()[step][1] == pytest.approx(grad_norm, rel=1e-4)
-    seen = [line["tokens_seen"] for line in parts.lines()]
+    seen = [line["tokens_seen"] for line in parts.lines() if "loss" in line]
     assert seen == [512 * 2 * step for step in range(1, 7)]
+    for key, steps in (
+        ("validation_loss", [1, 2, 4, 6]),
+        ("validation_dense_loss", [1, 2, 4]),
+        ("lighthouse/layer_01/full_resolution_share", [1, 2, 4]),
+    ):
+        assert list(whole.values(key)) == steps
+        assert parts.values(key) == pytest.approx(whole.values(key), rel=1e-5), key

@@ -17,6 +17,8 @@ LAYOUTS = {
     "cp": ["--parallelism.context_parallel_degree=2"],
 }
 STEPS = 5
+VALIDATE = "--validation.enable --validation.dataset=c4_test --validation.seq_len=128".split()
+VALIDATE += "--validation.local_batch_size=2 --validation.steps=2 --validation.freq=5".split()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,8 @@ def one_process(
     folder = tmp_path_factory.mktemp("one")
     load = f"--checkpoint.initial_load_path={seed_checkpoint}"
     profile = ["--profiling.enable_profiling", "--profiling.profile_freq=5"]
-    run_trainer(folder, sources, FLOAT32, CHECKPOINT, load, *profile)
+    validate = [*VALIDATE, f"--validation.dataset_path={sources.data}"]
+    run_trainer(folder, sources, FLOAT32, CHECKPOINT, load, *profile, *validate)
     return folder
 
 
@@ -52,13 +55,20 @@ def test_profiler_writes_a_trace(one_process: Path) -> None:
 def test_two_processes_agree_with_one(
     tmp_path: Path, sources: Sources, seed_checkpoint: Path, one_process: Path, layout: str
 ) -> None:
-    options = [FLOAT32, CHECKPOINT, f"--checkpoint.initial_load_path={seed_checkpoint}"]
+    options = [FLOAT32, CHECKPOINT, f"--checkpoint.initial_load_path={seed_checkpoint}", *VALIDATE]
+    data = sources.data
     if layout == "fsdp":
-        options.append(f"--training.dataset_path={sources.split_data}")
+        data = sources.split_data
+        options += [f"--training.dataset_path={data}", "--validation.local_batch_size=1"]
+    options.append(f"--validation.dataset_path={data}")
     run_trainer(tmp_path, sources, *options, *LAYOUTS[layout], processes=2)
-    for tag, tolerance in (("loss_metrics/global_avg_loss", 1e-5), ("grad_norm", 1e-4)):
+    for tag, steps, tolerance in (
+        ("loss_metrics/global_avg_loss", STEPS, 1e-5),
+        ("grad_norm", STEPS, 1e-4),
+        ("validation_metrics/loss", 2, 1e-5),
+    ):
         expected = logged(one_process, tag)
-        assert len(expected) == STEPS
+        assert len(expected) == steps
         assert logged(tmp_path, tag) == pytest.approx(expected, rel=tolerance), tag
 
 

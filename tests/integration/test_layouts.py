@@ -33,6 +33,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         *f"--training.dataset local --training.dataset_path {folder / 'text.jsonl'}".split(),
         *f"--training.seq_len {SEQ_LEN} --training.steps {STEPS}".split(),
         *"--lighthouse.enable --lighthouse.dense_layers 0 --lighthouse.dense_from_step 4".split(),
+        *"--lighthouse.selection_log_freq 2".split(),
         *"--checkpoint.enable --checkpoint.interval 100 --checkpoint.load_only".split(),
         *f"--checkpoint.initial_load_path {folder / 'seed/checkpoint/step-0'}".split(),
     ]
@@ -52,3 +53,16 @@ def test_two_processes_agree_with_one(
     for step, (loss, grad_norm) in one_process.losses().items():
         assert run.losses()[step][0] == pytest.approx(loss, rel=1e-5)
         assert run.losses()[step][1] == pytest.approx(grad_norm, rel=1e-4)
+    # 3 layers; step 1 has nothing to compare its selection with.
+    assert len(statistics(run)) == 3 * (9 + 10)
+    assert statistics(run) == pytest.approx(statistics(one_process), rel=1e-4)
+
+
+def statistics(run: Run) -> dict[tuple[int, str], float]:
+    """What was observed of the selection, by step and name."""
+    return {
+        (line["step"], name): value
+        for line in run.lines()
+        for name, value in line.items()
+        if name.startswith("lighthouse/layer_")
+    }

@@ -72,6 +72,8 @@ def test_every_key_is_a_flag(parse):
         *"--lighthouse.scorer dilated --lighthouse.dilation 2 --lighthouse.stratum 16".split(),
         *"--lighthouse.no-cover_prefix --lighthouse.dense_layers 0 3".split(),
         *"--lighthouse.dense_from_step 7 --lighthouse.impl reference".split(),
+        *"--validation.enable --validation.seq_len 256 --lighthouse.validate_dense".split(),
+        *"--lighthouse.selection_log_freq 30".split(),
         *"--lighthouse.num_chunks 2".split(),
         *("--lighthouse.layer_overrides", "1:topk=64,2:scorer=gla num_levels=3"),
     )
@@ -89,6 +91,8 @@ def test_every_key_is_a_flag(parse):
         dense_from_step=7,
         num_chunks=2,
         impl="reference",
+        validate_dense=True,
+        selection_log_freq=30,
         layer_overrides=["1:topk=64", "2:scorer=gla num_levels=3"],
     )
     assert vars(section) == vars(expected)
@@ -114,6 +118,8 @@ def test_every_key_is_a_flag(parse):
         ("lighthouse.dense_from_step", "5"),
         ("lighthouse.dense_from_step", False),
         ("lighthouse.impl", "fast"),
+        ("lighthouse.validate_dense", "no"),
+        ("lighthouse.selection_log_freq", 0.5),
         ("lighthouse.layer_overrides", "1:topk=16"),
         ("lighthouse.layer_overrides", [1]),
         ("model.tokenizer", "bytes"),
@@ -206,6 +212,26 @@ def test_wrong_type_names_key_and_value(parse, key, value):
             {"validation.enable": True, "validation.seq_len": 100},
             "validation.seq_len = 100",
             "nearest is 256",
+        ),
+        (
+            {"validation.enable": True, "validation.seq_len": 512},
+            "validation.seq_len = 512",
+            "training.seq_len = 256",
+        ),
+        (
+            {"lighthouse.validate_dense": True},
+            "lighthouse.validate_dense = true",
+            "set validation.enable = true",
+        ),
+        (
+            {"lighthouse.selection_log_freq": 25},
+            "lighthouse.selection_log_freq = 25",
+            "nearest is 20",
+        ),
+        (
+            {"lighthouse.selection_log_freq": -10},
+            "lighthouse.selection_log_freq = -10",
+            "nearest is 0",
         ),
         (
             {"lighthouse.dense_from_step": 11, "checkpoint.last_save_model_only": True},

@@ -80,9 +80,11 @@ def test_validation_stands_beside_its_training_step(tmp_path: Path) -> None:
     logger = JsonLinesLogger(str(tmp_path))
     for step, value in ((1, 5.0), (2, 4.0), (2, 3.0)):
         logger.log({"loss_metrics/global_avg_loss": value}, step)
-        logger.log({"validation_metrics/loss": value + 0.5}, step)
+        dense = {"validation_metrics/dense_loss": value + 1.5}
+        logger.log({"validation_metrics/loss": value + 0.5} | dense, step)
     logger.close()
     records = read_metrics(tmp_path)
+    assert [r["validation_dense_loss"] for r in records if "loss" not in r] == [6.5, 4.5]
     assert [(r["step"], r.get("loss"), r.get("validation_loss")) for r in records] == [
         (1, 5.0, None),
         (1, None, 5.5),

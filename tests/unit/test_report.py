@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lighthouse.metrics_log import METRICS_FILE, Record, to_json
-from lighthouse.report import main, newest_checkpoint, smoothed, summarize
+from lighthouse.report import format_table, main, newest_checkpoint, smoothed, summarize
 
 
 def record(step: int, loss: float, stage: str = "lighthouse", speed: float = 100.0) -> Record:
@@ -36,6 +36,16 @@ def test_the_switch_by_hand() -> None:
     assert report.lighthouse_tokens_per_second == 907.0
     assert report.dense_tokens_per_second == 218.5
     assert report.checkpoint == "run/checkpoint/step-20"
+
+
+def test_the_spike_foreseen_is_the_last_one_measured() -> None:
+    assert summarize(recipe()).foreseen_loss is None
+    measured = [{"step": step, "validation_dense_loss": loss} for step, loss in ((6, 9), (11, 4.8))]
+    report = summarize([*recipe()[:11], *measured, *recipe()[11:]])
+    assert (report.foreseen_loss, report.foreseen_step) == (4.8, 11)
+    assert "spike foreseen           4.8000  (dense validation loss at step 11)" in format_table(
+        report
+    )
 
 
 def test_not_recovered_yet() -> None:

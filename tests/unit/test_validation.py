@@ -1,0 +1,81 @@
+"""Validation in both stages: the same batches, the stage restored, the speed not blurred."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+from torch import nn
+
+from lighthouse import LighthouseAttention, LighthouseConfig
+from lighthouse.titan.validation import dense_loss_text, validate
+
+
+class Validator:
+    """As much of torchtitan's as is used; the loss tells the stage it was evaluated in."""
+
+    def __init__(self, validate_dense: bool, steps: int = 2, fail: bool = False) -> None:
+        self.job_config = SimpleNamespace(
+            lighthouse=SimpleNamespace(validate_dense=validate_dense),
+            validation=SimpleNamespace(steps=steps),
+        )
+        self.validation_dataloader = iter(range(5))
+        self.metrics_processor = self
+        self.ntokens_since_last_log = 100
+        self.time_last_log = self.start = time.perf_counter()
+        self.fail = fail
+        self.evaluated: list[tuple[bool, list[int]]] = []
+        self.logged: list[tuple[float, int, dict[str, float]]] = []
+
+    def evaluate(self, model_parts: list[nn.Module], batches: list[int]) -> float:
+        dense = model_parts[0].dense
+        self.ntokens_since_last_log += 1000
+        if dense:
+            time.sleep(0.05)
+        if self.fail:
+            raise RuntimeError("out of memory")
+        self.evaluated.append((dense, list(batches)))
+        return 7.0 if dense else 3.0
+
+    def log_validation(self, loss: float, step: int, extra_metrics: dict[str, float]) -> None:
+        self.logged.append((loss, step, extra_metrics))
+
+
+@pytest.fixture
+def layer() -> LighthouseAttention:
+    return LighthouseAttention(LighthouseConfig(), nn.Identity())
+
+
+@pytest.mark.parametrize(("steps", "batches"), [(2, [0, 1]), (-1, [0, 1, 2, 3, 4])])
+def test_both_stages_see_the_same_batches(
+    layer: LighthouseAttention, steps: int, batches: list[int]
+) -> None:
+    validator = Validator(validate_dense=True, steps=steps)
+    validate(validator, [layer], 9)
+    assert validator.evaluated == [(True, batches), (False, batches)]
+    assert validator.logged == [(3.0, 9, {"validation_metrics/dense_loss": 7.0})]
+    assert not layer.dense
+    # The speed that is logged is the present stage's: its tokens, its time.
+    assert validator.ntokens_since_last_log == 1100
+    assert validator.time_last_log - validator.start >= 0.05
+
+
+@pytest.mark.parametrize(("asked", "dense"), [(False, False), (True, True)])
+def test_once_where_not_asked_or_dense_already(
+    layer: LighthouseAttention, asked: bool, dense: bool
+) -> None:
+    layer.dense = dense
+    validator = Validator(validate_dense=asked)
+    validate(validator, [layer], 9)
+    assert [stage for stage, _ in validator.evaluated] == [dense]
+    assert validator.logged == [(7.0 if dense else 3.0, 9, {})]
+
+
+def test_the_stage_is_restored_after_an_error(layer: LighthouseAttention) -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        validate(Validator(validate_dense=True, fail=True), [layer], 9)
+    assert not layer.dense
+
+
+def test_the_console_shows_a_dense_loss_where_there_is_one() -> None:
+    assert dense_loss_text(None) == dense_loss_text({}) == ""
+    assert dense_loss_text({"validation_metrics/dense_loss": 1.25}) == "  dense loss:  1.2500"
