@@ -4,8 +4,8 @@
 
 Each case is a fresh ``torchrun -m torchtitan.train`` of ``train_configs/530M_byte_98k.toml`` with
 a few flags, one sequence a step. Speed is the median of the steps after the first three; memory is
-the largest that the allocator reserved in them. A profiled case adds the GPU time of one step by kind
-of kernel. Results are written after each case, so an interrupted run keeps what it has.
+the largest that the allocator reserved in them. A profiled case adds each rank's GPU time of one
+step by kind of kernel. Results are written after each case, so an interrupted run keeps them.
 """
 
 import argparse
@@ -122,7 +122,6 @@ def run(name: str, case: Case, profiled: bool) -> dict[str, Any]:
             "memory_gib": round(max(line["memory/max_reserved(GiB)"] for line in measured), 2),
             "active_gib": round(max(line["memory/max_active(GiB)"] for line in measured), 2),
             "mfu_percent": round(measured[0]["mfu(%)"], 1),
-            "losses": [line["loss"] for line in measured],
         }
         if profiled:
             traces = sorted(Path(folder).rglob("rank*_trace.json"))
@@ -195,7 +194,7 @@ def main() -> None:
     for name in args.cases:
         result = run(name, cases()[name], profiled=name in args.profile)
         report["results"].append(result)
-        shown = {k: v for k, v in result.items() if k not in ("profile", "losses")}
+        shown = {k: v for k, v in result.items() if k != "profile"}
         print(json.dumps(shown), flush=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")
 

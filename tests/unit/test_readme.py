@@ -13,3 +13,10 @@ def test_the_tables_of_the_readme_are_made_from_the_results() -> None:
     readme = (ROOT / "README.md").read_text()
     assert made["table"](results) in readme
     assert made["step_table"](results) in readme
+
+
+def test_the_tables_of_training_are_made_from_the_results() -> None:
+    made = runpy.run_path(str(ROOT / "benchmarks" / "training_table.py"))
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    for table in made["tables"]():
+        assert " ".join(table.split()) in readme

@@ -1,0 +1,96 @@
+"""The README's tables of training.py's results: python benchmarks/training_table.py"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lighthouse.titan.flavors import BYTE_VOCAB_SIZE
+
+RESULTS = Path(__file__).parent / "results"
+SPLITS = ((10, 6), (12, 4), (14, 2))
+TOKENS, DENSE_LAYERS, LIGHTHOUSE_LAYERS = 98304, 4, 26
+# Weights of 530M_byte that multiply each token.
+MATRICES = 30 * (4 * 1024 * 1024 + 3 * 1024 * 1536) + BYTE_VOCAB_SIZE * 1024
+
+STAGES = {
+    "98k": ("Lighthouse", "none"),
+    "98k-op": ("Lighthouse", "selective, op"),
+    "98k-full": ("Lighthouse", "full"),
+    "98k-dense": ("dense", "none"),
+    "98k-dense-op": ("dense", "selective, op"),
+    "98k-530M": ("Lighthouse, vocabulary 128,256", "none"),
+}
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / name).read_text())
+
+
+def by_case(report: dict[str, Any]) -> dict[str, Any]:
+    return {result["case"]: result for result in report["results"] if "error" not in result}
+
+
+def speed_table(report: dict[str, Any]) -> str:
+    """Speed and memory at 98,304 tokens."""
+    lines = ["| layers | checkpointing | tokens/s | GiB |", "| --- | --- | --- | --- |"]
+    results = by_case(report)
+    for case, (layers, checkpointing) in STAGES.items():
+        r = results[case]
+        speed, memory = f"{r['tokens_per_second']:,}", f"{r['memory_gib']:.1f}"
+        lines.append(f"| {layers} | {checkpointing} | {speed} | {memory} |")
+    return "\n".join(lines)
+
+
+def gains(report: dict[str, Any]) -> str:
+    """How much sooner than all-dense training the recipe ends, by its two measured speeds."""
+    results = by_case(report)
+    lighthouse, dense = (results[case]["tokens_per_second"] for case in ("98k", "98k-dense"))
+
+    def gain(first: int, second: int) -> str:
+        times = (first + second) / dense / (first / lighthouse + second / dense)
+        return f"{times:.2f}x for {first}k + {second}k"
+
+    return ", ".join(gain(*split) for split in SPLITS)
+
+
+def step_table(report: dict[str, Any], attention: dict[str, Any]) -> str:
+    """A step of the Lighthouse stage without checkpointing, by kind of kernel, beside its floor.
+
+    The floor: the model's products at the measured rate, and the attention layers by themselves.
+    """
+    profile = by_case(report)["98k"]["profile"][0]
+    kinds = profile["by_kind_ms"]
+    layer = next(
+        r
+        for r in attention["results"]
+        if (r["seq_len"], r["topk"], r["pooling_factor"], r["scorer"]) == (TOKENS, 1536, 4, "norm")
+    )
+    products = 6 * MATRICES * TOKENS / report["matmul_tflops"] / 1e9
+    dense = DENSE_LAYERS * layer["dense_ms"][1]
+    lighthouse = LIGHTHOUSE_LAYERS * layer["lighthouse_ms"][1]
+    rest = kinds["optimizer"] + kinds["copies"] + kinds["other"]
+    total = profile["span_ms"]
+    rows = [
+        ("attention kernels, 30 layers", kinds["attention"], None),
+        ("around them, 26 layers", kinds["lighthouse"], None),
+        ("all attention", kinds["attention"] + kinds["lighthouse"], dense + lighthouse),
+        ("matrix products", kinds["matmul"], products),
+        ("norms, rotary embedding, SwiGLU, residuals", kinds["compiled elementwise"], None),
+        ("optimizer, loss, embedding, copies", rest, None),
+        ("no kernel running", profile["idle_ms"], None),
+        ("step", total, dense + lighthouse + products),
+    ]
+    lines = ["| | ms | share | floor, ms |", "| --- | --- | --- | --- |"]
+    for name, ms, floor in rows:
+        shown = f"{floor:.0f}" if floor else ""
+        lines.append(f"| {name} | {ms:.0f} | {ms / total:.0%} | {shown} |")
+    return "\n".join(lines)
+
+
+def tables() -> list[str]:
+    h100 = load("training_h100.json")
+    return [speed_table(h100), gains(h100), step_table(h100, load("attention_h100.json"))]
+
+
+if __name__ == "__main__":
+    print(*tables(), sep="\n\n")
