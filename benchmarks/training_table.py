@@ -87,6 +87,48 @@ def step_table(report: dict[str, Any], attention: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+RINGS = {
+    "196,608, k=3,072, 4 dense layers": ("196k-one", "196k-cp2", "196k-cp2-alltoall"),
+    "196,608, all dense": ("196k-dense-one", "196k-dense-cp2", None),
+    "524,288, k=8,192": ("524k-one", "524k-cp2", "524k-cp2-alltoall"),
+}
+
+
+def ring_table(report: dict[str, Any]) -> str:
+    """Two GPUs under context parallelism beside one with the same sequence and chunks."""
+    lines = [
+        "| tokens a sequence | one GPU, tokens/s | two, of each | overhead | by all-to-all |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    results = by_case(report)
+    for name, (one, gather, all_to_all) in RINGS.items():
+        alone = results[one]["tokens_per_second"]
+
+        def beside(case: str | None, alone: int = alone) -> str:
+            speed = results[case]["tokens_per_second"] if case in results else None
+            return f"{speed:,} | {alone / speed - 1:.1%}" if speed else " | "
+
+        other = beside(all_to_all).split(" | ")[1]
+        lines.append(f"| {name} | {alone:,} | {beside(gather)} | {other} |")
+    return "\n".join(lines)
+
+
+LENGTHS = (262144, 524288, 786432, 917504, 983040, 1048576)
+
+
+def length_table(*reports: dict[str, Any]) -> str:
+    """Long sequences on one GPU."""
+    lines = ["| tokens a sequence | GPU | tokens/s | GiB |", "| --- | --- | --- | --- |"]
+    for length in LENGTHS:
+        for report in reports:
+            r = by_case(report).get(f"{length}-L4")
+            if r:
+                device = report["device"].removeprefix("NVIDIA ").split()[0]
+                speed, memory = f"{r['tokens_per_second']:,}", f"{r['memory_gib']:.1f}"
+                lines.append(f"| {length:,} | {device} | {speed} | {memory} |")
+    return "\n".join(lines)
+
+
 def tables() -> list[str]:
     h100 = load("training_h100.json")
     return [speed_table(h100), gains(h100), step_table(h100, load("attention_h100.json"))]
