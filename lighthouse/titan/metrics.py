@@ -39,8 +39,13 @@ class JsonLinesLogger:
         short = {SHORT_NAMES[key]: metrics[key] for key in SHORT_NAMES if key in metrics}
         if ACTIVE_LAYERS in metrics:
             short["stage"] = "lighthouse" if metrics[ACTIVE_LAYERS] > 0 else "dense"
-        self._file.write(to_json({"step": step, "time": time.time()} | short | metrics) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(to_json({"step": step, "time": time.time()} | short | metrics) + "\n")
+            self._file.flush()
+        except OSError as error:  # of a full disk, which Python reports without the file's name
+            error.filename = str(self._path)
+            error.add_note("Finished checkpoints are whole: make room and run the same command.")
+            raise
 
     def close(self) -> None:
         if self._file is not None:

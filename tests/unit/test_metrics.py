@@ -1,6 +1,9 @@
+import errno
 import json
 import math
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,6 +112,16 @@ def test_parts_of_a_run_join_by_step(tmp_path: Path) -> None:
     assert [r["loss"] for r in join_runs(parts)] == [1.0, 1.0, 2.0, 2.0, 2.0]
     with pytest.raises(ValueError, match="begins at step 1, not after"):
         join_runs(parts[::-1])
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch) -> None:
+    def full(text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    logger = JsonLinesLogger(str(tmp_path))
+    monkeypatch.setattr(logger, "_open", lambda: SimpleNamespace(write=full))
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / METRICS_FILE}'"):
+        logger.log(TRAINING, 1)
 
 
 def test_missing_or_empty(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""A run that is stopped, however often and however asked, ends as an undisturbed one does."""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wandb.proto.wandb_internal_pb2 import Record
+
+from tests.integration.runs import Run, train
+
+OPTIONS = (
+    *"--checkpoint.enable --training.steps 8 --checkpoint.interval 100".split(),
+    *"--lighthouse.enable --lighthouse.dense_from_step 6 --metrics.enable_wandb".split(),
+)
+STOP = ("--experimental.custom_import", "tests.integration.stop_in_step")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> tuple[Run, ...]:
+    """Two processes, stopped twice and then left alone, in one folder."""
+    folder = tmp_path_factory.mktemp("stopped")
+    offline = {"WANDB_MODE": "offline"}
+
+    def part(how: str, *args: str, ok: bool = True) -> Run:
+        return train(
+            folder, *OPTIONS, *STOP, *args, processes=2, env={"STOP_IN_STEP": how} | offline, ok=ok
+        )
+
+    return (
+        part("2 1 SIGUSR1", "--checkpoint.async_mode", "async"),
+        # torchrun itself reports the signal as a failure.
+        part("4 1 launcher SIGTERM", ok=False),
+        part("9 0 never"),
+    )
+
+
+def test_the_losses_are_those_of_an_undisturbed_run(stopped, tmp_path):
+    whole = train(tmp_path, *OPTIONS, processes=2, env={"WANDB_MODE": "disabled"})
+    assert list(whole.losses()) == list(range(1, 9))
+    assert stopped[-1].losses() == whole.losses()
+
+
+def test_the_log_says_what_was_saved(stopped):
+    for run, reason, step in ((stopped[0], "SIGUSR1", 2), (stopped[1], "SIGTERM", 4)):
+        assert (
+            f"Stopped by {reason} after step {step} of 8: saved {run.checkpoint(step)}; "
+            "the same command continues from there"
+        ) in run.output
+        assert "Training completed" not in run.output
+    assert "Training starts at step 3" in stopped[1].output
+    assert "Training completed" in stopped[2].output
+
+
+def test_wandb_sees_one_run_offline(stopped):
+    parts = sorted((stopped[0].folder / "tb").rglob("*.wandb"))
+    run_id = (stopped[0].folder / "wandb_run_id").read_text()
+    assert [part.name for part in parts] == [f"run-{run_id}.wandb"] * 3
+    steps = [record.history.step.num for part in parts for record in wandb_records(part)]
+    assert [step for step in steps if step] == list(range(1, 9))
+
+
+def test_a_file_stops_a_run_without_checkpoints(tmp_path):
+    run = train(*(tmp_path, *STOP, "--training.steps", "8"), env={"STOP_IN_STEP": "2 0 file"})
+    assert list(run.losses()) == [1, 2]
+    assert "after step 2 of 8: nothing was saved" in run.output
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def wandb_records(file: Path) -> Iterator[Record]:
+    """Records of a W&B transaction log, which is a LevelDB log: blocks of 32 KiB."""
+    data, place, content = file.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768  # too short for a header: padding
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        content += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            yield Record.FromString(content)
+            content = b""
