@@ -1,6 +1,8 @@
 """Checks across sections of a job's configuration, before a model or process group exists."""
 
+import importlib
 import importlib.util
+import os
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ import torch
 from lighthouse.ops import implementation
 from lighthouse.titan.config import layer_configs
 from lighthouse.titan.flavors import BYTE_VOCAB_SIZE
+from lighthouse.titan.layout import check_layout, check_model_fits, check_processes
 
 
 def validate(job_config: Any) -> None:
@@ -19,8 +22,17 @@ def validate(job_config: Any) -> None:
     Raises:
         ValueError: naming the key, the value it got and what would do.
     """
+    if job_config.experimental.custom_import:
+        # The trainer is about to do the same; what it registers, such as flavors, is checked too.
+        importlib.import_module(job_config.experimental.custom_import)
     _check_loading(job_config)
     _check_device(job_config)
+    check_layout(job_config)
+    if job_config.model.name == "llama3":
+        check_model_fits(job_config, _flavor_args(job_config))
+    # Absent where a configuration is read but not run; fake process groups ignore it.
+    if "WORLD_SIZE" in os.environ and job_config.comm.mode == "default":
+        check_processes(job_config, int(os.environ["WORLD_SIZE"]))
     if job_config.lighthouse.enable:
         _check_lighthouse(job_config)
         _check_stage_can_be_resumed(job_config)
@@ -92,6 +104,13 @@ def _check_lighthouse(job_config: Any) -> None:
             f"parallelism.context_parallel_degree = {degree}: lighthouse.enable is not available "
             "under context parallelism; use 1"
         )
+    degree = job_config.parallelism.pipeline_parallel_degree
+    if degree > 1:
+        raise ValueError(
+            f"parallelism.pipeline_parallel_degree = {degree}: lighthouse.enable is not available "
+            "under pipeline parallelism, where torchtitan 0.2.2 leaves gradients undivided by the "
+            "number of tokens and clipping cuts them all; use 1, with data or tensor parallelism"
+        )
 
 
 def _check_implementation(impl: str, uses_gla: bool) -> None:
@@ -135,4 +154,8 @@ def _check_loading(job_config: Any) -> None:
         raise ValueError(
             f"checkpoint.exclude_from_loading = {excluded}: without 'optimizer' the checkpoint's "
             "learning rate stays for a step while warmup restarts; exclude both or none"
+        )
+    if job_config.checkpoint.create_seed_checkpoint and not job_config.checkpoint.enable:
+        raise ValueError(
+            "checkpoint.create_seed_checkpoint = true: needs checkpoint.enable = true to save it"
         )
