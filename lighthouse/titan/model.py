@@ -35,18 +35,6 @@ def apply_lighthouse(model: Any, job_config: Any) -> None:
             local = config.local(parallelism.context_parallel_degree)
             inner = block.attention.inner_attention
             block.attention.inner_attention = LighthouseAttention(local, inner, section.impl)
-    if job_config.compile.enable:
-        _allow_variants(len(set(configs)))
-
-
-def _allow_variants(kinds: int) -> None:
-    """Let torch.compile specialise the blocks' one code for each kind of layer.
-
-    A kind is compiled for training and for validation, in either stage. Beyond PyTorch's limit a
-    run would stop, perhaps as late as at the switch to dense.
-    """
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, 8 + 4 * kinds)
 
 
 def dense_module(inner_attention: nn.Module) -> nn.Module:

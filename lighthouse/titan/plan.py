@@ -172,9 +172,9 @@ def _activation_bytes(job_config: Any, layout: Layout) -> tuple[int, int]:
     """Of activations, and of the residual stream, as torchtitan's mixed precision has them."""
     if job_config.training.mixed_precision_param == "float32":
         return 4, 4
-    if layout.fsdp > 1 or job_config.parallelism.fsdp_on_one_rank:
+    if layout.gpus > 1 or job_config.parallelism.fsdp_on_one_rank:
         return 2, 2
-    return (4, 4) if layout.tp > 1 else (2, 4)  # all in fp32, or autocast
+    return 2, 4  # autocast
 
 
 def model_of(flavor: str) -> Model:

@@ -1,5 +1,6 @@
 """Checks across sections of a job's configuration, before a model or process group exists."""
 
+import importlib
 import importlib.util
 import os
 from typing import Any
@@ -10,7 +11,7 @@ from lighthouse.config import nearest_multiple
 from lighthouse.ops import implementation
 from lighthouse.titan.config import layer_configs, num_chunks
 from lighthouse.titan.flavors import BYTE_VOCAB_SIZE
-from lighthouse.titan.layout import layout_of
+from lighthouse.titan.layout import check_layout, check_model_fits, layout_of
 
 
 def validate(job_config: Any, this_machine: bool = True) -> None:
@@ -24,14 +25,19 @@ def validate(job_config: Any, this_machine: bool = True) -> None:
     Raises:
         ValueError: naming the key, the value it got and what would do.
     """
+    if job_config.experimental.custom_import:
+        # The trainer is about to do the same; what it registers, such as flavors, is checked too.
+        importlib.import_module(job_config.experimental.custom_import)
     _check_loading(job_config)
-    _check_context_parallelism(job_config.parallelism, job_config.training.seq_len)
-    _check_validation_length(job_config)
+    check_layout(job_config)
+    if job_config.model.name == "llama3":
+        check_model_fits(job_config, _flavor_args(job_config))
     _check_reports(job_config)
     if this_machine:
         _check_device(job_config)
-        if "WORLD_SIZE" in os.environ:
-            layout_of(job_config, int(os.environ["WORLD_SIZE"]))
+        # Absent where a configuration is read but not run; fake process groups ignore it.
+        if "WORLD_SIZE" in os.environ and job_config.comm.mode == "default":
+            _check_processes(job_config, int(os.environ["WORLD_SIZE"]))
     if job_config.lighthouse.enable:
         _check_lighthouse(job_config, this_machine)
         _check_stage_can_be_resumed(job_config)
@@ -51,17 +57,13 @@ def _check_device(job_config: Any) -> None:
         )
 
 
-def _check_context_parallelism(parallelism: Any, seq_len: int) -> None:
-    degree = parallelism.context_parallel_degree
-    if degree == 1:
-        return
-    # Upstream asks for two pieces a rank whether or not they are balanced.
-    divisor = 2 * degree * parallelism.tensor_parallel_degree
-    if seq_len % divisor:
+def _check_processes(job_config: Any, processes: int) -> None:
+    if job_config.checkpoint.create_seed_checkpoint and processes > 1:
         raise ValueError(
-            f"training.seq_len = {seq_len}: must be divisible by 2 * context_parallel_degree * "
-            f"tensor_parallel_degree = {divisor}; nearest is {nearest_multiple(seq_len, divisor)}"
+            f"checkpoint.create_seed_checkpoint = true: is for one process, and this is one of "
+            f"{processes}; start it with torchrun --nproc_per_node=1"
         )
+    layout_of(job_config, processes)
 
 
 def _flavor_args(job_config: Any) -> Any:
@@ -131,6 +133,13 @@ def _check_lighthouse(job_config: Any, this_machine: bool) -> None:
             f"lighthouse.dense_from_step = {section.dense_from_step}: steps count from 1; "
             "leave it out to stay in the Lighthouse stage"
         )
+    degree = job_config.parallelism.pipeline_parallel_degree
+    if degree > 1:
+        raise ValueError(
+            f"parallelism.pipeline_parallel_degree = {degree}: lighthouse.enable is not available "
+            "under pipeline parallelism, where torchtitan 0.2.2 leaves gradients undivided by the "
+            "number of tokens and clipping cuts them all; use 1, with data or tensor parallelism"
+        )
 
 
 def _check_balancer(parallelism: Any) -> None:
@@ -139,15 +148,6 @@ def _check_balancer(parallelism: Any) -> None:
         raise ValueError(
             f"parallelism.context_parallel_load_balancer = {balancer!r}: lighthouse.enable takes "
             "'headtail' or 'none'"
-        )
-
-
-def _check_validation_length(job_config: Any) -> None:
-    longest, seq_len = job_config.training.seq_len, job_config.validation.seq_len
-    if job_config.model.name == "llama3" and job_config.validation.enable and seq_len > longest:
-        raise ValueError(
-            f"validation.seq_len = {seq_len}: the rotary embedding is made for training.seq_len = "
-            f"{longest} tokens; use at most that"
         )
 
 
@@ -208,4 +208,8 @@ def _check_loading(job_config: Any) -> None:
         raise ValueError(
             f"checkpoint.exclude_from_loading = {excluded}: without 'optimizer' the checkpoint's "
             "learning rate stays for a step while warmup restarts; exclude both or none"
+        )
+    if job_config.checkpoint.create_seed_checkpoint and not job_config.checkpoint.enable:
+        raise ValueError(
+            "checkpoint.create_seed_checkpoint = true: needs checkpoint.enable = true to save it"
         )

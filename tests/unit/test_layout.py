@@ -1,23 +1,158 @@
-"""Degrees and batch against a number of GPUs, before there is a process group."""
+"""Layouts that cannot work are refused while the configuration is parsed."""
+
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch.distributed as dist
+from torchtitan.config import ConfigManager
+from torchtitan.models.llama3 import llama3_args
 
 from lighthouse.cost import Layout
 from lighthouse.titan.layout import accumulation_steps, layout_of
-from lighthouse.titan.plan import parse
 
-TOY = "--model.flavor tiny_byte --model.tokenizer byte --training.seq_len 256".split()
+LIGHTHOUSE = "--lighthouse.enable --lighthouse.topk 16 --lighthouse.stratum 8"
 
 
-def job(*args: str):
-    return parse([*TOY, *args])
+def parse(flags: str) -> Any:
+    base = "--model.flavor tiny_byte --model.tokenizer byte --training.seq_len 256"
+    config = ConfigManager().parse_args(f"{base} --training.dataset python {flags}".split())
+    assert not dist.is_initialized()
+    return config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("parallelism.tensor_parallel_degree", "0", "must be at least 1"),
+        ("parallelism.tensor_parallel_degree", "8", "must divide the 4 key/value heads"),
+        ("parallelism.data_parallel_shard_degree", "0", "-1 to take all"),
+        ("parallelism.expert_parallel_degree", "2", "llama3 has no experts; use 1"),
+        ("parallelism.expert_tensor_parallel_degree", "2", "llama3 has no experts; use 1"),
+        ("parallelism.enable_async_tensor_parallel", "", "needs tensor_parallel_degree > 1"),
+        (
+            "parallelism.enable_async_tensor_parallel",
+            "--parallelism.tensor_parallel_degree 2",
+            "compile.enable = true",
+        ),
+        (
+            "parallelism.pipeline_parallel_degree",
+            f"2 {LIGHTHOUSE} --lighthouse.dense_from_step 2",
+            "use 1, with data or tensor parallelism",
+        ),
+        ("training.seq_len", "252 --parallelism.tensor_parallel_degree 4", "a multiple of 8"),
+        ("training.seq_len", "252 --parallelism.context_parallel_degree 4", "a multiple of 8"),
+        ("validation.seq_len", "512 --validation.enable", "use at most that"),
+        (
+            "validation.seq_len",
+            "252 --validation.enable --parallelism.tensor_parallel_degree 4",
+            "a multiple of 8",
+        ),
+        ("training.local_batch_size", "0", "at least 1 sequence"),
+        ("activation_checkpoint.mode", "memory_budget", "compile.enable = true"),
+        (
+            "activation_checkpoint.mode",
+            "memory_budget --compile.enable --compile.components loss",
+            "'model' among compile.components",
+        ),
+        (
+            "activation_checkpoint.mode",
+            "memory_budget --compile.enable --parallelism.tensor_parallel_degree 2",
+            "use 'selective' or 'full'",
+        ),
+        ("activation_checkpoint.selective_ac_option", "0", "n for every n-th layer"),
+        ("activation_checkpoint.selective_ac_option", "ops", "must be 'op'"),
+        ("checkpoint.create_seed_checkpoint", "", "needs checkpoint.enable = true"),
+        ("model.flavor", "7B", "must be one of"),
+    ],
+)
+def test_refused_by_name(key: str, value: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        parse(f"--{key} {value}")
+    assert str(error.value).startswith(f"{key} = ")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("processes", "flags", "message"),
+    [
+        (2, "--parallelism.tensor_parallel_degree 4", "start a multiple of 4"),
+        (6, "--parallelism.tensor_parallel_degree 4", "number of processes, 6"),
+        (4, "--parallelism.data_parallel_shard_degree 2", "not the number of processes, 4"),
+        (
+            2,
+            "--parallelism.data_parallel_replicate_degree 2 "
+            "--parallelism.data_parallel_shard_degree 2",
+            "2 * data_parallel_replicate_degree 2 = 4",
+        ),
+        (2, "--checkpoint.enable --checkpoint.create_seed_checkpoint", "--nproc_per_node=1"),
+        (2, "--training.local_batch_size 3 --training.global_batch_size 8", "nearest is 6"),
+        (2, "--training.local_batch_size 3 --training.global_batch_size 0", "nearest is 6"),
+        (
+            4,
+            "--training.local_batch_size 3 --training.global_batch_size 10 "
+            "--parallelism.tensor_parallel_degree 2",
+            "3 * 2; nearest is 12",
+        ),
+    ],
+)
+def test_must_fit_the_number_of_processes(
+    monkeypatch: pytest.MonkeyPatch, processes: int, flags: str, message: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with pytest.raises(ValueError) as error:
+        parse(flags)
+    assert message in str(error.value)
+    parse("")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--parallelism.tensor_parallel_degree 2 --parallelism.data_parallel_replicate_degree 2",
+        "--parallelism.data_parallel_shard_degree 4 --training.global_batch_size 64",
+        "--parallelism.pipeline_parallel_degree 4",
+        "--training.global_batch_size 24 --training.local_batch_size 3",
+        "--activation_checkpoint.mode memory_budget --compile.enable",
+        "--activation_checkpoint.mode selective --activation_checkpoint.selective_ac_option 3",
+    ],
+)
+def test_what_works_is_taken(monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    parse(flags)
+
+
+@pytest.mark.parametrize("flavor", llama3_args)
+def test_lighthouse_takes_the_flavors_under_the_plain_causal_mask(flavor: str) -> None:
+    flags = f"{LIGHTHOUSE} --lighthouse.dense_from_step 2 --model.flavor {flavor}"
+    if "flex" in flavor or "varlen" in flavor:
+        with pytest.raises(ValueError, match=rf"model\.flavor = '{flavor}': .* plain causal mask"):
+            parse(flags)
+    else:
+        parse(flags)
+
+
+@pytest.mark.parametrize("change", ["attn_mask_type='block_causal'", "attn_type='flex'"])
+def test_a_registered_flavor_cannot_bring_a_document_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    (tmp_path / "registers.py").write_text(
+        "from dataclasses import replace\n"
+        "from torchtitan.models.llama3 import llama3_args\n"
+        f"llama3_args['mine'] = replace(llama3_args['tiny_byte'], {change})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(llama3_args, "mine", None)  # so that it is taken out again
+    monkeypatch.delitem(sys.modules, "registers", raising=False)
+    with pytest.raises(ValueError, match="plain causal mask"):
+        parse(f"{LIGHTHOUSE} --experimental.custom_import registers --model.flavor mine")
 
 
 def test_the_shards_are_what_the_other_degrees_leave():
-    config = job(
-        *"--parallelism.data_parallel_replicate_degree 2".split(),
-        *"--parallelism.context_parallel_degree 4".split(),
-        *"--training.local_batch_size 2 --training.global_batch_size 48".split(),
+    config = parse(
+        "--parallelism.data_parallel_replicate_degree 2 --parallelism.context_parallel_degree 4 "
+        "--training.local_batch_size 2 --training.global_batch_size 48"
     )
     layout = layout_of(config, 24)
     assert layout == Layout(dp_replicate=2, dp_shard=3, cp=4)
@@ -26,61 +161,5 @@ def test_the_shards_are_what_the_other_degrees_leave():
 
 
 def test_without_a_global_batch_there_is_one_micro_batch():
-    config = job("--training.local_batch_size", "3")
+    config = parse("--training.local_batch_size 3")
     assert accumulation_steps(config, layout_of(config, 5)) == 1
-
-
-@pytest.mark.parametrize(
-    ("args", "gpus", "message"),
-    [
-        (
-            "--parallelism.context_parallel_degree 4",
-            6,
-            r"6 processes: must be a multiple of .*context_parallel_degree.* = 4; nearest is 4",
-        ),
-        (
-            "--parallelism.data_parallel_shard_degree 4 --parallelism.tensor_parallel_degree 2",
-            4,
-            r"4 processes: must be data_parallel_shard_degree \* .* = 4 \* 2 = 8",
-        ),
-        (
-            "--parallelism.tensor_parallel_degree 0",
-            4,
-            r"parallelism\.tensor_parallel_degree = 0: must be at least 1",
-        ),
-        (
-            "--parallelism.data_parallel_shard_degree 0",
-            4,
-            r"parallelism\.data_parallel_shard_degree = 0: must be at least 1, or -1",
-        ),
-        (
-            "--training.local_batch_size 2 --training.global_batch_size 30",
-            8,
-            r"training\.global_batch_size = 30: .* = 2 \* 8 = 16; nearest is 32",
-        ),
-        (
-            "--training.local_batch_size 2 --training.global_batch_size 0",
-            1,
-            r"training\.global_batch_size = 0: .*nearest is 2",
-        ),
-        (
-            "--training.local_batch_size 0",
-            1,
-            r"training\.local_batch_size = 0: must be at least 1",
-        ),
-    ],
-)
-def test_what_does_not_divide_is_refused(args, gpus, message):
-    with pytest.raises(ValueError, match=message):
-        layout_of(job(*args.split()), gpus)
-
-
-def test_a_started_job_is_checked_against_its_processes(monkeypatch):
-    from torchtitan.config import ConfigManager
-
-    args = [*TOY, "--parallelism.tensor_parallel_degree", "2"]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    ConfigManager().parse_args(args)
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ValueError, match="3 processes: must be a multiple of"):
-        ConfigManager().parse_args(args)

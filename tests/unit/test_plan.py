@@ -106,7 +106,7 @@ def test_a_machine_without_a_gpu_plans_for_kernels_and_gla(monkeypatch):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("--gpus 3", r"training\.global_batch_size = 32: .* = 1 \* 3 = 3"),
+        ("--gpus 3", r"training\.global_batch_size = 32: .* = 1 \* 3;"),
         ("--gpus 8 --lighthouse.topk 100", r"lighthouse\.topk = 100: .* nearest is 128"),
         ("--gpus 8 --parallelism.pipeline_parallel_degree 2", r"pipeline_parallel_degree = 2"),
         ("--gpus 8 --activation_checkpoint.mode memory_budget", r"mode = 'memory_budget'"),
@@ -124,7 +124,7 @@ def test_what_cannot_run_is_refused(args, message, capsys):
         ("", 1, (2, 2)),
         ("--parallelism.no-fsdp_on_one_rank", 1, (2, 4)),
         ("--parallelism.no-fsdp_on_one_rank", 2, (2, 2)),
-        ("--parallelism.no-fsdp_on_one_rank --parallelism.tensor_parallel_degree 2", 2, (4, 4)),
+        ("--parallelism.no-fsdp_on_one_rank --parallelism.tensor_parallel_degree 2", 2, (2, 2)),
         ("--training.mixed_precision_param float32", 2, (4, 4)),
     ],
 )
