@@ -113,7 +113,7 @@ def ring_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-LENGTHS = (262144, 524288, 786432, 917504, 983040, 1048576)
+LENGTHS = (262144, 524288, 786432, 851968, 917504, 1048576)
 
 
 def length_table(*reports: dict[str, Any]) -> str:
