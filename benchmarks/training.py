@@ -165,7 +165,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "cudnn": torch.backends.cudnn.version(),
         "alloc_conf": os.environ.get("PYTORCH_ALLOC_CONF", ""),
-        "commit": commit.stdout.strip() or os.environ.get("COMMIT", "unknown"),
+        "commit": os.environ.get("COMMIT") or commit.stdout.strip() or "unknown",
         "matmul_tflops": round(matmul_rate(), 1),
     }
 

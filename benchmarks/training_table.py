@@ -88,28 +88,22 @@ def step_table(report: dict[str, Any], attention: dict[str, Any]) -> str:
 
 
 RINGS = {
-    "196,608, k=3,072, 4 dense layers": ("196k-one", "196k-cp2", "196k-cp2-alltoall"),
-    "196,608, all dense": ("196k-dense-one", "196k-dense-cp2", None),
-    "524,288, k=8,192": ("524k-one", "524k-cp2", "524k-cp2-alltoall"),
+    "196,608; k=3,072; 4 dense layers; selective": ("196k-one", "196k-cp2"),
+    "524,288; k=8,192; no dense layer; full": ("524k-one", "524k-cp2"),
 }
 
 
-def ring_table(report: dict[str, Any]) -> str:
+def ring_table(report: dict[str, Any], without_overlap: dict[str, Any]) -> str:
     """Two GPUs under context parallelism beside one with the same sequence and chunks."""
     lines = [
-        "| tokens a sequence | one GPU, tokens/s | two, of each | overhead | by all-to-all |",
+        "| tokens a sequence | one GPU, tokens/s | two, of each | overhead | without overlap |",
         "| --- | --- | --- | --- | --- |",
     ]
-    results = by_case(report)
-    for name, (one, gather, all_to_all) in RINGS.items():
-        alone = results[one]["tokens_per_second"]
-
-        def beside(case: str | None, alone: int = alone) -> str:
-            speed = results[case]["tokens_per_second"] if case in results else None
-            return f"{speed:,} | {alone / speed - 1:.1%}" if speed else " | "
-
-        other = beside(all_to_all).split(" | ")[1]
-        lines.append(f"| {name} | {alone:,} | {beside(gather)} | {other} |")
+    results, before = by_case(report), by_case(without_overlap)
+    for name, (one, two) in RINGS.items():
+        alone, each = (results[case]["tokens_per_second"] for case in (one, two))
+        waiting = before[two]["tokens_per_second"]
+        lines.append(f"| {name} | {alone:,} | {each:,} | {alone / each - 1:.1%} | {waiting:,} |")
     return "\n".join(lines)
 
 
@@ -131,7 +125,13 @@ def length_table(*reports: dict[str, Any]) -> str:
 
 def tables() -> list[str]:
     h100 = load("training_h100.json")
-    return [speed_table(h100), gains(h100), step_table(h100, load("attention_h100.json"))]
+    return [
+        speed_table(h100),
+        gains(h100),
+        step_table(h100, load("attention_h100.json")),
+        length_table(load("training_h100_long.json"), load("training_h200.json")),
+        ring_table(load("training_h200_x2.json"), load("ring_without_overlap_h200_x2.json")),
+    ]
 
 
 if __name__ == "__main__":
