@@ -40,7 +40,14 @@ def finished_steps(folder: str | os.PathLike[str]) -> list[int]:
 
 def run_record(job_config: Any, data_parallel_degree: int) -> dict[str, Any]:
     """What a later resume must agree with, JSON-serialisable."""
-    record: dict[str, Any] = {"data_parallel_degree": data_parallel_degree}
+    training = job_config.training
+    record: dict[str, Any] = {
+        "data_parallel_degree": data_parallel_degree,
+        "data": {
+            "training.dataset": training.dataset,
+            "training.dataloader.num_workers": training.dataloader.num_workers,
+        },
+    }
     for section, names in _STATE_IN_CHECKPOINT.items():
         values = asdict(getattr(job_config, section))
         record[section] = {name: values[name] for name in names}
@@ -74,9 +81,9 @@ def check_resume(job_config: Any, data_parallel_degree: int) -> None:
 
     Raises:
         ValueError: for a step already reached, a checkpoint without what a resume needs, one whose
-            optimizer, schedule or data-parallel degree differ from this job's, a ``load_step`` that
-            is not there or has later checkpoints beside it, an ``initial_load_path`` without a
-            finished checkpoint.
+            optimizer, schedule, data or data-parallel degree differ from this job's, a
+            ``load_step`` that is not there or has later checkpoints beside it, an
+            ``initial_load_path`` without a finished checkpoint.
     """
     config = job_config.checkpoint
     if not config.enable:
@@ -154,6 +161,13 @@ def _check_record(
             f"data order belongs to that; use {was}, or set checkpoint.exclude_from_loading = "
             "['dataloader'] to start the data afresh"
         )
+    for key, was in saved.get("data", {}).items():
+        if was != current["data"][key] and "dataloader" not in excluded:
+            raise ValueError(
+                f"{key} = {current['data'][key]!r}: checkpoint {checkpoint} was written with "
+                f"{was!r} and its place in the data belongs to that; use {was!r}, or set "
+                "checkpoint.exclude_from_loading = ['dataloader'] to start the data afresh"
+            )
     for section, names in _STATE_IN_CHECKPOINT.items():
         for name in names:
             if section not in excluded and saved[section][name] != current[section][name]:

@@ -193,14 +193,14 @@ def read_pieces(pieces: list[tuple[Path, int]]) -> Iterator[dict[str, str]]:
     """The pieces as {"text": ...}: the lines that begin within the piece's `PIECE_BYTES`."""
     for file, number in pieces:
         with file.open("rb") as source:
-            lines = []
             if number > 0:
                 source.seek(number * PIECE_BYTES - 1)
                 source.readline()  # the end of a line that began in the piece before
-            while source.tell() < (number + 1) * PIECE_BYTES and (line := source.readline()):
-                lines.append(line)
-        if lines:
-            yield {"text": b"".join(lines).decode("utf-8", errors="replace")}
+            text = source.read(max(0, (number + 1) * PIECE_BYTES - source.tell()))
+            if text and not text.endswith(b"\n"):
+                text += source.readline()  # the end of this piece's last line
+        if text:
+            yield {"text": text.decode("utf-8", errors="replace")}
 
 
 def local_files(path: Path) -> list[Path]:
@@ -241,12 +241,12 @@ def _read_parquet(file: Path) -> Iterator[str]:
         kind = schema.field("text").type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise ValueError(f'{file}: column "text" holds {kind}, not strings')
-        # Few rows at a time: one row can be a whole book.
-        for batch in table.iter_batches(batch_size=64, columns=["text"]):
-            for text in batch.column(0).to_pylist():
-                if text is None:
+        # One row at a time: it can be a whole book.
+        for batch in table.iter_batches(batch_size=1, columns=["text"]):
+            for text in batch.column(0):
+                if not text.is_valid:
                     raise ValueError(f'{file}: column "text" has nulls')
-                yield text
+                yield text.as_py()
 
 
 def _read_json_lines(file: Path) -> Iterator[str]:

@@ -99,6 +99,16 @@ def test_changed_data_parallel_degree(job):
     check_resume(job, 4)
 
 
+def test_changed_data(job):
+    save(job, 10)
+    job.training.dataloader.num_workers = 2
+    assert "training.dataloader.num_workers = 2" in refused(job)
+    job.training.dataloader.num_workers, job.training.dataset = 0, "local"
+    assert "training.dataset = 'local'" in refused(job)
+    job.checkpoint.exclude_from_loading = ["dataloader"]
+    check_resume(job, 1)
+
+
 @pytest.mark.parametrize(
     ("section", "name", "value"),
     [

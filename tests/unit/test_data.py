@@ -3,7 +3,7 @@ import gzip
 import json
 import pickle
 import re
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +116,10 @@ def test_infinite_repeats_the_same_order(tmp_path: Path) -> None:
     assert [token for row in got for token in row[:-1]] == expected[: 30 * SEQ_LEN]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("cuts", [(7,), (3, 1), (0, 4, 4), (19, 25)])
 def test_resumes_exactly_and_again(tmp_path: Path, workers: int, cuts: tuple[int, ...]) -> None:
-    # 16 documents of 1,000 tokens or so: 30 sequences are more than one epoch.
+    # 16 documents of some 60 tokens: each stream is more than one epoch long.
     config = config_for("local", write_txt(tmp_path / "a", texts(16)))
     config.training.dataloader.num_workers = workers
     total = 50
@@ -163,6 +163,44 @@ def test_ranks_share_documents_without_overlap(tmp_path: Path, files: int) -> No
     assert not seen[0] & seen[1]
     # Of 30 x files documents only an incomplete last sequence is missing.
     assert len(seen[0] | seen[1]) >= 30 * files - 2 * SEQ_LEN // 5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_documents_stay_whole_and_single(tmp_path: Path, workers: int) -> None:
+    """Over ranks and workers: each document once, in one piece but for the ends of sequences."""
+    shares = 2 * workers
+    for i in range(2 * shares):
+        # Shorter than a sequence, about as long, and longer than several.
+        write_jsonl(tmp_path / f"{i}.jsonl", [f"{i:02}.{j:02}" + "x" * 23 * j for j in range(12)])
+    config = config_for("local", tmp_path)
+    config.training.dataloader.num_workers = workers
+    seen: list[str] = []
+    for rank in range(2):
+        got = rows(loader(config, rank, 2, infinite=False))
+        for worker in range(workers):  # shares are equally long, so workers take turns to the end
+            row_stream = got[worker::workers]
+            assert all(a[-1] == b[0] for a, b in pairwise(row_stream))
+            tokens = [t for row in row_stream for t in row[:-1]]
+            documents = [bytes(d) for d in _split(tokens)]
+            whole, cut = documents[:-1], documents[-1]
+            assert all(re.fullmatch(rb"\d\d\.(\d\d)(x*)", d) for d in whole)
+            assert all(len(d) == 5 + 23 * int(d[3:5]) for d in whole)
+            seen += [d[:5].decode() for d in (*whole, cut)]
+            # Of the 24 documents only less than a sequence is missing, the end of the last one.
+            total = 2 * sum(5 + 23 * j + 2 for j in range(12))
+            assert total - SEQ_LEN <= len(tokens) <= total
+    assert len(seen) == len(set(seen)) == 12 * 2 * shares
+
+
+def _split(tokens: list[int]) -> list[list[int]]:
+    """The documents of a stream; the last one may be incomplete."""
+    documents: list[list[int]] = []
+    for token in tokens:
+        if token == BOS:
+            documents.append([])
+        elif token != EOS:
+            documents[-1].append(token)
+    return documents
 
 
 def test_rank_without_documents_is_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,185 @@
+"""What the data loader delivers: tokens/s of one process alone, its memory, and its state.
+
+    python benchmarks/data.py [--quick] [--out FILE.json]
+
+Sources are the embedded "python" corpus and local files of short (2 KB) and long (2 MB) documents,
+written for the purpose into a temporary folder and read again and again, so from the page cache.
+Each case has a process of its own with one thread, as a worker has. "In process" is the loader
+without workers, which is what a worker does; "worker" is what arrives from one worker through
+shared memory. Rates are over the clock and over CPU time, which other work on the machine does not
+lower. Memory is looked at ten times, and growth is the median of the later five less that of the
+earlier five: it swings by what the allocator has in reserve. The bar is ten times what an H100
+consumes with Lighthouse Attention at 98,304 tokens a sequence.
+"""
+
+import argparse
+import gzip
+import json
+import multiprocessing
+import os
+import pickle
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torchtitan.config import JobConfig
+
+from lighthouse.titan.data import build_dataloader, python_pieces, read_pieces
+from lighthouse.titan.tokenizer import ByteTokenizer
+
+BAR = 10 * 100_000
+SEQ_LENS = (98304, 262144, 1048576)
+DOCUMENT_BYTES = {"short": 2 << 10, "long": 2 << 20}
+WARM_UP = 50
+LOOKS = 10  # at the memory, in each case
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement; `path` is None for the embedded corpus."""
+
+    source: str
+    path: str | None
+    seq_len: int
+    workers: int
+    sequences: int
+
+
+def write_sources(folder: Path, size: int) -> dict[str, str]:
+    """Files of `size` bytes of text each, by the name of the source."""
+    text = "".join(piece["text"] for piece in islice(read_pieces(python_pieces()), 1500))
+    ascii_text = text.encode("ascii", errors="ignore").decode()
+    paths = {}
+    for length, document_bytes in DOCUMENT_BYTES.items():
+        letters = cycle(ascii_text)
+        documents = [
+            "".join(islice(letters, document_bytes)) for _ in range(size // document_bytes)
+        ]
+        lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
+        for kind in ("parquet", "jsonl", "jsonl.gz"):
+            path = folder / f"{length}.{kind}"
+            if kind == "parquet":
+                pq.write_table(pa.table({"text": documents}), path)
+            elif kind == "jsonl":
+                path.write_text(lines)
+            else:
+                path.write_bytes(gzip.compress(lines.encode(), compresslevel=6))
+            paths[f"{kind} of {length} documents"] = str(path)
+    return paths
+
+
+def processes() -> list[int]:
+    """This process and its workers."""
+    return [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+
+
+def resident_bytes() -> int:
+    """Memory of all processes; what they share counts once."""
+    rollups = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in processes())
+    return sum(int(rollup.split("\nPss:")[1].split()[0]) * 1024 for rollup in rollups)
+
+
+def cpu_seconds() -> float:
+    """CPU time of all processes and their threads so far."""
+    threads = (file for pid in processes() for file in Path(f"/proc/{pid}/task").iterdir())
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
+def measure(case: Case) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    config = JobConfig()
+    section = config.training
+    section.dataset = "python" if case.path is None else "local"
+    section.dataset_path, section.seq_len = case.path, case.seq_len
+    section.local_batch_size, section.dataloader.num_workers = 1, case.workers
+    loader = build_dataloader(1, 0, ByteTokenizer(), config)
+    batches = iter(loader)
+    for _ in islice(batches, WARM_UP):
+        pass
+    memory, cpu, start = [], cpu_seconds(), time.perf_counter()
+    for _ in range(LOOKS):
+        for inputs, labels in islice(batches, case.sequences // LOOKS):
+            assert inputs["input"].shape == labels.shape == (1, case.seq_len)
+        memory.append(resident_bytes() / 2**20)
+    seconds, tokens = time.perf_counter() - start, case.sequences // LOOKS * LOOKS * case.seq_len
+    earlier, later = (
+        statistics.median(part) for part in (memory[: LOOKS // 2], memory[LOOKS // 2 :])
+    )
+    return {
+        **asdict(case),
+        "tokens_per_second": round(tokens / seconds),
+        "tokens_per_cpu_second": round(tokens / (cpu_seconds() - cpu)),
+        "memory_mib": round(earlier),
+        "memory_growth_mib": round(later - earlier, 1),
+        "state_bytes": len(pickle.dumps(loader.state_dict())),
+    }
+
+
+def commit() -> str:
+    root = Path(__file__).parents[1]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown, one row a case."""
+    lines = [
+        "| source | tokens a sequence | | M tokens/s (per CPU s) | of the bar | MiB (growth) "
+        "| state |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in results:
+        rate, cpu_rate = r["tokens_per_second"], r["tokens_per_cpu_second"]
+        lines.append(
+            f"| {r['source']} | {r['seq_len']:,} | {'worker' if r['workers'] else 'in process'} "
+            f"| {rate / 1e6:.0f} ({cpu_rate / 1e6:.0f}) | {rate / BAR:.0f}x "
+            f"| {r['memory_mib']} ({r['memory_growth_mib']:+.0f}) | {r['state_bytes']} bytes |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few short sequences, for the tests")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/data_cpu.json")
+    args = parser.parse_args()
+
+    sequences = 50 if args.quick else 300
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        written = write_sources(Path(folder), size=(4 if args.quick else 64) << 20)
+        sources = {"python": None, **written}
+        for source, path in islice(sources.items(), 2 if args.quick else None):
+            for seq_len in SEQ_LENS[:1] if args.quick else SEQ_LENS:
+                for workers in (0, 1):
+                    case = Case(source, path, seq_len, workers, sequences)
+                    # A fresh process: memory that an earlier case left free would hide growth.
+                    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                        results.append(pool.submit(measure, case).result())
+                    print(table(results[-1:]).splitlines()[-1], flush=True)
+    report = {
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pyarrow": pa.__version__,
+        "commit": commit(),
+        "bar_tokens_per_second": BAR,
+        "results": [{key: value for key, value in r.items() if key != "path"} for r in results],
+    }
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"\n{table(results)}\n\nwrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
