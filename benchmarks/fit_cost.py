@@ -16,8 +16,8 @@ What is fitted, by least squares of relative errors:
 - Without them: the reference device's rates, times one factor for what computes and one for what
   moves memory, from the steps without context parallelism; from the specification if there are
   fewer than two.
-- The link between GPUs, from steps under context parallelism; from the specification if none. It is
-  what the ring costs in fact, so it may be below what the wires do.
+- The link between GPUs, from steps under context parallelism. It is what the ring costs in fact,
+  below what the wires do; a device without such steps gets the same share of its specification.
 - How much memory activations take, from the peaks of one process; the reference's if none.
 
 Published steps under context parallelism, and those with another scorer than ``norm``, are never
@@ -245,26 +245,40 @@ def compare(rates: Rates, runs: list[Run]) -> None:
         print(f"{run['gpus']} GPUs {run['flags']}")
 
 
-def fit_device(device: str, reference: Rates | None) -> Rates:
-    specification = SPECIFICATIONS[device]
-    kernels = [load for load in read("attention_*.json") if load["device"] == specification["name"]]
-    runs = [
+def runs_of(device: str) -> list[Run]:
+    """The steps that were measured on the device."""
+    return [
         {**run, "published": file.get("published", False)}
         for file in read("training_*.json")
-        if file["device"] == specification["name"]
+        if file["device"] == SPECIFICATIONS[device]["name"]
         for run in file["results"]
         if "error" not in run
     ]
+
+
+def rings(device: str) -> list[Run]:
+    """Those under context parallelism that the link is fitted to.
+
+    The model's ring gathers, as torchtitan's does unless told.
+    """
+    return [
+        run
+        for run in runs_of(device)
+        if "context_parallel_degree" in run["flags"]
+        and not run["published"]
+        and "alltoall" not in run["flags"]
+    ]
+
+
+def fit_device(device: str, reference: Rates | None) -> Rates:
+    specification = SPECIFICATIONS[device]
+    kernels = [load for load in read("attention_*.json") if load["device"] == specification["name"]]
+    runs = runs_of(device)
     print(f"{device}: {specification['name']}")
     links = {name: specification[name] for name in ("memory", "nvlink", "network")}
     norm = [run for run in runs if "scorer" not in run["flags"]]
     alone = [run for run in norm if "context_parallel_degree" not in run["flags"]]
-    # The model's ring gathers, as torchtitan's does unless told.
-    parallel = [
-        run
-        for run in norm
-        if run not in alone and not run["published"] and "alltoall" not in run["flags"]
-    ]
+    parallel = rings(device)
     if kernels:
         rates = Rates(
             **fit_kernels(kernels[-1]),
@@ -286,7 +300,6 @@ def fit_device(device: str, reference: Rates | None) -> Rates:
     if parallel:
         rates = fit_link(rates, parallel)
     rates = fit_memory(rates, [run for run in alone if run["gpus"] == 1])
-    compare(rates, runs)
     return rates
 
 
@@ -300,12 +313,31 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def main() -> None:
+def share_links(rates: dict[str, Rates]) -> dict[str, Rates]:
+    """Give devices without a fitted link what the others have of their specification."""
+    specified = {device: SPECIFICATIONS[device]["nvlink"] for device in rates}
+    fitted = [device for device in rates if rings(device)]
+    share = float(np.mean([rates[d].nvlink / specified[d] for d in fitted])) if fitted else 1.0
+    print(f"ring: {share:.0%} of what the makers say of the links")
+    return {
+        device: r if device in fitted else replace(r, nvlink=share * specified[device])
+        for device, r in rates.items()
+    }
+
+
+def fit() -> dict[str, Rates]:
+    """The rates of every device."""
     reference = fit_device(REFERENCE, None)
-    rates = {REFERENCE: reference}
-    for device in SPECIFICATIONS:
-        if device != REFERENCE:
-            rates[device] = fit_device(device, reference)
+    others = [device for device in SPECIFICATIONS if device != REFERENCE]
+    rates = {REFERENCE: reference} | {device: fit_device(device, reference) for device in others}
+    return share_links(rates)
+
+
+def main() -> None:
+    rates = fit()
+    for device, fitted in rates.items():
+        print(f"{device}: measured -> modelled")
+        compare(fitted, runs_of(device))
     content = {
         "made_by": "benchmarks/fit_cost.py",
         "devices": {device: rounded(asdict(fitted)) for device, fitted in rates.items()},

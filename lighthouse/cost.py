@@ -297,9 +297,9 @@ def _attention_seconds(
     link = _link(rates, layout.cp * layout.tp)
     send_forward = others * keys_values * work.element_bytes / link
     send_backward = others * keys_values * (work.element_bytes + 4) / link
-    # They travel while the rank's own rows attend to each other, a cp-th of the work.
-    exposed = (1 + again) * max(0.0, send_forward - forward / layout.cp)
-    exposed += max(0.0, send_backward - backward / layout.cp)
+    # They travel beside attention, and take from it what they would take alone: on H200s the two
+    # together last as long as one after the other (benchmarks/ring.py).
+    exposed = (1 + again) * send_forward + send_backward
     merged = MERGE_BYTES * rows * model.dim * work.local_batch / layout.tp / rates.copy
     return kernel, exposed + (2 + again) * merged
 
