@@ -18,7 +18,7 @@ BATCH = "--training.global_batch_size=4"
 FSDP = "--parallelism.data_parallel_shard_degree=2"
 HSDP = "--parallelism.data_parallel_replicate_degree=2"
 TP = "--parallelism.tensor_parallel_degree=2"
-BF16 = "--training.mixed_precision_param=bfloat16"
+BF16 = "--training.mixed_precision_param=bfloat16 --parallelism.fsdp_on_one_rank".split()
 AC = "--activation_checkpoint"
 COMPILE = "--compile.enable"
 LAYOUTS = {
@@ -102,7 +102,7 @@ def statistics(run: Run) -> dict[tuple[int, str], float]:
 
 @pytest.fixture(scope="module")
 def one_process_bf16(tmp_path_factory: pytest.TempPathFactory, options: list[str]) -> Run:
-    return train(tmp_path_factory.mktemp("bf16"), *options, BF16, "--training.local_batch_size=4")
+    return train(tmp_path_factory.mktemp("bf16"), *options, *BF16, "--training.local_batch_size=4")
 
 
 @pytest.mark.parametrize("layout", [FSDP, TP])
@@ -113,7 +113,7 @@ def test_two_processes_agree_with_one_in_bfloat16(
 
     So two runs in bfloat16 may be as far from each other as both from float32 together.
     """
-    run = train(tmp_path, *options, BF16, layout, processes=2)
+    run = train(tmp_path, *options, *BF16, layout, processes=2)
     for got, expected, exact in zip(
         columns(run), columns(one_process_bf16), columns(one_process), strict=True
     ):
