@@ -11,7 +11,7 @@ from lighthouse.titan.model import apply_lighthouse, set_stage, stage_metrics
 from lighthouse.titan.plan import parse, plan
 
 TRAIN_CONFIGS = Path(__file__).parents[2] / "train_configs"
-FILES = sorted(TRAIN_CONFIGS.rglob("*.toml"))
+FILES = sorted(f for f in TRAIN_CONFIGS.rglob("*.toml") if f.parent.name != "sweeps")
 GPUS = {"cp8_1m_k4096.toml": 32}
 
 

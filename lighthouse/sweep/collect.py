@@ -1,0 +1,119 @@
+"""The results of a sweep from its run folders: CSV, JSON and a Markdown table."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lighthouse.metrics_log import read_metrics
+from lighthouse.report import newest_checkpoint, summarize
+from lighthouse.sweep.runs import Run, active_seconds, write_atomic
+
+Row = dict[str, Any]
+
+# Measured times; all other columns are the same for the same runs, however often they were stopped.
+TIMES = ("gpu_hours", "lighthouse_tokens_per_second", "dense_tokens_per_second", "attempts")
+
+_FROM_REPORT = (
+    *("lighthouse_tokens_per_second", "dense_tokens_per_second", "loss_before_switch", "spike"),
+    *("steps_to_recover", "final_loss"),
+)
+_HEADINGS = {
+    "name": "run",
+    "gpu_hours": "GPU-hours",
+    "lighthouse_tokens_per_second": "tokens/s, Lighthouse",
+    "dense_tokens_per_second": "tokens/s, dense",
+}
+
+
+def collect(runs: Sequence[Run]) -> list[Row]:
+    """A row for each run; ``None`` for what it does not have (yet).
+
+    ``gpu_hours`` is the time in attempts times the run's processes: what was paid for, start-up and
+    lost work included. ``tokens_per_second`` counts one device.
+    """
+    return [_row(run) for run in runs]
+
+
+def write_results(rows: Sequence[Row], output: Path) -> list[Path]:
+    """Write ``results.csv``, ``.json`` and ``.md`` into a folder."""
+    texts = {"csv": _csv(rows), "json": _json(rows), "md": markdown(rows)}
+    paths = []
+    for kind, text in texts.items():
+        paths.append(output / f"results.{kind}")
+        write_atomic(paths[-1], text)
+    return paths
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table for people: numbers rounded, overrides as in the run's name."""
+    columns = [key for key in rows[0] if key not in ("overrides", "identity")]
+    heads = [_HEADINGS.get(key, key.replace("_", " ")) for key in columns]
+    lines = [_line(heads), _line(["---"] * len(columns))]
+    lines += [_line([_cell(row[key]) for key in columns]) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _row(run: Run) -> Row:
+    attempts = run.attempts()
+    try:
+        records = read_metrics(run.folder)
+        report = summarize(records, newest_checkpoint(run.folder))
+    except ValueError:
+        records, report = [], None
+    steps = [record for record in records if "loss" in record]
+    validation = next((r for r in reversed(records) if "validation_loss" in r), {})
+    moments = [record["time"] for record in steps[-1:]] + [a.end for a in attempts if a.end]
+    seconds = active_seconds(attempts, max(moments, default=0.0))
+    return {
+        "name": run.name,
+        "identity": run.identity,
+        "overrides": run.overrides,
+        "done": run.done,
+        "steps": report.last_step if report else 0,
+        "tokens": int(steps[-1]["tokens_seen"]) if steps else 0,
+        "processes": run.processes,
+        "attempts": len(attempts),
+        "gpu_hours": seconds * run.processes / 3600,
+        **{key: getattr(report, key) if report else None for key in _FROM_REPORT},
+        "validation_loss": validation.get("validation_loss"),
+    }
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    """A column for each overridden key, after the others."""
+    keys = list(dict.fromkeys(key for row in rows for key in row["overrides"]))
+    columns = [key for key in rows[0] if key != "overrides"]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([*columns, *keys])
+    for row in rows:
+        writer.writerow([row[k] for k in columns] + [row["overrides"].get(k) for k in keys])
+    return text.getvalue()
+
+
+def _json(rows: Sequence[Row]) -> str:
+    strict = [
+        {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]
+    return json.dumps(strict, indent=1, allow_nan=False) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,34 @@
+"""How far a run has come, from its metrics."""
+
+import time
+from dataclasses import dataclass
+
+from lighthouse.metrics_log import read_metrics
+from lighthouse.sweep.runs import Run
+from lighthouse.titan.progress import ETA
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The latest step that a run logged; ``eta`` is in seconds of training, counted from now if the
+    run is going on."""
+
+    step: int
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    eta: float | None = None
+
+
+def progress_of(run: Run, running: bool) -> Progress:
+    """Progress of a run; step 0 before anything is logged."""
+    try:
+        records = [record for record in read_metrics(run.folder) if "loss" in record]
+    except ValueError:
+        records = []
+    if not records:
+        return Progress(0)
+    last = records[-1]
+    eta = last.get(ETA)
+    if eta is not None and running:
+        eta = max(0.0, eta - (time.time() - last["time"]))
+    return Progress(last["step"], last["loss"], last["tokens_per_second"], eta)

@@ -1,0 +1,92 @@
+"""What each point of a sweep means to the trainer; the only file here that parses its TOML."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from lighthouse.sweep.runs import Run, folder_of, identity, run_names
+from lighthouse.sweep.spec import Point, Spec, refuse_secrets
+from lighthouse.titan.plan import Plan, parse, plan
+from lighthouse.titan.resolved import to_toml
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A valid point: the run, its resolved configuration, what it would take."""
+
+    run: Run
+    config_toml: str
+    plan: Plan
+
+
+def resolve(spec: Spec, commit: str | None) -> list[PlannedRun]:
+    """Let the trainer check every point for the resources given, and make the runs of them.
+
+    Raises:
+        ValueError: with what is wrong at each invalid point, or points that are the same run.
+    """
+    planned: list[PlannedRun] = []
+    errors: list[str] = []
+    for point, name in zip(spec.points, run_names(spec.points), strict=True):
+        try:
+            planned.append(_resolve_point(spec, point, name, commit))
+        except ValueError as error:
+            errors.append(f"{name}: {error}")
+    by_identity: dict[str, str] = {}
+    for run in (p.run for p in planned):
+        if run.identity in by_identity:
+            errors.append(f"{run.name}: is the same run as {by_identity[run.identity]}")
+        by_identity[run.identity] = run.name
+    if errors:
+        raise ValueError(
+            f"{len(errors)} of {len(spec.points)} runs can't be:\n  " + "\n  ".join(errors)
+        )
+    return planned
+
+
+def _resolve_point(spec: Spec, point: Point, name: str, commit: str | None) -> PlannedRun:
+    job = _parse(spec, point)
+    if not job.checkpoint.enable or job.checkpoint.load_only:
+        raise ValueError(
+            f"checkpoint.enable = {job.checkpoint.enable}, checkpoint.load_only = "
+            f"{job.checkpoint.load_only}: a run that saves nothing can't be continued; set them to "
+            "true and false"
+        )
+    processes = spec.resources.processes
+    estimate = plan(job, processes, spec.resources.gpu)
+    config: dict[str, Any] = job.to_dict()
+    refuse_secrets(config)
+    key = identity(config, processes)
+    folder = folder_of(spec.output, name, key)
+    job.job.dump_folder = str(folder)
+    run = Run(
+        folder=folder,
+        name=name,
+        identity=key,
+        overrides=point,
+        processes=processes,
+        steps=job.training.steps,
+        checkpoint_folder=job.checkpoint.folder,
+        gpu_hours=estimate.gpu_hours if spec.resources.gpus_per_node else None,
+        commit=commit,
+    )
+    return PlannedRun(run, to_toml(job), estimate)
+
+
+def _parse(spec: Spec, point: Point) -> Any:
+    """The trainer's configuration of a point: the base, the common overrides, the point's."""
+    overlay: dict[str, dict[str, Any]] = {"job": {"extends": str(spec.base)}}
+    for dotted, value in {**spec.overrides, **point}.items():
+        section, _, key = dotted.partition(".")
+        overlay.setdefault(section, {})[key] = value
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "overlay.toml"
+        file.write_text(tomli_w.dumps(overlay), encoding="utf-8")
+        try:
+            return parse(["--job.config_file", str(file)])
+        except ValueError as error:
+            # The overlay is gone when this is read.
+            raise ValueError(str(error).replace(f" (in {file})", "")) from None

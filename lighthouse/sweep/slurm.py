@@ -1,0 +1,82 @@
+"""The few Slurm commands that a sweep needs. Each has a timeout: a dead controller blocks them."""
+
+import subprocess
+from collections.abc import Collection
+from dataclasses import dataclass
+
+# A client gives up by itself after some ten seconds for each controller.
+QUERY_SECONDS = 30
+SUBMIT_SECONDS = 90
+
+# Not in the queue any more, though still listed for a while.
+_ENDED = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "REVOKED", "TIMEOUT"),
+}
+
+
+class SlurmError(Exception):
+    """A command of Slurm's was refused, or got no answer."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """An element of an array that is in the queue: Slurm's ids, state and reason to wait."""
+
+    job_name: str
+    array: str
+    index: int
+    state: str
+    reason: str
+
+    @property
+    def running(self) -> bool:
+        return self.state != "PENDING"
+
+
+def submit(script: str) -> str:
+    """Send a batch script; returns the job's id."""
+    answer = _slurm(SUBMIT_SECONDS, "sbatch", "--parsable", text=script)
+    return answer.split(";")[0].strip()  # a cluster's name may follow
+
+
+def queue() -> list[Task]:
+    """The caller's array tasks that wait or run."""
+    # With -r each element is a line of its own.
+    options = ("--me", "-h", "-r", "-t", "all", "-o", "%j|%F|%K|%T|%r")
+    fields = [line.split("|") for line in _slurm(QUERY_SECONDS, "squeue", *options).splitlines()]
+    return [
+        Task(name, array, int(index), state, reason)
+        for name, array, index, state, reason in fields
+        if index.isdecimal() and state not in _ENDED
+    ]
+
+
+def job(task: str) -> dict[str, str]:
+    """What the controller knows of a job or an ARRAY_TASK."""
+    words = _slurm(QUERY_SECONDS, "scontrol", "-o", "show", "job", task).split()
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def requeue(task: str) -> None:
+    """Put a running ARRAY_TASK back into the queue, which ends the script that it runs."""
+    _slurm(QUERY_SECONDS, "scontrol", "requeue", task)
+
+
+def cancel_pending(tasks: Collection[str]) -> None:
+    """Take ARRAY_TASKs that have not begun out of the queue."""
+    if tasks:
+        _slurm(QUERY_SECONDS, "scancel", "--state=PENDING", *tasks)
+
+
+def _slurm(timeout: float, *command: str, text: str | None = None) -> str:
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout)
+    except FileNotFoundError:
+        raise SlurmError(f"{command[0]}: not found; is this a machine of the cluster?") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]}: no answer from Slurm within {timeout:g} s") from None
+    if done.returncode != 0:
+        message = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+        raise SlurmError(f"{command[0]}: {message}")
+    return done.stdout

@@ -1,0 +1,170 @@
+"""The sweep file: a base configuration and the points to run it at.
+
+Values of points never reach a shell: they travel in TOML and JSON files.
+"""
+
+import itertools
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lighthouse.sweep.resources import Resources, check_path
+from lighthouse.titan.typecheck import check_toml_types
+
+Point = dict[str, Any]
+"""Overrides of the base configuration: dotted keys such as "lighthouse.topk", and values."""
+
+SET_BY_THE_SWEEP = ("job.config_file", "job.dump_folder", "job.extends")
+SEED = "debug.seed"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SECRET = re.compile(
+    r"""(?ix)
+    (?:api_?key|password|passwd|secret|token) ["']? \s* = \s* ["']? [^\s"'$]  # an assignment of one
+    | \b(?:hf|ghp|gho|github_pat|glpat|sk|sk-proj|wandb_v1)[_-][a-z0-9]{20,}  # well-known forms
+    | \bAKIA[0-9A-Z]{16}\b
+    | ://[^/\s:@]+:[^/\s@]+@  # a password in an address
+    """
+)
+
+
+@dataclass
+class SweepFile:
+    """The keys of the file.
+
+    Attributes:
+        base: the trainer's TOML that all runs start from, relative to the sweep file.
+        name: of the sweep; the file's own without it.
+        output: folder of the run folders, relative to the working directory;
+            ``outputs/sweeps/NAME`` without it.
+        seeds: values of ``debug.seed``, each at every point.
+        overrides: for all runs.
+        axes: lists of values; each combination is a point.
+        points: further points.
+        exclude: combinations of the axes to leave out: those that have all of an entry's values.
+        resources: of each run.
+    """
+
+    base: str = ""
+    name: str = ""
+    output: str = ""
+    seeds: list[int] = field(default_factory=list)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    axes: dict[str, Any] = field(default_factory=dict)
+    points: list[dict[str, Any]] = field(default_factory=list)
+    exclude: list[dict[str, Any]] = field(default_factory=list)
+    resources: Resources = field(default_factory=Resources)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a sweep file means: keys dotted, paths absolute, ``points`` what varies, one a run."""
+
+    name: str
+    base: Path
+    output: Path
+    overrides: Point
+    points: tuple[Point, ...]
+    resources: Resources
+
+
+def read_spec(file: Path) -> Spec:
+    """Read and check a sweep file; keys and values of the points are the trainer's to check.
+
+    Raises:
+        ValueError: naming the key, its value and what would do.
+    """
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no sweep file {file}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file} is not TOML: {error}") from None
+    refuse_secrets(values)
+    check_toml_types(SweepFile, values)
+    sweep = SweepFile(**values | {"resources": Resources(**values.get("resources", {}))})
+    sweep.resources.check()
+
+    name = sweep.name or file.stem
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"name = {name!r}: must be letters, digits, '.', '_' and '-'")
+    base = file.parent / sweep.base
+    if not sweep.base or not base.is_file():
+        raise ValueError(f"base = {sweep.base!r}: there is no file {base}")
+    output = Path(sweep.output or f"outputs/sweeps/{name}").absolute()
+    check_path(output, "output")
+    return Spec(
+        name=name,
+        base=base.absolute(),
+        output=output,
+        overrides=_flat(sweep.overrides, "overrides"),
+        points=tuple(_points(sweep)),
+        resources=sweep.resources,
+    )
+
+
+def refuse_secrets(values: Any, key: str = "") -> None:
+    """Refuse text that looks like a password or key: what is written here goes into many files.
+
+    Raises:
+        ValueError: naming the key, not the value.
+    """
+    if isinstance(values, dict):
+        for name, value in values.items():
+            refuse_secrets(value, f"{key}.{name}" if key else name)
+    elif isinstance(values, list):
+        for value in values:
+            refuse_secrets(value, key)
+    elif isinstance(values, str) and (_SECRET.search(values) or _SECRET.search(f"{key}={values}")):
+        raise ValueError(
+            f"{key}: looks like a secret; leave it to the environment, which a run gets from where "
+            "it was submitted"
+        )
+
+
+def _points(sweep: SweepFile) -> list[Point]:
+    """All points with their seeds: the product of the axes, then the explicit ones."""
+    common = _flat(sweep.overrides, "overrides")
+    axes = _flat(sweep.axes, "axes")
+    explicit = [_flat(values, "points") for values in sweep.points]
+    excluded = [_flat(values, "exclude") for values in sweep.exclude]
+    for key, choices in axes.items():
+        if not isinstance(choices, list) or not choices:
+            raise ValueError(f"axes.{key} = {choices!r}: must be a list of values, at least one")
+        if key in common:
+            raise ValueError(f"overrides.{key}: is one of the axes too; say it in one place")
+    if sweep.seeds and any(SEED in keys for keys in (common, axes, *explicit)):
+        raise ValueError(f"seeds = {sweep.seeds}: {SEED} is set elsewhere too")
+
+    product: list[Point] = []
+    if axes or not explicit:
+        combinations = itertools.product(*axes.values())
+        product = [dict(zip(axes, values, strict=True)) for values in combinations]
+    for values in excluded:
+        kept = [p for p in product if any(k not in p or p[k] != v for k, v in values.items())]
+        if len(kept) == len(product):
+            raise ValueError(f"exclude: no combination of the axes has {values}")
+        product = kept
+    seeds = [{SEED: seed} for seed in sweep.seeds] or [{}]
+    points = [point | seed for point in [*product, *explicit] for seed in seeds]
+    if not points:
+        raise ValueError("exclude: leaves no point to run")
+    return points
+
+
+def _flat(values: dict[str, Any], where: str, path: str = "") -> Point:
+    """Tables and dotted keys alike as dotted keys."""
+    flat: Point = {}
+    for name, value in values.items():
+        key = f"{path}{name}"
+        if isinstance(value, dict):
+            flat |= _flat(value, where, f"{key}.")
+        elif key.count(".") != 1:
+            raise ValueError(f"{where}.{key}: must be SECTION.KEY of the trainer's configuration")
+        elif key in SET_BY_THE_SWEEP:
+            raise ValueError(f"{where}.{key}: is set by the sweep itself; leave it out")
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,100 @@
+"""What state each run is in, from its folder and Slurm's queue.
+
+Slurm's word on how a job ended is not asked: a job that stops in time is a TIMEOUT to it.
+"""
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lighthouse.sweep import slurm
+from lighthouse.sweep.runs import CANCEL_FILE, CANCELLED, FAILED, STOPPED, Attempt, Run
+from lighthouse.sweep.submission import read_submissions
+
+DONE = "done"
+RUNNING = "running"
+QUEUED = "queued"
+NOT_STARTED = "not started"
+INTERRUPTED = "interrupted"
+UNKNOWN = "unknown"
+
+AT_WORK = (RUNNING, QUEUED)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run, one of the states above or of the reasons `FAILED`, `CANCELLED` and `STOPPED`, and
+    what there is to say about it; ``task`` is its ARRAY_TASK if it is in the queue."""
+
+    run: Run
+    attempts: list[Attempt]
+    state: str
+    note: str
+    task: str | None
+
+
+def queued_tasks(output: Path) -> dict[str, slurm.Task]:
+    """Slurm's task of each run folder that is in the queue; Slurm is not asked if none can be.
+
+    Raises:
+        SlurmError: no answer.
+    """
+    runs_of = {s.job_name: s.runs for s in read_submissions(output) if s.slurm}
+    tasks = slurm.queue() if runs_of else []
+    return {runs_of[t.job_name][t.index]: t for t in tasks if t.job_name in runs_of}
+
+
+def run_states(runs: Sequence[Run], tasks: dict[str, slurm.Task] | None) -> list[RunState]:
+    """The state of each run.
+
+    Args:
+        runs: runs of one sweep.
+        tasks: from `queued_tasks`; ``None`` if Slurm does not answer.
+    """
+    return [_run_state(run, tasks) for run in runs]
+
+
+def is_alive(attempt: Attempt, run: Run) -> bool:
+    """Whether an attempt's launcher still runs, on this machine."""
+    if attempt.host != socket.gethostname():
+        return False
+    try:
+        command = Path(f"/proc/{attempt.pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return os.fsencode(run.folder) in command  # or the id is another process's by now
+
+
+def _run_state(run: Run, tasks: dict[str, slurm.Task] | None) -> RunState:
+    attempts = run.attempts()
+    task = (tasks or {}).get(run.folder.name)
+    state, note = _judge(run, attempts, task, slurm_answers=tasks is not None)
+    return RunState(run, attempts, state, note, f"{task.array}_{task.index}" if task else None)
+
+
+def _judge(
+    run: Run, attempts: list[Attempt], task: slurm.Task | None, slurm_answers: bool
+) -> tuple[str, str]:
+    if run.done:
+        return DONE, ""
+    last = attempts[-1] if attempts else None
+    if task is not None and task.running:
+        return RUNNING, ""
+    if task is not None:
+        after = f"after {last.reason}: {last.error or ''}".rstrip(": ") if last else ""
+        return QUEUED, " ".join(filter(None, (f"({task.reason})", after)))
+    if last is not None and last.end is None:
+        if is_alive(last, run):
+            return RUNNING, ""
+        if last.job is not None and not slurm_answers:
+            return UNKNOWN, f"job {last.job}"
+        return INTERRUPTED, f"killed without notice on {last.host}"
+    if (run.folder / CANCEL_FILE).exists():
+        return CANCELLED, ""
+    if last is None:
+        return NOT_STARTED, ""
+    if last.reason in (FAILED, STOPPED, CANCELLED):
+        return last.reason, last.error or ""
+    return INTERRUPTED, f"after {last.reason}"

@@ -1,0 +1,90 @@
+"""A submission: the runs that were sent together, and all that a worker must know to run them.
+
+One folder each, `submissions/0001` and on: `submission.json`, `batch.sh` and Slurm's own logs.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lighthouse.sweep.resources import Resources
+from lighthouse.sweep.runs import write_atomic
+
+FOLDER = "submissions"
+RECORD_FILE = "submission.json"
+SCRIPT_FILE = "batch.sh"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was sent together.
+
+    Attributes:
+        number: from 1, in order of time.
+        job_name: the Slurm job's, which no other submission has; ``None`` without Slurm. Tasks are
+            found in the queue by it, so that an id lost with sbatch's answer does no harm.
+        directory: where training runs, since paths in configurations may be relative.
+        runs: names of the run folders; a worker's index counts these.
+    """
+
+    output: Path
+    number: int
+    sweep: str
+    job_name: str | None
+    directory: Path
+    resources: Resources
+    runs: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return self.output / FOLDER / f"{self.number:04d}"
+
+    @property
+    def slurm(self) -> bool:
+        return self.job_name is not None
+
+
+def next_submission(
+    output: Path, sweep: str, resources: Resources, runs: Sequence[Path], slurm: bool
+) -> Submission:
+    """The submission that would come next; writes nothing."""
+    number = len(read_submissions(output)) + 1
+    place = hashlib.sha256(str(output).encode()).hexdigest()[:6]
+    return Submission(
+        output=output,
+        number=number,
+        sweep=sweep,
+        job_name=f"{sweep}-{number:04d}-{place}" if slurm else None,
+        directory=Path.cwd(),
+        resources=resources,
+        runs=tuple(folder.name for folder in runs),
+    )
+
+
+def write_submission(submission: Submission) -> None:
+    """Make the submission's folder and write its record."""
+    submission.folder.mkdir(parents=True)
+    record = asdict(submission) | {"directory": str(submission.directory)}
+    del record["output"]
+    write_atomic(submission.folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def read_submission(folder: Path) -> Submission:
+    """The submission of a folder that `write_submission` made."""
+    record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    return Submission(
+        output=folder.parents[1],
+        number=record["number"],
+        sweep=record["sweep"],
+        job_name=record["job_name"],
+        directory=Path(record["directory"]),
+        resources=Resources(**record["resources"]),
+        runs=tuple(record["runs"]),
+    )
+
+
+def read_submissions(output: Path) -> list[Submission]:
+    """All submissions below a sweep's folder, in order."""
+    return [read_submission(f.parent) for f in sorted(output.glob(f"{FOLDER}/*/{RECORD_FILE}"))]

@@ -1,0 +1,105 @@
+"""Sending runs, and ending them."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lighthouse.sweep import code, slurm
+from lighthouse.sweep.batch import batch_script
+from lighthouse.sweep.local import run_local
+from lighthouse.sweep.runs import (
+    CANCEL_FILE,
+    RUN_FILE,
+    Run,
+    read_run,
+    write_atomic,
+    write_members,
+    write_run,
+)
+from lighthouse.sweep.spec import Spec
+from lighthouse.sweep.state import AT_WORK, DONE, NOT_STARTED, RunState, run_states
+from lighthouse.sweep.submission import SCRIPT_FILE, Submission, write_submission
+
+if TYPE_CHECKING:
+    from lighthouse.sweep.resolve import PlannedRun  # imports the trainer, which takes seconds
+
+
+@contextlib.contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Let only one command of this machine send runs of a sweep at a time.
+
+    Raises:
+        ValueError: another one does.
+    """
+    # Not in the sweep's folder: some shared file systems have no locks.
+    place = hashlib.sha256(str(output).encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"lighthouse-sweep-{os.getuid()}-{place}"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{output}: another command is sending or running it") from None
+        yield
+
+
+def planned_states(
+    planned: Sequence["PlannedRun"], tasks: dict[str, slurm.Task] | None
+) -> list[RunState]:
+    """The state of each planned run, those without a folder included; as `run_states`."""
+    return run_states([_existing(p.run) for p in planned], tasks)
+
+
+def unfinished(states: Sequence[RunState]) -> list[RunState]:
+    """Runs to send: all but the done ones and those that are queued or running."""
+    return [s for s in states if s.state != DONE and s.state not in AT_WORK]
+
+
+def prepare(spec: Spec, planned: Sequence["PlannedRun"], states: Sequence[RunState]) -> None:
+    """Make the folders of the planned runs that are not started yet."""
+    difference = code.difference()
+    for plan, state in zip(planned, states, strict=True):
+        if state.state == NOT_STARTED:
+            write_run(plan.run, plan.config_toml, difference)
+    write_members(spec.output, spec.name, [state.run.folder for state in states])
+
+
+def send(submission: Submission, jobs: int | None) -> str | None:
+    """Send runs as one array and return the job's id; or, given ``jobs``, run them here.
+
+    Raises:
+        SlurmError: Slurm refuses, or does not answer. Sending again is safe.
+    """
+    folders = [submission.output / name for name in submission.runs]
+    for folder in folders:
+        (folder / CANCEL_FILE).unlink(missing_ok=True)
+    write_submission(submission)
+    if jobs is not None:
+        run_local(submission, jobs)
+        return None
+    script = batch_script(submission)
+    for folder in (submission.folder, *folders):
+        write_atomic(folder / SCRIPT_FILE, script)
+    return slurm.submit(script)
+
+
+def cancel(states: Sequence[RunState]) -> None:
+    """End runs: those at work save a checkpoint, the others don't begin.
+
+    Raises:
+        SlurmError: tasks are still in the queue, because Slurm does not answer; when they begin
+            they end at once.
+    """
+    for state in states:
+        if state.state != DONE:
+            (state.run.folder / CANCEL_FILE).touch()
+    slurm.cancel_pending([s.task for s in states if s.task is not None])
+
+
+def _existing(run: Run) -> Run:
+    """The run as its folder has it, if there is one."""
+    return read_run(run.folder) if (run.folder / RUN_FILE).exists() else run

@@ -1,0 +1,233 @@
+"""One attempt at one run: train, give notice on, write down how it ended, and what comes next.
+
+    python -m lighthouse.sweep.worker SUBMISSION_FOLDER INDEX
+
+SIGUSR1, SIGTERM and SIGINT are notice of an end: training saves a checkpoint and stops. Then, and
+after a failure that is worth another attempt, the worker puts its Slurm task back into the queue.
+Without Slurm it exits with `AGAIN` after such a failure.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from lighthouse.sweep import code, slurm
+from lighthouse.sweep.launch import command, environment
+from lighthouse.sweep.runs import (
+    CANCEL_FILE,
+    CANCELLED,
+    DONE_FILE,
+    FAILED,
+    FINISHED,
+    LOG_FILE,
+    LOST,
+    PREEMPTED,
+    STOP_FILE,
+    STOPPED,
+    TIME_LIMIT,
+    Attempt,
+    Run,
+    read_run,
+    write_atomic,
+)
+from lighthouse.sweep.state import is_alive
+from lighthouse.sweep.submission import Submission, read_submission
+
+AGAIN = 75  # EX_TEMPFAIL
+LOOK_SECONDS = 0.5
+REQUEUE_WAITS = (0, 5, 15, 40)
+LOG_TAIL = 200_000
+
+# A traceback's last line; torchrun prefixes what workers print and adds an error of its own.
+_ERROR = re.compile(
+    r"^(?:\[[^\]\n]*\]:? ?)*((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b(?::.*)?)$",
+    re.MULTILINE,
+)
+
+
+class Notice:
+    """Whether the process was told that its end is near."""
+
+    def __init__(self) -> None:
+        self.given = False
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.given = True
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit code: 0 unless the run failed."""
+    notice = Notice()
+    submission = read_submission(Path(arguments[0]))
+    run = read_run(submission.output / submission.runs[int(arguments[1])])
+    if run.done or (run.folder / CANCEL_FILE).exists():
+        return 0
+    _close_lost_attempts(run)
+    if run.checkpoint_step() >= run.steps:  # killed before it could say so
+        write_atomic(run.folder / DONE_FILE, f"step {run.steps}\n")
+        return 0
+    outcome = _attempt(run, submission, notice)
+    print(f"{run.name}: {outcome.reason} at step {outcome.step} of {run.steps}", flush=True)
+    if outcome.reason == FINISHED:
+        write_atomic(run.folder / DONE_FILE, f"step {outcome.step}\n")
+        return 0
+    if outcome.reason == FAILED:
+        why = given_up(run.attempts(), submission)
+        if why is not None:
+            print(f"{run.name}: {outcome.error}; {why}", flush=True)
+            return 1
+    elif outcome.reason in (CANCELLED, STOPPED):
+        return 0
+    return _requeue() if submission.slurm else AGAIN
+
+
+def given_up(attempts: Sequence[Attempt], submission: Submission) -> str | None:
+    """Why a run that has just failed is not tried again, or None if it is.
+
+    Only failures of the same submission count, so that sending a run again gives it a new chance.
+    """
+    failures = [a for a in attempts if a.reason == FAILED and a.submission == submission.number]
+    if len(failures) > submission.resources.retries:
+        return f"failed {len(failures)} times"
+    same = {(_same_way(a.error or ""), a.step) for a in failures[-2:]}
+    return "failed twice the same way" if len(failures) > 1 and len(same) == 1 else None
+
+
+def error_of(log: str, exit_code: int) -> str:
+    """One line on why a process failed: its first error, or how it ended."""
+    found = [e for e in _ERROR.findall(log) if "ChildFailedError" not in e]
+    if found:
+        return found[0].strip()[:500]
+    return f"killed by signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
+
+
+def _same_way(error: str) -> str:
+    """An error without what differs between two of the same kind: numbers and addresses."""
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", error)
+
+
+def _close_lost_attempts(run: Run) -> None:
+    """Write down that attempts without an end were killed.
+
+    Raises:
+        RuntimeError: one is still at work on this machine.
+    """
+    for attempt in run.attempts():
+        if attempt.end is not None:
+            continue
+        if is_alive(attempt, run):
+            raise RuntimeError(f"{run.folder}: process {attempt.pid} is training it already")
+        written = (run.folder / LOG_FILE).stat().st_mtime
+        end = {"number": attempt.number, "end": max(written, attempt.start), "reason": LOST}
+        run.log_attempt(end | {"step": run.checkpoint_step()})
+
+
+def _attempt(run: Run, submission: Submission, notice: Notice) -> Attempt:
+    """Train until the end, one way or another, and write it down."""
+    began_at = run.checkpoint_step()
+    log_path = run.folder / LOG_FILE
+    task = _task() if submission.slurm else None
+    stop = run.folder / STOP_FILE
+    reason: str | None = None
+    with log_path.open("ab") as log:
+        log_start = log.tell()
+        # A session of its own: Ctrl-C in a terminal is for this process to pass on, as a file.
+        process = subprocess.Popen(
+            command(run, submission),
+            cwd=submission.directory,
+            env=environment(run, submission),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        number = len(run.attempts()) + 1
+        run.log_attempt(
+            {
+                "number": number,
+                "submission": submission.number,
+                "start": time.time(),
+                "host": os.uname().nodename,
+                "pid": process.pid,
+                "job": task,
+                "commit": code.commit(),
+            }
+        )
+        while process.poll() is None:
+            if reason is None:
+                if (run.folder / CANCEL_FILE).exists():
+                    reason = CANCELLED
+                elif notice.given:
+                    reason = _reason_of_notice(task)
+            # Again and again: the trainer removes a file that it finds when it starts.
+            if reason is not None:
+                stop.touch()
+            time.sleep(LOOK_SECONDS)
+    stop.unlink(missing_ok=True)
+
+    step, error = run.checkpoint_step(), None
+    if step >= run.steps:
+        reason = FINISHED
+    elif reason is None or (reason == TIME_LIMIT and step == began_at):
+        if reason == TIME_LIMIT:
+            error = f"no checkpoint within resources.time = {submission.resources.time}"
+        elif process.returncode == 0:
+            error = "training ended before its last step without being asked to"
+        else:
+            with log_path.open("rb") as log:
+                log.seek(max(log_start, log_path.stat().st_size - LOG_TAIL))
+                error = error_of(log.read().decode(errors="replace"), process.returncode)
+        reason = FAILED
+    end = {"end": time.time(), "reason": reason, "exit_code": process.returncode, "step": step}
+    run.log_attempt({"number": number} | end | {"error": error})
+    return run.attempts()[-1]
+
+
+def _task() -> str:
+    # In this form, because the last task's own id is that of the whole array.
+    return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+
+
+def _reason_of_notice(task: str | None) -> str:
+    if task is None:
+        return STOPPED
+    try:
+        job = slurm.job(task)
+    except slurm.SlurmError as error:
+        print(f"reason of the notice: {error}", flush=True)
+        return PREEMPTED
+    if job.get("PreemptTime", "None") != "None":
+        return PREEMPTED
+    # After notice of a time limit the job is still running; after scancel it is not.
+    return TIME_LIMIT if job["JobState"] == "RUNNING" else CANCELLED
+
+
+def _requeue() -> int:
+    """Put this task back into the queue and wait for Slurm to end this process."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing left to save
+    task = _task()
+    for wait in REQUEUE_WAITS:
+        time.sleep(wait)
+        try:
+            if slurm.job(task)["JobState"] != "RUNNING":
+                return AGAIN  # Slurm has decided already
+            slurm.requeue(task)
+        except slurm.SlurmError as error:
+            print(f"back into the queue: {error}", flush=True)
+        else:
+            time.sleep(300)
+            return AGAIN
+    print("not back in the queue; `resume` of the sweep continues the run", flush=True)
+    return AGAIN
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,173 @@
+"""A real Slurm of one node on this machine: four CPUs, a low and a high partition.
+
+Everything lives in one folder and listens on free ports of 127.0.0.1, as the current user.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
+CONFIG = """
+ClusterName=ci
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+AuthType=auth/munge
+# A requeued job waits for its credentials to expire.
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmctldParameters=preempt_send_user_signal
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=5,batch_sched_delay=0,bf_interval=5
+ReturnToService=2
+KillWait=5
+# Minutes between the limit, which the notice goes by, and the kill: the machine may be busy.
+OverTimeLimit=5
+InactiveLimit=0
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+MailProg=/bin/true
+AccountingStorageType=accounting_storage/none
+# The machine may have fewer: what runs here waits more than it computes.
+SlurmdParameters=config_overrides
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
+PartitionName=low Nodes={host} Default=YES State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=high Nodes={host} State=UP PriorityTier=10 PreemptMode=OFF
+"""
+
+
+def missing_programs() -> list[str]:
+    return [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+
+
+def _path() -> str:
+    return f"{os.environ['PATH']}:/usr/sbin:/sbin"  # Debian keeps the daemons there
+
+
+@dataclass
+class Cluster:
+    """A running cluster; `environment` is what its commands need besides `os.environ`."""
+
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _path()}
+
+    def run(self, *command: str, timeout: float = 30) -> str:
+        """Run a command of the cluster and return what it printed."""
+        return subprocess.run(
+            command,
+            env=os.environ | self.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=timeout,
+        ).stdout
+
+    def start_controller(self) -> None:
+        self.run("slurmctld")
+        wait_for(lambda: self.run("sinfo", "-h", "-p", "low", "-o", "%t").strip(), timeout=30)
+
+    def stop(self, daemon: str, kill: bool = False) -> None:
+        """End one daemon by the process id it wrote, at once with `kill`."""
+        pid_file = self.folder / f"{daemon}.pid"
+        if not pid_file.exists():
+            return
+        pid = int(pid_file.read_text())
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL if kill else signal.SIGTERM)
+            wait_for(lambda: not Path(f"/proc/{pid}").exists(), timeout=20)
+        pid_file.unlink(missing_ok=True)
+
+
+def wait_for(condition, timeout: float, every: float = 0.3):
+    """Ask until the answer is true or not an error; return it.
+
+    Raises:
+        TimeoutError: it never was.
+    """
+    end = time.monotonic() + timeout
+    error: subprocess.SubprocessError | None = None
+    while time.monotonic() < end:
+        try:
+            if answer := condition():
+                return answer
+        except subprocess.SubprocessError as raised:
+            error = raised
+        time.sleep(every)
+    raise TimeoutError(f"not within {timeout} s: {condition}") from error
+
+
+@contextlib.contextmanager
+def slurm_cluster() -> Iterator[Cluster]:
+    """Start a cluster, and end it."""
+    # Not below pytest's folder: munged wants every folder above its socket open to all.
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    folder.chmod(0o755)
+    for name in ("munge", "state", "spool"):
+        (folder / name).mkdir(mode=0o755)
+    key = folder / "munge" / "key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    host = socket.gethostname().split(".")[0]
+    user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    ports = [_free_port() for _ in range(2)]
+    (folder / "slurm.conf").write_text(
+        CONFIG.format(
+            folder=folder, host=host, user=user, controller_port=ports[0], node_port=ports[1]
+        )
+    )
+    cluster = Cluster(folder)
+    munge = folder / "munge"
+    try:
+        cluster.run(
+            "munged",
+            f"--key-file={key}",
+            f"--socket={munge / 'socket'}",
+            f"--pid-file={folder / 'munged.pid'}",
+            f"--log-file={munge / 'log'}",
+            f"--seed-file={munge / 'seed'}",
+        )
+        cluster.start_controller()
+        cluster.run("slurmd", "-N", host)
+        wait_for(
+            lambda: cluster.run("sinfo", "-h", "-p", "low", "-o", "%t").strip() == "idle",
+            timeout=30,
+        )
+        yield cluster
+    finally:
+        for daemon in ("slurmd", "slurmctld", "munged"):
+            cluster.stop(daemon)
+        shutil.rmtree(folder)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,103 @@
+"""Sweeps on this machine through the command, with a stand-in for the trainer."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lighthouse.sweep.local import check_room, run_local
+from lighthouse.sweep.resources import Resources
+from lighthouse.sweep.runs import FAILED, FINISHED, STOPPED, read_runs, write_members
+from tests.sweeps import fake_python, make_run, make_submission
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A sweep of three runs that has been planned, and the sweep file."""
+    output = tmp_path / "out"
+    runs = [make_run(output, f"k={i}", steps=20) for i in range(3)]
+    write_members(output, "sweep", [run.folder for run in runs])
+    file = tmp_path / "sweep.toml"
+    (tmp_path / "base.toml").touch()
+    file.write_text(
+        f'base = "base.toml"\noutput = "{output}"\n[resources]\ngpus_per_node = 0\n'
+        f"python = {json.dumps(fake_python('slow'))}\n"
+    )
+    return file
+
+
+def start(*arguments: str | Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "scripts/sweep.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == code, printed
+    return printed
+
+
+def wait_for_step(output: Path, name: str) -> None:
+    (run,) = (run for run in read_runs(output) if run.name == name)
+    for _ in range(600):
+        if (run.folder / "metrics.jsonl").exists():
+            return
+        time.sleep(0.1)
+    raise TimeoutError(name)
+
+
+def test_ctrl_c_stops_with_checkpoints_and_resume_goes_on(sweep):
+    output = sweep.parent / "out"
+    process = start("resume", "--local", "-j", "2", sweep)
+    wait_for_step(output, "k=0")
+    wait_for_step(output, "k=1")
+    assert "another command is sending or running it" in finish(start("resume", sweep), 1)
+    process.send_signal(signal.SIGINT)
+    printed = finish(process, 1)
+    assert "2 stopped, 1 not started" in printed
+    finish(start("cancel", sweep, "k=2"))
+    sweep.write_text(sweep.read_text().replace('"slow"', '"ok"'))
+    printed = finish(start("resume", "--local", sweep, "k=[01]"))
+    assert "2 done" in printed
+    assert "2 done, 1 cancelled" in finish(start("status", sweep))
+    finish(start("resume", "--local", "-j", "3", sweep, "k=2"))
+    assert "nothing to send" in finish(start("resume", sweep))
+    reasons = [[a.reason for a in run.attempts()] for run in read_runs(output)]
+    assert reasons == [[STOPPED, FINISHED], [STOPPED, FINISHED], [FINISHED]]
+    assert "no run is called k=9; there are: k=0 k=1 k=2" in finish(
+        start("cancel", sweep, "k=9"), 1
+    )
+
+
+def test_one_failure_does_not_stop_the_rest(tmp_path):
+    runs = [make_run(tmp_path, f"k={i}") for i in range(3)]
+    (runs[1].folder / "config.toml").unlink()
+    run_local(make_submission(runs), 2)
+    assert [run.done for run in runs] == [True, False, True]
+    failed = runs[1].attempts()
+    assert [a.reason for a in failed] == [FAILED, FAILED]
+    assert "FileNotFoundError" in (failed[-1].error or "")
+
+
+def test_each_run_gets_gpus_of_its_own(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    check_room(Resources(gpus_per_node=2), 2)
+    with pytest.raises(ValueError, match="6 GPUs are wanted at a time, 4 are here"):
+        check_room(Resources(gpus_per_node=2), 3)
+    with pytest.raises(ValueError, match=r"resources\.nodes = 2"):
+        check_room(Resources(nodes=2), 1)
+    with pytest.raises(ValueError, match="--jobs 0"):
+        check_room(Resources(gpus_per_node=0), 0)

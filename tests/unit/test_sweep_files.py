@@ -1,0 +1,132 @@
+"""The sweep files in train_configs/sweeps, and what the trainer makes of a sweep's points."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from lighthouse.sweep.resolve import resolve
+from lighthouse.sweep.spec import read_spec
+
+SWEEPS = Path(__file__).parents[2] / "train_configs" / "sweeps"
+RUNS = {
+    "tiny": 4,
+    "paper_topk": 5,
+    "paper_pooling": 3,
+    "paper_levels": 6,
+    "paper_scorers": 5,
+    "paper_splits": 4,
+    "paper_context_parallel": 3,
+}
+
+
+def test_all_sweep_files_are_known():
+    assert {file.stem for file in SWEEPS.glob("*.toml")} == set(RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_all_points_are_valid(name):
+    planned = resolve(read_spec(SWEEPS / f"{name}.toml"), None)
+    assert len(planned) == RUNS[name]
+    for plan in planned:
+        config = tomllib.loads(plan.config_toml)
+        assert config["job"]["dump_folder"] == str(plan.run.folder)
+        assert plan.run.steps == config["training"]["steps"]
+        for key, value in plan.run.overrides.items():
+            section, _, name = key.partition(".")
+            assert config[section][name] == value
+
+
+def test_the_paper_has_each_run_once():
+    names = [name for name in RUNS if name.startswith("paper")]
+    planned = [p.run for n in names for p in resolve(read_spec(SWEEPS / f"{n}.toml"), None)]
+    # k=1536 is in three grids, k=2048 and k=6144 in two, p=4 k=1536 dilated in two.
+    assert len(planned) == 26 and len({run.identity for run in planned}) == 21
+
+
+def test_the_example_in_the_readme_is_valid(tmp_path):
+    readme = (SWEEPS.parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"```toml\n(base = .*?)```", readme, re.DOTALL)
+    file = tmp_path / "example.toml"
+    file.write_text(example.replace('"../', f'"{SWEEPS.parent}/'))
+    assert len(resolve(read_spec(file), None)) == 2 * (4 - 1 + 1)
+
+
+def sweep(tmp_path, text):
+    file = tmp_path / "sweep.toml"
+    file.write_text(f'base = "{SWEEPS.parent}/quickstart.toml"\n{text}')
+    return read_spec(file)
+
+
+def test_the_identity_is_of_what_is_trained_and_of_the_number_of_processes(tmp_path):
+    cpu = "[resources]\ngpus_per_node = 0\n"
+
+    def identity(text):
+        (planned,) = resolve(sweep(tmp_path, text), None)
+        return planned.run.identity
+
+    first = identity(cpu)
+    assert first == identity('name = "other"\noutput = "elsewhere"\n' + cpu)
+    assert first == identity("[overrides]\nlighthouse.topk = 32\n" + cpu)
+    assert first == identity('[overrides]\njob.description = "other"\n' + cpu)
+    assert first != identity("[overrides]\nlighthouse.topk = 16\n" + cpu)
+    assert first != identity("[resources]\ngpus_per_node = 2\n")
+
+
+def test_all_invalid_points_are_named(tmp_path):
+    spec = sweep(
+        tmp_path,
+        """
+        [axes]
+        lighthouse.topk = [32, 33, "many"]
+        [[points]]
+        lighthouse.top = 1
+        [[points]]
+        checkpoint.enable = false
+        [resources]
+        gpus_per_node = 0
+        """,
+    )
+    with pytest.raises(ValueError) as raised:
+        resolve(spec, None)
+    message = str(raised.value)
+    assert "4 of 5 runs can't be" in message
+    assert "topk=33: lighthouse.topk = 33" in message
+    assert "topk=many: lighthouse.topk = 'many': must be int" in message
+    assert re.search(r"\n  top=1: .*\btop\b", message)
+    assert "checkpoint.enable=false: checkpoint.enable = False" in message
+
+
+def test_degrees_must_suit_the_resources(tmp_path):
+    spec = sweep(
+        tmp_path,
+        "[overrides]\nparallelism.tensor_parallel_degree = 2\n[resources]\ngpus_per_node = 3\n",
+    )
+    with pytest.raises(ValueError, match="is not the number of processes, 3"):
+        resolve(spec, None)
+
+
+def test_points_that_are_the_same_run_are_refused(tmp_path):
+    spec = sweep(
+        tmp_path,
+        """
+        [axes]
+        lighthouse.topk = [16]
+        [[points]]
+        lighthouse.topk = 16
+        lighthouse.num_levels = 3
+        [resources]
+        gpus_per_node = 0
+        """,
+    )
+    with pytest.raises(ValueError, match="topk=16,num_levels=3: is the same run as topk=16"):
+        resolve(spec, None)
+
+
+def test_values_reach_the_trainer_as_they_are(tmp_path):
+    nasty = "a b'\"; $(touch x) `id` \\ \n100% é"
+    overrides = tomli_w.dumps({"overrides": {"model": {"hf_assets_path": nasty}}})
+    (plan,) = resolve(sweep(tmp_path, f"{overrides}[resources]\ngpus_per_node = 0\n"), None)
+    assert tomllib.loads(plan.config_toml)["model"]["hf_assets_path"] == nasty

@@ -1,0 +1,168 @@
+"""Sweep files: points, names, and what is refused before anything runs."""
+
+from pathlib import Path
+
+import pytest
+
+from lighthouse.sweep.resources import Resources, check_path, seconds_of
+from lighthouse.sweep.runs import run_names
+from lighthouse.sweep.spec import Spec, read_spec
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def read(tmp_path):
+    (tmp_path / "base.toml").touch()
+
+    def read(text: str) -> Spec:
+        file = tmp_path / "grid.toml"
+        file.write_text('base = "base.toml"\n' * ("base =" not in text) + text)
+        return read_spec(file)
+
+    return read
+
+
+def test_points_are_the_product_of_the_axes_then_the_explicit_ones_with_each_seed(read):
+    spec = read(
+        """
+        seeds = [1, 2]
+        [overrides]
+        training.steps = 7
+        [axes]
+        lighthouse.topk = [16, 32]
+        "lighthouse.scorer" = ["norm", "dilated"]
+        [[points]]
+        lighthouse.enable = false
+        [[exclude]]
+        lighthouse = {topk = 32, scorer = "dilated"}
+        """
+    )
+    names = run_names(spec.points)
+    assert names == [
+        *("topk=16,scorer=norm,seed=1", "topk=16,scorer=norm,seed=2"),
+        *("topk=16,scorer=dilated,seed=1", "topk=16,scorer=dilated,seed=2"),
+        *("topk=32,scorer=norm,seed=1", "topk=32,scorer=norm,seed=2"),
+        *("lighthouse.enable=false,seed=1", "lighthouse.enable=false,seed=2"),
+    ]
+    assert spec.points[0] == {
+        "lighthouse.topk": 16,
+        "lighthouse.scorer": "norm",
+        "debug.seed": 1,
+    }
+    assert spec.overrides == {"training.steps": 7}
+    assert spec.name == "grid" and spec.output == Path("outputs/sweeps/grid").absolute()
+
+
+def test_without_axes_there_is_the_base_or_the_explicit_points_alone(read):
+    assert read("").points == ({},)
+    assert run_names(({},)) == ["base"]
+    assert read("[[points]]\ntraining.steps = 3").points == ({"training.steps": 3},)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('base = "no.toml"', "base = 'no.toml': there is no file"),
+        ("axis = 1", "axis: there is no such key; did you mean axes?"),
+        ("[resources]\ngpus = 1", "resources.gpus: there is no such key"),
+        ("[axes]\nlighthouse.topk = 16", "axes.lighthouse.topk = 16: must be a list"),
+        ("[axes]\nlighthouse.topk = []", "must be a list of values, at least one"),
+        ("[axes]\ntopk = [1]", "axes.topk: must be SECTION.KEY"),
+        ("[overrides]\njob.dump_folder = 'x'", "job.dump_folder: is set by the sweep itself"),
+        ("[overrides]\na.b = 1\n[axes]\na.b = [1]", "overrides.a.b: is one of the axes too"),
+        ("seeds = [1]\n[axes]\ndebug.seed = [2]", "seeds = [1]: debug.seed is set elsewhere"),
+        ("[axes]\na.b = [1]\n[[exclude]]\na.b = 2", "exclude: no combination of the axes has"),
+        ("[axes]\na.b = [1]\n[[exclude]]\na.b = 1", "exclude: leaves no point"),
+        ("seeds = ['1']", "seeds = ['1']: must be"),
+        ("name = 'a b'", "name = 'a b': must be letters"),
+        ("name = 'a;rm'", "name = 'a;rm'"),
+        ('output = "a\\"b"', "does not work in a path for Slurm"),
+        ('output = "a\\nb"', "does not work in a path for Slurm"),
+        ("[resources]\nnodes = 0", "resources.nodes = 0: must be at least 1"),
+        ("[resources]\ntime = '1h'", "resources.time = '1h': must be"),
+        ("[resources]\npartition = 'a b'", "resources.partition = 'a b'"),
+        ("[resources]\nqos = '$(id)'", "resources.qos = '$(id)'"),
+        ('[resources]\naccount = "a\'"', "resources.account"),
+        ("[resources]\nsbatch = ['a']", "resources.sbatch = 'a': must be one option"),
+        ('[resources]\nsbatch = ["--x\\nid"]', "resources.sbatch"),
+        ("[resources]\npython = []", "resources.python = []"),
+        ("[resources]\nsetup = ['export WANDB_API_KEY=0123']", "resources.setup: looks like a sec"),
+        (
+            "[overrides]\na.b = 'hf_abcdefghijklmnopqrstuvwxyz'",
+            "overrides.a.b: looks like a secret",
+        ),
+        ("[overrides]\na.api_key = 'x'", "overrides.a.api_key: looks like a secret"),
+        ("[overrides]\na.b = 'https://me:word@host/x'", "overrides.a.b: looks like a secret"),
+        ("[axes", "is not TOML"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(read, text, message):
+    with pytest.raises(ValueError) as raised:
+        read(text)
+    assert message in str(raised.value)
+
+
+def test_a_secret_is_not_repeated(read):
+    with pytest.raises(ValueError) as raised:
+        read("[resources]\nsetup = ['export WANDB_API_KEY=0123']")
+    assert "0123" not in str(raised.value)
+
+
+def test_what_only_resembles_a_secret_is_not_refused(read):
+    read(
+        """
+        [overrides]
+        model.tokenizer = "byte"
+        training.loss_chunk_tokens = 8
+        model.hf_assets_path = "assets/hf_tokenizers/x"
+        [resources]
+        setup = ['export HF_TOKEN="$TOKEN_OF_THE_TEAM"', "module load cuda"]
+        """
+    )
+
+
+def test_names_have_no_character_that_a_shell_or_a_path_would_act_on():
+    values = ["a b", "x;id", "$(id)", "`id`", "a/../b", "q'\"", "two\nlines", "100%", "é", "-" * 99]
+    names = run_names([{"s.k": value} for value in values])
+    for name in names:
+        assert set(name) <= set("k=._+-") | set("abcdefghijklmnopqrstuvwxyz0123456789")
+        assert len(name) <= 42
+    assert run_names([{"s.k": [0, 1, 28]}, {"s.k": []}]) == ["k=0+1+28", "k=none"]
+
+
+def test_keys_keep_their_section_where_it_is_needed():
+    points = [{"a.k": 1, "b.k": True, "c.enable": False, "c.lr": 2e-3}]
+    assert run_names(points) == ["a.k=1,b.k=true,c.enable=false,lr=0.002"]
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("5", 300),
+        ("5:30", 330),
+        ("1:00:00", 3600),
+        ("1-2", 93600),
+        ("1-2:30", 95400),
+        ("1-2:30:15", 95415),
+    ],
+)
+def test_times_are_read_as_slurm_reads_them(time, seconds):
+    assert seconds_of(time) == seconds
+
+
+@pytest.mark.parametrize("time", ["", "0", "00:00:00", "1h", "1-", "-1", "1:2:3:4", "1\n"])
+def test_other_times_are_refused(time):
+    with pytest.raises(ValueError, match=r"resources\.time"):
+        seconds_of(time)
+
+
+def test_processes_of_a_run():
+    assert Resources(nodes=4, gpus_per_node=8).processes == 32
+    assert Resources(gpus_per_node=0).processes == 1
+
+
+def test_paths_for_slurm():
+    check_path(Path("/a b/c,d=e@f"), "output")
+    with pytest.raises(ValueError, match="'%'"):
+        check_path(Path("/a%j"), "output")

@@ -1,0 +1,201 @@
+"""One attempt at a run: how it can end, what is written down, and when it is tried again."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lighthouse.metrics_log import read_metrics
+from lighthouse.sweep import worker
+from lighthouse.sweep.launch import command, environment
+from lighthouse.sweep.runs import (
+    CANCEL_FILE,
+    CANCELLED,
+    DONE_FILE,
+    FAILED,
+    FINISHED,
+    LOST,
+    STOP_FILE,
+    STOPPED,
+)
+from lighthouse.sweep.worker import AGAIN, error_of
+from tests.sweeps import make_run, make_submission
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(worker, "LOOK_SECONDS", 0.02)
+    before = {n: signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def attempt(submission) -> int:
+    return worker.main([str(submission.folder), "0"])
+
+
+def reasons(run) -> list[str | None]:
+    return [a.reason for a in run.attempts()]
+
+
+def when_training(run, action) -> threading.Thread:
+    """Do something once the run has logged a step."""
+
+    def wait() -> None:
+        while not (run.folder / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        action()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_a_finished_run_is_marked_and_left_alone(tmp_path):
+    run = make_run(tmp_path)
+    submission = make_submission([run])
+    assert attempt(submission) == 0 and run.done
+    assert attempt(submission) == 0
+    (only,) = run.attempts()
+    assert (only.reason, only.exit_code, only.step, only.error) == (FINISHED, 0, 5, None)
+    assert only.host == os.uname().nodename and only.end >= only.start > time.time() - 60
+
+
+def test_a_run_that_was_finished_but_not_marked_is_not_trained_again(tmp_path):
+    run = make_run(tmp_path)
+    submission = make_submission([run])
+    attempt(submission)
+    (run.folder / DONE_FILE).unlink()
+    assert attempt(submission) == 0
+    assert run.done and len(run.attempts()) == 1
+
+
+def test_a_failure_is_tried_again(tmp_path):
+    run = make_run(tmp_path)
+    submission = make_submission([run], "once")
+    assert attempt(submission) == AGAIN
+    assert attempt(submission) == 0
+    assert reasons(run) == [FAILED, FINISHED]
+    assert run.attempts()[0].error == "ValueError: no luck with 0x7f1"
+
+
+def test_the_same_failure_twice_is_the_last(tmp_path, capsys):
+    run = make_run(tmp_path)
+    submission = make_submission([run], "same", retries=9)
+    assert [attempt(submission) for _ in range(2)] == [AGAIN, 1]
+    assert "failed twice the same way" in capsys.readouterr().out
+    # Sent again, it gets as many attempts again.
+    submission = make_submission([run], "same", retries=9)
+    assert [attempt(submission) for _ in range(2)] == [AGAIN, 1]
+
+
+def test_failures_are_limited(tmp_path):
+    run = make_run(tmp_path)
+    submission = make_submission([run], "different", retries=2)
+    assert [attempt(submission) for _ in range(3)] == [AGAIN, AGAIN, 1]
+
+
+def test_an_end_before_the_last_step_is_a_failure(tmp_path):
+    run = make_run(tmp_path)
+    assert attempt(make_submission([run], "early")) == AGAIN
+    assert run.attempts()[0].error == "training ended before its last step without being asked to"
+
+
+def test_a_signal_stops_with_a_checkpoint_and_the_next_attempt_continues(tmp_path):
+    run = make_run(tmp_path, steps=20)
+    submission = make_submission([run], "slow")
+    thread = when_training(run, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    assert attempt(submission) == 0
+    thread.join()
+    (stopped,) = run.attempts()
+    assert stopped.reason == STOPPED and 0 < stopped.step < 20
+    assert not (run.folder / STOP_FILE).exists()
+    assert attempt(make_submission([run])) == 0
+    assert run.done and [r["step"] for r in read_metrics(run.folder)] == list(range(1, 21))
+
+
+def test_a_cancelled_run_stops_and_does_not_start(tmp_path):
+    run = make_run(tmp_path, steps=20)
+    submission = make_submission([run], "slow")
+    thread = when_training(run, (run.folder / CANCEL_FILE).touch)
+    assert attempt(submission) == 0
+    thread.join()
+    assert reasons(run) == [CANCELLED]
+    assert attempt(submission) == 0
+    assert reasons(run) == [CANCELLED]
+
+
+def test_a_killed_attempt_is_noted_by_the_next(tmp_path):
+    run = make_run(tmp_path)
+    (run.folder / "train.log").touch()
+    begun = {"number": 1, "submission": 1, "start": 1.0, "host": "x", "pid": 1}
+    run.log_attempt(begun | {"job": "1_0", "commit": None})
+    with (run.folder / "attempts.jsonl").open("a") as file:
+        file.write('{"number": 1, "en')  # the worker died while it wrote
+    assert attempt(make_submission([run])) == 0
+    assert reasons(run) == [LOST, FINISHED]
+
+
+def test_a_run_is_not_trained_twice_at_a_time(tmp_path):
+    run = make_run(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "input()", str(run.folder)], stdin=-1) as process:
+        begun = {"number": 1, "submission": 1, "start": 1.0, "host": os.uname().nodename}
+        run.log_attempt(begun | {"pid": process.pid, "job": None, "commit": None})
+        with pytest.raises(RuntimeError, match=f"process {process.pid} is training it"):
+            attempt(make_submission([run]))
+        process.communicate(b"\n")
+
+
+def test_the_environment_names_the_run_and_shares_no_wandb_id(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    monkeypatch.setenv("WANDB_RUN_ID", "of another")
+    given = environment(run, make_submission([run]))
+    assert given["WANDB_RUN_GROUP"] == "test" and given["WANDB_RUN_NAME"] == "k=1"
+    assert "WANDB_RUN_ID" not in given
+    assert command(run, make_submission([run], slurm=True))[0] == "srun"
+
+
+def test_several_nodes_meet_at_the_first(tmp_path):
+    run = make_run(tmp_path)
+    submission = make_submission([run], slurm=True)
+    resources = replace(submission.resources, nodes=4, gpus_per_node=8, srun=["--mpi=none"])
+    words = command(run, replace(submission, resources=resources))
+    assert words[:2] == ["srun", "--ntasks=4"] and "--mpi=none" in words
+    assert "--nnodes=4" in words and "--nproc-per-node=8" in words
+    (endpoint,) = (word for word in words if word.startswith("--rdzv-endpoint="))
+    assert re.fullmatch(rf"--rdzv-endpoint={socket.gethostname()}:\d+", endpoint)
+
+
+@pytest.mark.parametrize(
+    ("log", "exit_code", "error"),
+    [
+        (
+            "a\n[rank1]: torch.OutOfMemoryError: CUDA\nKeyError: 2\n",
+            1,
+            "torch.OutOfMemoryError: CUDA",
+        ),
+        ("[rank0]:[rank0]: ValueError: x\nChildFailedError: y\n", 1, "ValueError: x"),
+        ("x.errors.ChildFailedError: \n", 1, "exit code 1"),
+        ("Error while loading\nno ValueError: here\n", 3, "exit code 3"),
+        ("", -9, "killed by signal 9"),
+        ("KeyboardInterrupt\n", 1, "KeyboardInterrupt"),
+    ],
+)
+def test_the_error_of_a_log(log, exit_code, error):
+    assert error_of(log, exit_code) == error
+
+
+def test_paths_with_spaces_and_shell_characters(tmp_path):
+    output = tmp_path / "a b; $(touch pwned) 'c'"
+    run = make_run(output)
+    assert attempt(make_submission([run])) == 0
+    assert run.done and not list(Path.cwd().glob("pwned")) and not list(tmp_path.glob("pwned"))
