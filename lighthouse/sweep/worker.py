@@ -177,7 +177,7 @@ def _attempt(run: Run, submission: Submission, notice: Notice) -> Attempt:
     if step >= run.steps:
         reason = FINISHED
     elif reason is None or (reason == TIME_LIMIT and step == began_at):
-        if reason == TIME_LIMIT:
+        if process.returncode == 0 and reason == TIME_LIMIT:
             error = f"no checkpoint within resources.time = {submission.resources.time}"
         elif process.returncode == 0:
             error = "training ended before its last step without being asked to"
