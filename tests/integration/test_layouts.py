@@ -1,4 +1,4 @@
-"""Lighthouse layers in two processes give the losses of one, through the switch to dense.
+"""Lighthouse layers in several processes give the losses of one, through the switch to dense.
 
 Each run has its own checkpointing of activations, and some accumulate gradients or are compiled:
 everything that must compose, in few runs. Compilers other than inductor are there for their speed.
@@ -12,12 +12,13 @@ import pytest
 
 from tests.integration.runs import Run, train
 
-SEQ_LEN = 256
+SEQ_LEN = 512
 STEPS = 4
 BATCH = "--training.global_batch_size=4"
 FSDP = "--parallelism.data_parallel_shard_degree=2"
 HSDP = "--parallelism.data_parallel_replicate_degree=2"
 TP = "--parallelism.tensor_parallel_degree=2"
+CP = "--parallelism.context_parallel_degree=2"
 BF16 = "--training.mixed_precision_param=bfloat16 --parallelism.fsdp_on_one_rank".split()
 AC = "--activation_checkpoint"
 COMPILE = "--compile.enable"
@@ -36,6 +37,16 @@ LAYOUTS = {
         *f"{AC}.mode=selective {AC}.selective_ac_option=2".split(),
     ],
     "tp, compile": [TP, COMPILE, "--compile.backend=aot_eager", "--training.local_batch_size=4"],
+    "cp, full, compile": [
+        CP,
+        *f"{AC}.mode=full {COMPILE} --compile.backend=aot_eager".split(),
+        "--training.local_batch_size=4",
+    ],
+    "cp, hsdp, selective op": [
+        *(CP, HSDP),
+        *f"{AC}.mode=selective {AC}.selective_ac_option=op".split(),
+    ],
+    "cp, tp, accumulation": [CP, TP],
 }
 
 
@@ -57,6 +68,8 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         *f"--training.seq_len {SEQ_LEN} --training.steps {STEPS} {BATCH}".split(),
         *"--lighthouse.enable --lighthouse.dense_layers 0 --lighthouse.dense_from_step 4".split(),
         *"--lighthouse.selection_log_freq 2".split(),
+        # As many chunks as two context-parallel ranks own.
+        *"--lighthouse.num_chunks 4 --lighthouse.topk 32".split(),
         *"--checkpoint.enable --checkpoint.interval 100 --checkpoint.load_only".split(),
         *f"--checkpoint.initial_load_path {folder / 'seed/checkpoint/step-0'}".split(),
     ]
@@ -75,16 +88,20 @@ def columns(run: Run) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_processes_agree_with_one(
+def test_processes_agree_with_one(
     tmp_path: Path, options: list[str], one_process: Run, layout: str
 ) -> None:
-    run = train(tmp_path, *options, *LAYOUTS[layout], processes=2)
+    processes = 4 if layout.startswith(("cp, hsdp", "cp, tp")) else 2
+    run = train(tmp_path, *options, *LAYOUTS[layout], processes=processes)
+    # Layouts add in other orders, and an entry chosen otherwise at a near tie moves the loss by one
+    # or two in 1e5.
     for got, expected, tolerance in zip(
-        columns(run), columns(one_process), (1e-5, 1e-4), strict=True
+        columns(run), columns(one_process), (5e-5, 1e-4), strict=True
     ):
         assert got == pytest.approx(expected, rel=tolerance)
-    # Observed is the first micro-batch, which is the whole batch without accumulation.
-    if "accumulation" not in layout:
+    # Observed is the first micro-batch, which is the whole batch without accumulation; and a
+    # quantile of the tokens that a context-parallel rank has is not that of all.
+    if "accumulation" not in layout and CP not in LAYOUTS[layout]:
         # 3 layers; step 1 has nothing to compare its selection with.
         assert len(statistics(run)) == 3 * (9 + 10)
         assert statistics(run) == pytest.approx(statistics(one_process), rel=1e-4)
