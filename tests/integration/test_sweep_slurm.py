@@ -115,6 +115,25 @@ def data(tmp_path_factory):
     return tmp_path_factory.mktemp("data") / "text"
 
 
+def preempt_one(cluster: Cluster, sweep: Swept) -> None:
+    """Send jobs to the higher partition until a run has given way to one.
+
+    Once may not do: on a busy machine the notice of the time limit can come just before.
+    """
+
+    def running() -> list[str]:
+        attempts = {name: sweep.run(name).attempts() for name in (*SHORT, LONG)}
+        return [name for name, tried in attempts.items() if tried and tried[-1].end is None]
+
+    for _ in range(8):
+        wait_for(lambda: bool(running()), PATIENCE)
+        interrupted = running()
+        cluster.run("sbatch", "-p", "high", "-n", "2", "-o", "/dev/null", "--wrap", "sleep 1")
+        wait_for(lambda names=interrupted: not set(names) & set(running()), PATIENCE)
+        if any(PREEMPTED in reasons(sweep, name) for name in (*SHORT, LONG)):
+            return
+
+
 @pytest.fixture(scope="module")
 def disturbed(cluster: Cluster, data: Path, tmp_path_factory) -> Swept:
     environment = cluster.environment | {"PACE_SECONDS": "0.5"}
@@ -126,7 +145,7 @@ def disturbed(cluster: Cluster, data: Path, tmp_path_factory) -> Swept:
         return all(sweep.run(name).done for name in names)
 
     wait_for((sweep.run(SHORT[0]).folder / "metrics.jsonl").exists, PATIENCE)
-    cluster.run("sbatch", "-p", "high", "-n", "2", "-o", "/dev/null", "--wrap", "sleep 1")
+    preempt_one(cluster, sweep)
     sweep.printed["submit again"] = sweep.command("submit", file)
     wait_for(lambda: done(*SHORT), PATIENCE)
     wait_for(lambda: "_3|" not in cluster.run("squeue", "-h", "-r", "-o", "%i|"), PATIENCE)
@@ -179,7 +198,7 @@ def test_a_run_out_of_time_continues(disturbed: Swept) -> None:
     attempts = disturbed.run(LONG).attempts()
     assert TIME_LIMIT in [attempt.reason for attempt in attempts]
     steps = [attempt.step for attempt in attempts]
-    assert steps == sorted(set(steps)) and steps[-1] == 60
+    assert steps == sorted(steps) and steps[-1] == 60
 
 
 def test_a_failing_run_stops_and_shows_why(disturbed: Swept) -> None:
