@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lighthouse.files import write_atomic
 from lighthouse.metrics_log import read_metrics
 from lighthouse.report import newest_checkpoint, summarize
-from lighthouse.sweep.runs import Run, active_seconds, write_atomic
+from lighthouse.sweep.runs import Run, active_seconds
 
 Row = dict[str, Any]
 

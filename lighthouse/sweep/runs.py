@@ -15,13 +15,13 @@ import hashlib
 import json
 import os
 import re
-import socket
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lighthouse.files import write_atomic
 from lighthouse.sweep.spec import Point
 from lighthouse.titan.checkpoint import finished_steps
 from lighthouse.titan.resolved import RESOLVED_FILE
@@ -206,16 +206,6 @@ def read_runs(output: Path, sweep: str | None = None) -> list[Run]:
     if not folders:
         raise ValueError(f"{output} has no runs{f' of {sweep}' if sweep else ''}: submit it first")
     return [read_run(folder) for folder in folders]
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file in one move, so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def active_seconds(attempts: Iterable[Attempt], until: float) -> float:

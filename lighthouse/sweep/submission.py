@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lighthouse.files import write_atomic
 from lighthouse.sweep.resources import Resources
-from lighthouse.sweep.runs import write_atomic
 
 FOLDER = "submissions"
 RECORD_FILE = "submission.json"

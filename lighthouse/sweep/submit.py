@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lighthouse.files import write_atomic
 from lighthouse.sweep import code, slurm
 from lighthouse.sweep.batch import batch_script
 from lighthouse.sweep.local import run_local
@@ -17,7 +18,6 @@ from lighthouse.sweep.runs import (
     RUN_FILE,
     Run,
     read_run,
-    write_atomic,
     write_members,
     write_run,
 )

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from lighthouse.files import write_atomic
 from lighthouse.sweep import code, slurm
 from lighthouse.sweep.launch import command, environment
 from lighthouse.sweep.runs import (
@@ -34,7 +35,6 @@ from lighthouse.sweep.runs import (
     Attempt,
     Run,
     read_run,
-    write_atomic,
 )
 from lighthouse.sweep.state import is_alive
 from lighthouse.sweep.submission import Submission, read_submission

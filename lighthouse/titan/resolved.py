@@ -1,6 +1,5 @@
 """The configuration a run really has, as a TOML in its folder."""
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 import tomli_w
 import torch.distributed as dist
+
+from lighthouse.files import write_atomic
 
 RESOLVED_FILE = "config.toml"
 
@@ -18,10 +19,9 @@ def write_resolved(job_config: Any) -> None:
         return
     folder = Path(job_config.job.dump_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{RESOLVED_FILE}.partial"
     command = shlex.join(sys.argv).replace("\n", " ")
-    partial.write_text(f"# The resolved configuration of: {command}\n{to_toml(job_config)}")
-    os.replace(partial, folder / RESOLVED_FILE)
+    text = f"# The resolved configuration of: {command}\n{to_toml(job_config)}"
+    write_atomic(folder / RESOLVED_FILE, text)
 
 
 def to_toml(job_config: Any) -> str:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lighthouse.titan.checkpoint import finished_steps
-
-GIB = 1024**3
+from lighthouse.titan.cpu import GIB
 
 # A weight and the two moments of Adam, each in float32.
 BYTES_PER_PARAMETER = 12

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from lighthouse.files import write_atomic
+
 RUN_ID_FILE = "wandb_run_id"
 
 
@@ -30,7 +32,5 @@ def run_identity(job_config: Any) -> dict[str, str | None]:
 
 def _kept_id(file: Path) -> str:
     if not file.exists():
-        partial = file.with_name(f".{file.name}.partial")
-        partial.write_text(secrets.token_hex(8))
-        os.replace(partial, file)
+        write_atomic(file, secrets.token_hex(8))
     return file.read_text()
