@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lighthouse.config import LighthouseConfig
+from lighthouse.scorers import scoring_flops_per_token
 
 RATES_FILE = Path(__file__).with_name("cost_rates.json")
 GIB = 2**30
@@ -193,11 +194,18 @@ def flops_per_token(model: Model, work: Work) -> int:
     """FLOPs per token and step by torchtitan's conventions.
 
     6 per weight, 12 * dim * rows per token of attention: forward and backward, no discount for the
-    causal mask, no recomputation. The embedding is no product, norms count as upstream counts them.
+    causal mask, no recomputation; scoring once. The embedding is no product, norms count as
+    upstream counts them. What the trainer logs (``lighthouse/titan/flops.py``) is the same number.
     """
     weights = model.parameters - model.dim * model.vocab_size
     rows = sum(_rows(config, work.seq_len) ** 2 / work.seq_len for config in work.attention)
-    return round(6 * weights + 12 * model.dim * rows)
+    head_dim = model.dim // model.heads
+    scoring = sum(
+        scoring_flops_per_token(config, work.seq_len, model.heads, head_dim)
+        for config in work.attention
+        if config is not None
+    )
+    return round(6 * weights + 12 * model.dim * rows + scoring)
 
 
 def cost(model: Model, layout: Layout, work: Work, rates: Rates) -> Cost:

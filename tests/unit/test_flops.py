@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from lighthouse import cost
 from lighthouse.titan.flops import flops_per_token
 from lighthouse.titan.model import apply_lighthouse, set_stage
+from lighthouse.titan.plan import job_of
 
 N, S = 98304, 18432
 
@@ -61,6 +63,17 @@ def test_grouped_query_heads_attend_like_any_other():
         return dense - flops_per_token([model], dense, model_args, job)
 
     assert saved(2) == saved(8) == 30 * 12 * 1024 * (N - S * S // N)
+
+
+@pytest.mark.parametrize("scorer", ["norm", "dilated", "gla"])
+def test_a_dry_run_counts_the_same(scorer):
+    args = f"--training.seq_len {N} --lighthouse.enable --lighthouse.dense_from_step 10".split()
+    args += f"--lighthouse.dense_layers 0 --lighthouse.scorer {scorer}".split()
+    job, model, model_args = build(*args)
+    _, dense = model_args.get_nparams_and_flops(model, N)
+    sizes, _, work = job_of(job, 1)
+    logged = flops_per_token([model], dense, model_args, job)
+    assert cost.flops_per_token(sizes, work) == pytest.approx(logged, rel=1e-9)
 
 
 def test_a_dense_model_keeps_upstreams_count():
