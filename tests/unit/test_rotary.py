@@ -1,4 +1,4 @@
-"""Rotary embedding in real arithmetic against a product of complex numbers."""
+"""Rotary embedding, compiled or not, against a product of complex numbers in float64."""
 
 import pytest
 import torch
@@ -14,7 +14,11 @@ def complex_product(x: Tensor, freqs_cis: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [2, 6, 128])
-def test_rotates_pairs(dtype: torch.dtype, head_dim: int) -> None:
+@pytest.mark.parametrize("compiling", [False, True])
+def test_rotates_pairs(
+    monkeypatch: pytest.MonkeyPatch, compiling: bool, dtype: torch.dtype, head_dim: int
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 9, 3, head_dim, generator=generator).to(dtype).requires_grad_()
     angles = 100 * torch.randn(9, head_dim // 2, generator=generator)
