@@ -1,6 +1,5 @@
 from dataclasses import replace
 
-import pytest
 import torch
 from torchtitan.config import JobConfig
 from torchtitan.models.llama3 import Transformer, llama3_args
@@ -12,10 +11,10 @@ from lighthouse.titan.model import apply_lighthouse, set_stage
 SEQ_LEN = 64
 
 
-def test_all_variants_of_a_block_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+# As small for these 10 variants as the default of 8 is for those of a larger model.
+@torch._dynamo.config.patch(recompile_limit=4)
+def test_all_variants_of_a_block_are_compiled() -> None:
     """Layers that differ, in training and validation, before and after the switch to dense."""
-    # As small for these 10 variants as the default of 8 is for those of a larger model.
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 4)
     torch._dynamo.reset()
     config = JobConfig()
     config.training.seq_len = SEQ_LEN
