@@ -1,14 +1,11 @@
 """Real training runs in processes of their own, tiny ones."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.integration.processes import run_module
 
 
 @dataclass
@@ -64,26 +61,16 @@ def train(
         "lighthouse.stratum": 8,
     }
     options = [part for key, value in defaults.items() for part in (f"--{key}", str(value))]
-    if processes == 1:
-        launcher = [sys.executable, "-m", "torchtitan.train"]
-        single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-        rendezvous = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    else:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        launcher += [f"--nproc_per_node={processes}", "-m", "torchtitan.train"]
-        single, rendezvous = {}, {}
-    result = subprocess.run(
-        [*launcher, *options, *args],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **single, **rendezvous, **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
+    single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    rendezvous = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    code, output = run_module(
+        "torchtitan.train",
+        *(*options, *args),
+        ranks=processes if processes > 1 else None,
+        environment=(env or {}) | (single | rendezvous if processes == 1 else {}),
     )
     if ok:
-        assert result.returncode == 0, result.stdout
+        assert code == 0, output
     else:
-        assert result.returncode != 0, result.stdout
-    return Run(folder, result.returncode, result.stdout)
+        assert code != 0, output
+    return Run(folder, code, output)

@@ -1,14 +1,12 @@
 """Context parallelism gives what one device gives with the same number of chunks."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.integration.runs import ROOT, train
+from tests.integration.processes import run_module
+from tests.integration.runs import train
 
 GPUS = torch.cuda.device_count()
 DEGREES = [degree for degree in (2, 4) if not GPUS or degree <= GPUS]
@@ -17,22 +15,9 @@ DEGREES = [degree for degree in (2, 4) if not GPUS or degree <= GPUS]
 @pytest.mark.parametrize("ranks", DEGREES)
 def test_layers_equal_those_of_one_device(ranks: int) -> None:
     """All scorers, grouped-query heads, with and without balancing: see ring.py."""
-    result = subprocess.run(
-        [
-            *f"{sys.executable} -m torch.distributed.run --standalone".split(),
-            *f"--nproc_per_node={ranks} -m tests.integration.ring".split(),
-            "cuda" if GPUS else "cpu",
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout
-    assert f"24 cases agree on {ranks} ranks" in result.stdout
+    code, output = run_module("tests.integration.ring", "cuda" if GPUS else "cpu", ranks=ranks)
+    assert code == 0, output
+    assert f"24 cases agree on {ranks} ranks" in output
 
 
 def test_a_run_goes_on_at_any_degree(tmp_path: Path) -> None:

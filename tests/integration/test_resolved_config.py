@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 
-from tests.integration.runs import ROOT, Run, train
+from tests.integration.processes import ROOT
+from tests.integration.runs import Run, train
 
 
 def test_the_resolved_configuration_repeats_the_run(tmp_path):

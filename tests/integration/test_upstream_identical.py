@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import titan_tree
-from tests.integration.trainer import ROOT, logged, run_trainer, write_sources
+from tests.integration.processes import ROOT
+from tests.integration.trainer import logged, run_trainer, write_sources
 
 # Upstream cannot train on a CPU. This is the least that lets it: the device, the barrier's
 # argument, and a memory monitor that reports nothing.
@@ -45,13 +46,12 @@ def test_dense_training_is_bitwise_upstream(tmp_path: Path) -> None:
     upstream = tmp_path / "upstream"
     wheel = titan_tree.pinned_wheel(ROOT, titan_tree.read_upstream(ROOT), None)
     titan_tree.write_files(upstream, titan_tree.unpack_wheel(wheel))
-    script = tmp_path / "upstream_on_cpu.py"
-    script.write_text(UPSTREAM_ON_CPU)
+    (upstream / "upstream_on_cpu.py").write_text(UPSTREAM_ON_CPU)
     sources = write_sources(tmp_path)
     options = ["--training.steps=8", "--activation_checkpoint.mode=selective"]
 
     output = run_trainer(
-        tmp_path / "theirs", sources, *options, script=script, python_path=upstream
+        tmp_path / "theirs", sources, *options, module="upstream_on_cpu", path=upstream
     )
     assert f"imported torchtitan from {upstream}" in output
     run_trainer(tmp_path / "ours", sources, *options)

@@ -1,10 +1,7 @@
 """Runs of the trainer for the integration tests: data, tokenizer, command line, logged numbers."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +12,8 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.integration.processes import ROOT, run_module
+
 SEQ_LEN = 128
 
 
@@ -63,8 +61,8 @@ def run_trainer(
     sources: Sources,
     *options: str,
     processes: int = 1,
-    script: Path | None = None,
-    python_path: Path = ROOT,
+    module: str = "torchtitan.train",
+    path: Path = ROOT,
 ) -> str:
     """Train upstream's debug model on CPUs through torchrun, and return what it printed.
 
@@ -73,8 +71,8 @@ def run_trainer(
         sources: Tokenizer and text.
         options: Further command-line options, which win over the values here.
         processes: Number of processes.
-        script: What torchrun starts; None for the module torchtitan.train.
-        python_path: The folder that torchtitan is imported from.
+        module: What torchrun starts.
+        path: The folder that the module and torchtitan are imported from.
     """
     config = {
         "job": {"dump_folder": str(folder)},
@@ -98,28 +96,18 @@ def run_trainer(
     folder.mkdir(parents=True, exist_ok=True)
     config_file = folder / "config.toml"
     config_file.write_text(tomli_w.dumps(config))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}"]
-    command += ["-m", "torchtitan.train"] if script is None else [str(script)]
-    command += [f"--job.config_file={config_file}", *options]
-    environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": "",
-        "HF_HOME": str(folder / "huggingface"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(python_path),
-    }
-    result = subprocess.run(
-        command,
-        cwd=python_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
+    code, output = run_module(
+        *(module, f"--job.config_file={config_file}", *options),
+        ranks=processes,
+        environment={
+            "CUDA_VISIBLE_DEVICES": "",
+            "HF_HOME": str(folder / "huggingface"),
+            "HF_HUB_OFFLINE": "1",
+        },
+        path=path,
     )
-    assert result.returncode == 0, result.stdout[-6000:]
-    return result.stdout
+    assert code == 0, output[-6000:]
+    return output
 
 
 def logged(folder: Path, tag: str) -> list[float]:
