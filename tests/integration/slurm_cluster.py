@@ -94,6 +94,16 @@ class Cluster:
         self.run("slurmctld")
         wait_for(lambda: self.run("sinfo", "-h", "-p", "low", "-o", "%t").strip(), timeout=30)
 
+    def save_state(self, job: str) -> None:
+        """Wait until the controller has written down all that it knows; changes a job's comment.
+
+        It writes some seconds after a change. Killed before that, it takes up a past in which what
+        has ended goes on, and drains the node over the difference.
+        """
+        before = time.time()
+        self.run("scontrol", "update", f"JobId={job}", f"Comment={before}")
+        wait_for(lambda: (self.folder / "state" / "job_state").stat().st_mtime > before, timeout=60)
+
     def stop(self, daemon: str, kill: bool = False) -> None:
         """End one daemon by the process id it wrote, at once with `kill`."""
         pid_file = self.folder / f"{daemon}.pid"
