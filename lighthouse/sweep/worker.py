@@ -41,14 +41,17 @@ from lighthouse.sweep.submission import Submission, read_submission
 
 AGAIN = 75  # EX_TEMPFAIL
 LOOK_SECONDS = 0.5
-REQUEUE_WAITS = (0, 5, 15, 40)
+REQUEUE_WAITS = (0, 5, 15, 40, 120, 300)  # a controller is seldom away for longer
 LOG_TAIL = 200_000
 
-# A traceback's last line; torchrun prefixes what workers print and adds an error of its own.
+# A traceback's last line, or what Slurm says of a job step. torchrun prefixes what workers print;
+# it and srun add errors of their own that say no more than the exit code does.
 _ERROR = re.compile(
-    r"^(?:\[[^\]\n]*\]:? ?)*((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b(?::.*)?)$",
+    r"^(?:\[[^\]\n]*\]:? ?)*"
+    r"((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b(?::.*)?|srun: error: .*)$",
     re.MULTILINE,
 )
+_NOT_WHY = ("ChildFailedError", "Exited with exit code")
 
 
 class Notice:
@@ -103,7 +106,7 @@ def given_up(attempts: Sequence[Attempt], submission: Submission) -> str | None:
 
 def error_of(log: str, exit_code: int) -> str:
     """One line on why a process failed: its first error, or how it ended."""
-    found = [e for e in _ERROR.findall(log) if "ChildFailedError" not in e]
+    found = [e for e in _ERROR.findall(log) if not any(words in e for words in _NOT_WHY)]
     if found:
         return found[0].strip()[:500]
     return f"killed by signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
