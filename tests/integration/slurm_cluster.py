@@ -1,4 +1,4 @@
-"""A real Slurm of one node on this machine: four CPUs, a low and a high partition.
+"""A real Slurm of two nodes on this machine: two CPUs each, a low and a high partition.
 
 Everything lives in one folder and listens on free ports of 127.0.0.1, as the current user.
 """
@@ -16,23 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
+NODES = ("n1", "n2")
 CONFIG = """
 ClusterName=ci
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
-SlurmctldPort={controller_port}
-SlurmdPort={node_port}
+SlurmctldPort={ports[0]}
 AuthType=auth/munge
 # A requeued job waits for its credentials to expire.
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -55,9 +55,10 @@ MailProg=/bin/true
 AccountingStorageType=accounting_storage/none
 # The machine may have fewer: what runs here waits more than it computes.
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
-PartitionName=low Nodes={host} Default=YES State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
-PartitionName=high Nodes={host} State=UP PriorityTier=10 PreemptMode=OFF
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 State=UNKNOWN
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 State=UNKNOWN
+PartitionName=low Nodes=n1,n2 Default=YES State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=high Nodes=n1,n2 State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -140,18 +141,16 @@ def slurm_cluster() -> Iterator[Cluster]:
     # Not below pytest's folder: munged wants every folder above its socket open to all.
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o755)
-    for name in ("munge", "state", "spool"):
+    for name in ("munge", "state", "spool-n1", "spool-n2"):
         (folder / name).mkdir(mode=0o755)
     key = folder / "munge" / "key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
     host = socket.gethostname().split(".")[0]
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-    ports = [_free_port() for _ in range(2)]
+    ports = [_free_port() for _ in range(3)]
     (folder / "slurm.conf").write_text(
-        CONFIG.format(
-            folder=folder, host=host, user=user, controller_port=ports[0], node_port=ports[1]
-        )
+        CONFIG.format(folder=folder, host=host, user=user, ports=ports)
     )
     cluster = Cluster(folder)
     munge = folder / "munge"
@@ -165,14 +164,15 @@ def slurm_cluster() -> Iterator[Cluster]:
             f"--seed-file={munge / 'seed'}",
         )
         cluster.start_controller()
-        cluster.run("slurmd", "-N", host)
+        for node in NODES:
+            cluster.run("slurmd", "-N", node)
         wait_for(
             lambda: cluster.run("sinfo", "-h", "-p", "low", "-o", "%t").strip() == "idle",
             timeout=30,
         )
         yield cluster
     finally:
-        for daemon in ("slurmd", "slurmctld", "munged"):
+        for daemon in (*NODES, "slurmctld", "munged"):
             cluster.stop(daemon)
         shutil.rmtree(folder)
 

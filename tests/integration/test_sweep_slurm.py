@@ -132,7 +132,7 @@ def disturbed(cluster: Cluster, data: Path, tmp_path_factory) -> Swept:
     # At once: a run that has failed for good is sent again, and one is about to.
     sweep.printed["submit again"] = sweep.command("submit", file)
 
-    # Three hold three of four CPUs, and this asks for two.
+    # Three of four CPUs are taken, and this asks for two.
     for name in (*SHORT, LONG):
         wait_for((sweep.run(name).folder / "metrics.jsonl").exists, PATIENCE)
     cluster.run("sbatch", "-p", "high", "-n", "2", "-o", "/dev/null", "--wrap", "sleep 1")

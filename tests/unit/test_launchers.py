@@ -13,7 +13,6 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 NOTE = 'printf "%s|" "$(basename "$0")" "$@" >>"$CALLS"; echo >>"$CALLS"\n'
 SLURM = {
     "SLURM_JOB_ID": "10042",
-    "SLURM_JOB_NODELIST": "node[1-2]",
     "SLURM_NNODES": "2",
     "SLURM_GPUS_ON_NODE": "8",
 }
@@ -43,12 +42,9 @@ def launch(tmp_path: Path):
 @pytest.fixture
 def slurm(launch):
     def start(*args: str, srun: str, state: str = "RUNNING") -> subprocess.Popen:
-        scontrol = (
-            f'if [ "$2" = hostnames ]; then echo node1; echo node2; fi; echo JobState={state}'
-        )
         # `sleep` is where the script waits for Slurm to end it.
-        script = SCRIPTS / "train.sbatch"
-        return launch(script, *args, env=SLURM, srun=srun, scontrol=scontrol, sleep="")
+        commands = {"scontrol": f"echo JobState={state}", "hostname": "echo node1", "sleep": ""}
+        return launch(SCRIPTS / "train.sbatch", *args, env=SLURM, srun=srun, **commands)
 
     return start
 
