@@ -10,5 +10,6 @@ export OMP_NUM_THREADS=1
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 .venv/bin/codespell
-# By file, because the tests of a file share the runs that they compare with.
-.venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+# By file, because the tests of a file share the runs that they compare with; and in the order of the
+# files, which has the long ones first.
+.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
