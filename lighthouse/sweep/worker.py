@@ -51,6 +51,7 @@ _ERROR = re.compile(
     r"((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b(?::.*)?|srun: error: .*)$",
     re.MULTILINE,
 )
+_CAUSE = "The above exception was the direct cause of the following exception:"
 _NOT_WHY = ("ChildFailedError", "Exited with exit code")
 
 
@@ -105,7 +106,8 @@ def given_up(attempts: Sequence[Attempt], submission: Submission) -> str | None:
 
 
 def error_of(log: str, exit_code: int) -> str:
-    """One line on why a process failed: its first error, or how it ended."""
+    """One line on why a process failed: its first error, as explained, or how it ended."""
+    log = log.rpartition(_CAUSE)[2]
     found = [e for e in _ERROR.findall(log) if not any(words in e for words in _NOT_WHY)]
     if found:
         return found[0].strip()[:500]
