@@ -1,9 +1,13 @@
-"""Whether a run's folder can take what the run will write, asked before anything is trained."""
+"""Whether a run's folder can take what the run writes: asked at the start, told where it fails."""
 
+import functools
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from torch.distributed.checkpoint.api import CheckpointException
 
 from lighthouse.titan.checkpoint import finished_steps
 from lighthouse.titan.cpu import GIB
@@ -50,8 +54,7 @@ def check_space(job_config: Any, parameters: int) -> None:
         count = min(count, config.keep_latest_k + 1)
     count = max(1, count - len(finished_steps(folder)))
     needed = count * parameters * BYTES_PER_PARAMETER
-    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
-    disk = shutil.disk_usage(existing)
+    disk = _disk_usage(folder)
     # Some network file systems don't say how large they are.
     if disk.total > 0 and disk.free < needed:
         raise ValueError(
@@ -60,3 +63,36 @@ def check_space(job_config: Any, parameters: int) -> None:
             f"{needed / GIB:.2f} GiB; make room, name a folder on another disk, or keep fewer "
             "with checkpoint.keep_latest_k"
         )
+
+
+def _disk_usage(folder: Path) -> Any:
+    """Total, used and free bytes where a folder is or will be."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir()))
+
+
+class SaveError(RuntimeError):
+    """A checkpoint was not written."""
+
+
+def explain_failed_save(save: Callable[..., None]) -> Callable[..., None]:
+    """Decorate ``CheckpointManager.save`` to tell what its failure means for the run.
+
+    PyTorch's own message for a full disk is of positions in a file. A save in the background fails
+    in the call after it.
+    """
+
+    @functools.wraps(save)
+    def explained(manager: Any, curr_step: int, *args: Any, **kwargs: Any) -> None:
+        try:
+            save(manager, curr_step, *args, **kwargs)
+        except (OSError, RuntimeError, CheckpointException) as error:
+            folder = Path(manager.folder)
+            steps = finished_steps(folder)
+            left = f"continues from step {steps[-1]}" if steps else "starts over"
+            free = _disk_usage(folder).free / GIB
+            raise SaveError(
+                f"step {curr_step}: a checkpoint could not be written to {str(folder)!r}, where "
+                f"{free:.2f} GiB are free; finished ones are whole, the same command {left}"
+            ) from error
+
+    return explained
