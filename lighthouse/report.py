@@ -43,7 +43,8 @@ class Report:
         spike: highest loss in the first `SPIKE_STEPS` logged steps of the dense stage.
         steps_to_recover: steps from `switch_step` until the mean of the last `SMOOTH_STEPS` logged
             dense steps, all of them dense, is first at or below `loss_before_switch`.
-        final_loss: loss of `last_step`.
+        final_loss: mean loss of the last `final_steps` logged steps, at most `SMOOTH_STEPS`, all of
+            the stage that the run is in.
         lighthouse_tokens_per_second, dense_tokens_per_second: median per device, without the
             first logged step of the stage, which has warm-up and compilation in it.
         checkpoint: newest finished checkpoint.
@@ -58,6 +59,7 @@ class Report:
     spike: float | None
     steps_to_recover: int | None
     final_loss: float
+    final_steps: int
     lighthouse_tokens_per_second: float | None
     dense_tokens_per_second: float | None
     checkpoint: str | None
@@ -89,6 +91,8 @@ def summarize(records: Sequence[Record], checkpoint: Path | None = None) -> Repo
         smooth = smoothed(losses, SMOOTH_STEPS)
         full_windows = list(zip(after, smooth, strict=True))[SMOOTH_STEPS - 1 :]
         recovered = next((r["step"] - switch_step for r, s in full_windows if s <= before), None)
+    final = [r["loss"] for r, stage in zip(steps, stages, strict=True) if stage == stages[-1]]
+    final = final[-SMOOTH_STEPS:]
     foreseen = [record for record in records if "validation_dense_loss" in record]
     return Report(
         last_step=steps[-1]["step"],
@@ -99,7 +103,8 @@ def summarize(records: Sequence[Record], checkpoint: Path | None = None) -> Repo
         switch_step=switch_step,
         spike=spike,
         steps_to_recover=recovered,
-        final_loss=steps[-1]["loss"],
+        final_loss=statistics.fmean(final),
+        final_steps=len(final),
         lighthouse_tokens_per_second=_speed(steps, "lighthouse"),
         dense_tokens_per_second=_speed(steps, "dense"),
         checkpoint=str(checkpoint) if checkpoint else None,
@@ -145,13 +150,12 @@ def format_table(report: Report) -> str:
             ("switch to dense at step", f"{report.switch_step:,}"),
             (
                 "loss before the switch",
-                f"{report.loss_before_switch:.4f}  (mean of the last {report.loss_before_steps} "
-                "logged steps)",
+                f"{report.loss_before_switch:.4f}  {_mean_of(report.loss_before_steps)}",
             ),
             ("spike after the switch", f"{report.spike:.4f}"),
             ("steps to recover", recovery),
         ]
-    rows.append(("final loss", f"{report.final_loss:.4f}"))
+    rows.append(("final loss", f"{report.final_loss:.4f}  {_mean_of(report.final_steps)}"))
     for stage in STAGES:
         speed = getattr(report, f"{stage}_tokens_per_second")
         text = "not measured" if speed is None else f"{speed:,.0f} tokens/s per device"
@@ -159,6 +163,10 @@ def format_table(report: Report) -> str:
     rows.append(("checkpoint", report.checkpoint or "none"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _mean_of(steps: int) -> str:
+    return f"(mean of the last {steps} logged steps)"
 
 
 def plot_loss(records: Sequence[Record], report: Report, path: Path) -> None:
