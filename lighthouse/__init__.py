@@ -4,9 +4,13 @@ The library (this package without :mod:`lighthouse.titan`) needs PyTorch alone;
 :mod:`lighthouse.titan` connects it to torchtitan and is the only importer of it.
 """
 
-from lighthouse.attention import LighthouseAttention, lighthouse_attention
-from lighthouse.config import LighthouseConfig
-from lighthouse.selection import Selection, select
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lighthouse.attention import LighthouseAttention, lighthouse_attention
+    from lighthouse.config import LighthouseConfig
+    from lighthouse.selection import Selection, select
 
 __all__ = [
     "LighthouseAttention",
@@ -15,3 +19,19 @@ __all__ = [
     "lighthouse_attention",
     "select",
 ]
+
+_MODULES = {
+    "LighthouseAttention": "attention",
+    "LighthouseConfig": "config",
+    "Selection": "selection",
+    "lighthouse_attention": "attention",
+    "select": "selection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # When first asked for: `lighthouse.sweep` and `lighthouse.report` do without PyTorch, which
+    # takes long to import on a cluster's login node.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

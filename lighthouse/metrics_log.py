@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
+ETA = "time_metrics/eta(s)"
 
 Record = dict[str, Any]
 

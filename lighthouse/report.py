@@ -20,6 +20,7 @@ matplotlib.use("Agg")  # writes files, needs no display
 import matplotlib.pyplot as plt
 
 from lighthouse.metrics_log import Record, join_runs, to_json
+from lighthouse.run_folder import newest_checkpoint
 
 STAGES = ("lighthouse", "dense")
 COLORS = {"lighthouse": "tab:blue", "dense": "tab:orange"}
@@ -129,13 +130,6 @@ def _switch_index(stages: Sequence[str]) -> int | None:
 def _speed(steps: Sequence[Record], stage: str) -> float | None:
     speeds = [record["tokens_per_second"] for record in steps if _stage(record) == stage]
     return statistics.median(speeds[1:]) if len(speeds) > 1 else None
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The highest `*/step-N` in `folder` that is finished: its `.metadata` is written last."""
-    finished = [marker.parent for marker in folder.glob("*/step-*/.metadata")]
-    finished = [path for path in finished if path.name.removeprefix("step-").isdecimal()]
-    return max(finished, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def format_table(report: Report) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 from lighthouse.files import write_atomic
 from lighthouse.metrics_log import read_metrics
-from lighthouse.report import newest_checkpoint, summarize
+from lighthouse.report import summarize
+from lighthouse.run_folder import newest_checkpoint
 from lighthouse.sweep.runs import Run, active_seconds
 
 Row = dict[str, Any]

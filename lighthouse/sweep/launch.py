@@ -3,9 +3,9 @@
 import os
 import socket
 
+from lighthouse.run_folder import RESOLVED_FILE
 from lighthouse.sweep.runs import Run
 from lighthouse.sweep.submission import Submission
-from lighthouse.titan.resolved import RESOLVED_FILE
 
 
 def command(run: Run, submission: Submission) -> list[str]:

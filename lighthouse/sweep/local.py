@@ -9,8 +9,6 @@ from collections import deque
 from dataclasses import dataclass
 from types import FrameType
 
-import torch
-
 from lighthouse.sweep.resources import Resources
 from lighthouse.sweep.submission import Submission
 from lighthouse.sweep.worker import AGAIN
@@ -93,4 +91,6 @@ def _visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]
+    import torch  # which takes long, and most commands of a sweep do without
+
     return [str(i) for i in range(torch.cuda.device_count())]

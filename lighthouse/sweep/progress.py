@@ -3,9 +3,8 @@
 import time
 from dataclasses import dataclass
 
-from lighthouse.metrics_log import read_metrics
+from lighthouse.metrics_log import ETA, read_metrics
 from lighthouse.sweep.runs import Run
-from lighthouse.titan.progress import ETA
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from lighthouse.files import write_atomic
+from lighthouse.run_folder import RESOLVED_FILE, finished_steps
 from lighthouse.sweep.spec import Point
-from lighthouse.titan.checkpoint import finished_steps
-from lighthouse.titan.resolved import RESOLVED_FILE
 
 RUN_FILE = "run.json"
 MEMBERS_FILE = "{}.runs.json"
 ATTEMPTS_FILE = "attempts.jsonl"
 CANCEL_FILE = "CANCEL"
 DONE_FILE = "DONE"
-STOP_FILE = "STOP"  # of lighthouse.titan.stop, which imports the trainer
 LOG_FILE = "train.log"
 
 # Why an attempt ended.

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from lighthouse.files import write_atomic
+from lighthouse.run_folder import STOP_FILE
 from lighthouse.sweep import code, slurm
 from lighthouse.sweep.launch import command, environment
 from lighthouse.sweep.runs import (
@@ -29,7 +30,6 @@ from lighthouse.sweep.runs import (
     LOG_FILE,
     LOST,
     PREEMPTED,
-    STOP_FILE,
     STOPPED,
     TIME_LIMIT,
     Attempt,

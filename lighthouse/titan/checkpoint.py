@@ -1,7 +1,6 @@
-"""What may be resumed: a record beside every checkpoint, and checks before one is loaded.
+"""What may be resumed: a record in every checkpoint, and checks before one is loaded.
 
-A checkpoint ``step-N`` is finished when its ``.metadata`` exists, which the distributed checkpoint
-writer renames into place last. ``run.json`` beside it is written first.
+The record, ``run.json``, is written before the rest of the checkpoint.
 """
 
 import json
@@ -14,6 +13,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from lighthouse.run_folder import finished_steps, is_finished
+
 RECORD = "run.json"
 
 _STATE_IN_CHECKPOINT = {
@@ -21,21 +22,6 @@ _STATE_IN_CHECKPOINT = {
     "lr_scheduler": ("warmup_steps", "total_steps", "decay_ratio", "decay_type", "min_lr_factor"),
 }
 """Settings that a full resume takes from the checkpoint, whatever the new TOML says."""
-
-
-def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
-    """Whether a ``step-N`` folder was written to its end."""
-    folder = Path(checkpoint)
-    return (folder / ".metadata").is_file() or (folder / "model.safetensors.index.json").is_file()
-
-
-def finished_steps(folder: str | os.PathLike[str]) -> list[int]:
-    """Steps of the finished checkpoints under ``folder``, ascending; empty if it doesn't exist."""
-    root = Path(folder)
-    if not root.is_dir():
-        return []
-    matches = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in root.iterdir())
-    return sorted(int(match[1]) for match, path in matches if match and is_finished(path))
 
 
 def run_record(job_config: Any, data_parallel_degree: int) -> dict[str, Any]:

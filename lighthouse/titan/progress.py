@@ -6,10 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from lighthouse.metrics_log import read_metrics
+from lighthouse.metrics_log import ETA, read_metrics
 from lighthouse.titan.model import is_dense_step
 
-ETA = "time_metrics/eta(s)"
 ELAPSED = {
     "lighthouse": "time_metrics/lighthouse_stage(s)",
     "dense": "time_metrics/dense_stage(s)",

@@ -9,8 +9,7 @@ import tomli_w
 import torch.distributed as dist
 
 from lighthouse.files import write_atomic
-
-RESOLVED_FILE = "config.toml"
+from lighthouse.run_folder import RESOLVED_FILE
 
 
 def write_resolved(job_config: Any) -> None:

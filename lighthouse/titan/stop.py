@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torchtitan.tools.logging import logger
 
-STOP_FILE = "STOP"
+from lighthouse.run_folder import STOP_FILE
 
 # A request travels between ranks as its place here; the highest counts.
 _REASONS = ("", f"the file {STOP_FILE}", "SIGUSR1", "SIGTERM")

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lighthouse.titan.checkpoint import finished_steps
+from lighthouse.run_folder import finished_steps
 from lighthouse.titan.cpu import GIB
 
 # A weight and the two moments of Adam, each in float32.

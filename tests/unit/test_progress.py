@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from lighthouse.metrics_log import ETA
 from lighthouse.titan.metrics import JsonLinesLogger
-from lighthouse.titan.progress import ELAPSED, ETA, Progress, console_eta
+from lighthouse.titan.progress import ELAPSED, Progress, console_eta
 
 LIGHTHOUSE, DENSE = ELAPSED["lighthouse"], ELAPSED["dense"]
 

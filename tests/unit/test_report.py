@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from lighthouse.metrics_log import METRICS_FILE, Record, to_json
-from lighthouse.report import format_table, main, newest_checkpoint, smoothed, summarize
+from lighthouse.report import format_table, main, smoothed, summarize
+from lighthouse.run_folder import newest_checkpoint
 
 
 def record(step: int, loss: float, stage: str = "lighthouse", speed: float = 100.0) -> Record:

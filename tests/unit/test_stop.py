@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from lighthouse.titan.stop import STOP_FILE, StopRequest
+from lighthouse.run_folder import STOP_FILE
+from lighthouse.titan.stop import StopRequest
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lighthouse.metrics_log import read_metrics
+from lighthouse.run_folder import STOP_FILE
 from lighthouse.sweep import worker
 from lighthouse.sweep.launch import command, environment
 from lighthouse.sweep.runs import (
@@ -23,7 +24,6 @@ from lighthouse.sweep.runs import (
     FAILED,
     FINISHED,
     LOST,
-    STOP_FILE,
     STOPPED,
 )
 from lighthouse.sweep.worker import AGAIN, error_of

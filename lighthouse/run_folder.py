@@ -1,0 +1,33 @@
+"""What stands in a run's folder, for those who read it without the trainer.
+
+A checkpoint ``step-N`` is finished when its ``.metadata`` exists, which the distributed checkpoint
+writer renames into place last, or the index that ends weights in Hugging Face's format.
+"""
+
+import os
+import re
+from pathlib import Path
+
+RESOLVED_FILE = "config.toml"
+STOP_FILE = "STOP"
+
+
+def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
+    """Whether a ``step-N`` folder was written to its end."""
+    folder = Path(checkpoint)
+    return (folder / ".metadata").is_file() or (folder / "model.safetensors.index.json").is_file()
+
+
+def finished_steps(folder: str | os.PathLike[str]) -> list[int]:
+    """Steps of the finished checkpoints under ``folder``, ascending; empty if it doesn't exist."""
+    root = Path(folder)
+    if not root.is_dir():
+        return []
+    matches = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in root.iterdir())
+    return sorted(int(match[1]) for match, path in matches if match and is_finished(path))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The finished checkpoint of the highest step in any folder of a run's folder."""
+    last = [(steps[-1], path) for path in folder.iterdir() if (steps := finished_steps(path))]
+    return max(((step, path / f"step-{step}") for step, path in last), default=(0, None))[1]
