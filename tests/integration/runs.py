@@ -34,14 +34,20 @@ class Run:
 
 
 def train(
-    folder: Path, *args: str, processes: int = 1, env: dict[str, str] | None = None, ok: bool = True
+    folder: Path,
+    *args: str,
+    processes: int = 1,
+    torchrun: bool = False,
+    env: dict[str, str] | None = None,
+    ok: bool = True,
 ) -> Run:
     """Run ``torchtitan.train`` on a tiny model over the embedded corpus.
 
     Args:
         folder: the job's dump folder.
         args: command-line options after the defaults, which they override.
-        processes: local processes; several go through torchrun.
+        processes: local processes.
+        torchrun: start them by the command, not by its agent alone; takes longer.
         ok: whether the process must succeed.
     """
     defaults = {
@@ -61,14 +67,16 @@ def train(
         "lighthouse.stratum": 8,
     }
     options = [part for key, value in defaults.items() for part in (f"--{key}", str(value))]
-    single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    rendezvous = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    code, output = run_module(
-        "torchtitan.train",
-        *(*options, *args),
-        ranks=processes if processes > 1 else None,
-        environment=(env or {}) | (single | rendezvous if processes == 1 else {}),
-    )
+    command = ["torchtitan.train", *options, *args]
+    ranks: int | None = processes
+    if torchrun:
+        launcher = f"torch.distributed.run --standalone --nproc_per_node={processes} -m".split()
+        command, ranks = [*launcher, *command], None
+    elif processes == 1:
+        single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        rendezvous = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+        env, ranks = (env or {}) | single | rendezvous, None
+    code, output = run_module(*command, ranks=ranks, environment=env)
     if ok:
         assert code == 0, output
     else:
