@@ -10,7 +10,6 @@ All of a run's figures are from one process on one device. Writes ``attention.js
 import argparse
 import json
 import statistics
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.provenance import gpu
 from lighthouse import LighthouseConfig, lighthouse_attention
 from lighthouse.ops import implementation
 from lighthouse.scorers import level0_scores, level1_maxima
@@ -347,17 +347,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", default="all", choices=["bars", "lengths", "shapes", "all"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--commit", help="recorded in the results; default: of this checkout")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     top = ceilings()
-    here = ["git", "rev-parse", "HEAD"]
-    commit = arguments.commit or subprocess.check_output(here, text=True).strip()
     report: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "cudnn": torch.backends.cudnn.version(),
-        "commit": commit,
+        **gpu(),
         "statistic": "median of CUDA graph replays, L2 flushed; [forward, forward + backward]",
         **top,
         "results": [],

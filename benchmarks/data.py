@@ -20,7 +20,6 @@ import os
 import pickle
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -34,6 +33,7 @@ import pyarrow.parquet as pq
 import torch
 from torchtitan.config import JobConfig
 
+from benchmarks.provenance import commit
 from lighthouse.titan.data import build_dataloader, python_pieces, read_pieces
 from lighthouse.titan.tokenizer import ByteTokenizer
 
@@ -123,12 +123,6 @@ def measure(case: Case) -> dict[str, Any]:
         "memory_growth_mib": round(later - earlier, 1),
         "state_bytes": len(pickle.dumps(loader.state_dict())),
     }
-
-
-def commit() -> str:
-    root = Path(__file__).parents[1]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from benchmarks.provenance import gpu
+
 ROWS, HEADS, HEAD_DIM = 49152, 8, 128
 RUNS = 8
 
@@ -87,8 +89,8 @@ def main(out: Path) -> None:
     }
     if rank == 0:
         report = {
-            "device": torch.cuda.get_device_name(),
-            "torch": torch.__version__,
+            **gpu(),
+            "nccl_settings": {k: v for k, v in os.environ.items() if k.startswith("NCCL_")},
             "gather_gb_per_s": round(elements * 2 / milliseconds["gather keys and values"] / 1e6),
             "send_gb_per_s": round(elements * 4 / milliseconds["send gradients"] / 1e6),
             "milliseconds": milliseconds,

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.provenance import gpu
+
 ROOT = Path(__file__).parents[1]
 WARMUP_STEPS = 3
 
@@ -157,15 +159,9 @@ def summarise(trace: dict[str, Any]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
     return {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "cudnn": torch.backends.cudnn.version(),
+        **gpu(),
         "alloc_conf": os.environ.get("PYTORCH_ALLOC_CONF", ""),
-        "commit": os.environ.get("COMMIT") or commit.stdout.strip() or "unknown",
         "matmul_tflops": round(matmul_rate(), 1),
     }
 
