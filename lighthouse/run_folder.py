@@ -18,13 +18,15 @@ def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
     return (folder / ".metadata").is_file() or (folder / "model.safetensors.index.json").is_file()
 
 
+def all_steps(folder: str | os.PathLike[str]) -> list[int]:
+    """Steps of the checkpoints under ``folder``, ascending; empty if it doesn't exist."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
+
+
 def finished_steps(folder: str | os.PathLike[str]) -> list[int]:
-    """Steps of the finished checkpoints under ``folder``, ascending; empty if it doesn't exist."""
-    root = Path(folder)
-    if not root.is_dir():
-        return []
-    matches = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in root.iterdir())
-    return sorted(int(match[1]) for match, path in matches if match and is_finished(path))
+    """Those of `all_steps` whose checkpoint is finished."""
+    return [step for step in all_steps(folder) if is_finished(Path(folder, f"step-{step}"))]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

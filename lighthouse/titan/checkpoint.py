@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from lighthouse.run_folder import finished_steps, is_finished
+from lighthouse.run_folder import all_steps, finished_steps, is_finished
 
 RECORD = "run.json"
 
@@ -58,8 +58,13 @@ def begin_save(checkpoint: str, record: dict[str, Any] | None, model_only: bool)
 
 
 def stale_checkpoints(folder: str, keep: int) -> list[str]:
-    """Finished checkpoints to delete so that the newest ``keep`` finished ones stay."""
-    return [os.path.join(folder, f"step-{step}") for step in finished_steps(folder)[:-keep]]
+    """What to delete so that the newest ``keep`` finished checkpoints stay, and later ones.
+
+    Before the newest there may also be what a killed save or a killed deletion has left.
+    """
+    finished = finished_steps(folder)
+    earlier = [step for step in all_steps(folder) if step < max(finished, default=0)]
+    return [os.path.join(folder, f"step-{s}") for s in earlier if s not in finished[-keep:]]
 
 
 def check_resume(job_config: Any, data_parallel_degree: int) -> None:

@@ -62,11 +62,14 @@ def test_leftovers_of_a_killed_save_go_and_finished_ones_stay(job):
 
 
 def test_purging_keeps_the_newest_finished(job, tmp_path):
-    paths = [save(job, step) for step in (5, 10, 15)]
-    save(job, 12, finished=False)
+    folder = str(tmp_path / "checkpoint")
     save(job, 20, finished=False)
-    assert stale_checkpoints(str(tmp_path / "checkpoint"), 2) == [str(paths[0])]
-    assert stale_checkpoints(str(tmp_path / "checkpoint"), 3) == []
+    assert stale_checkpoints(folder, 2) == []
+    paths = [save(job, step) for step in (5, 10, 15)]
+    killed = save(job, 12, finished=False)
+    assert stale_checkpoints(folder, 2) == [str(paths[0]), str(killed)]
+    assert stale_checkpoints(folder, 3) == [str(killed)]
+    assert stale_checkpoints(str(tmp_path), 3) == []
 
 
 def test_a_matching_resume_passes(job):
