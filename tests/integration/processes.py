@@ -18,6 +18,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 300.0  # seconds
 
+# What has asked CUDA for GPUs can't be forked into what uses them. This asks the driver's library.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+
 _server = multiprocessing.get_context("forkserver")
 # Not what reads its environment when it is imported, such as "datasets".
 _server.set_forkserver_preload(
