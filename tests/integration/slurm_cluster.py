@@ -95,6 +95,12 @@ class Cluster:
         self.run("slurmctld")
         wait_for(lambda: self.run("sinfo", "-h", "-p", "low", "-o", "%t").strip(), timeout=30)
 
+    def set_time_limit(self, job: str, minutes: int) -> None:
+        """Change how long a job may run; below what it has run already, its time is up."""
+        command = ("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+        # It is refused in moments of a job's way back into the queue.
+        wait_for(lambda: self.run(*command) == "", timeout=60)
+
     def save_state(self, job: str) -> None:
         """Wait until the controller has written down all that it knows; changes a job's comment.
 

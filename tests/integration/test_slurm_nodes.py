@@ -65,9 +65,9 @@ def test_the_launcher_stops_in_time_and_continues(
         "--experimental.custom_import=tests.integration.held",
     ).strip()
     wait_for((folder / "metrics.jsonl").exists, PATIENCE)
-    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    cluster.set_time_limit(job, 1)
     wait_for(lambda: "Stopped by the file STOP after step 1 of 6" in log.read_text(), PATIENCE)
-    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    cluster.set_time_limit(job, 30)
     (held / str(STEPS)).unlink()
     wait_for(lambda: "Training completed" in log.read_text(), PATIENCE)
     assert "Training starts at step 2" in log.read_text()

@@ -140,12 +140,13 @@ def disturbed(cluster: Cluster, data: Path, tmp_path_factory) -> Swept:
 
     wait_for(lambda: sweep.under_way(LONG), PATIENCE)
     task = str(sweep.run(LONG).attempts()[-1].job)
-    cluster.run("scontrol", "update", f"JobId={task}", "TimeLimit=1")
+    cluster.set_time_limit(task, 1)
     wait_for(lambda: TIME_LIMIT in reasons(sweep, LONG), PATIENCE)
-    cluster.run("scontrol", "update", f"JobId={task}", "TimeLimit=30")
+    cluster.set_time_limit(task, 30)
 
     hold_short.unlink()
     wait_for(lambda: all(sweep.run(name).done for name in SHORT), PATIENCE)
+    wait_for(lambda: reasons(sweep, FAILING) == [FAILED, FAILED], PATIENCE)
     failing = f"{sweep.run(FAILING).attempts()[-1].job}|"
     wait_for(lambda: failing not in cluster.run("squeue", "-h", "-r", "-o", "%i|"), PATIENCE)
     wait_for(lambda: sweep.under_way(LONG), PATIENCE)
