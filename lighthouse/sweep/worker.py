@@ -107,11 +107,14 @@ def given_up(attempts: Sequence[Attempt], submission: Submission) -> str | None:
 
 def error_of(log: str, exit_code: int) -> str:
     """One line on why a process failed: its first error, as explained, or how it ended."""
-    log = log.rpartition(_CAUSE)[2]
-    found = [e for e in _ERROR.findall(log) if not any(words in e for words in _NOT_WHY)]
-    if found:
+    cause, _, rest = log.rpartition(_CAUSE)
+    if found := _errors(rest) or _errors(cause):
         return found[0].strip()[:500]
     return f"killed by signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
+
+
+def _errors(log: str) -> list[str]:
+    return [e for e in _ERROR.findall(log) if not any(words in e for words in _NOT_WHY)]
 
 
 def _same_way(error: str) -> str:

@@ -29,6 +29,8 @@ from lighthouse.sweep.runs import (
 from lighthouse.sweep.worker import AGAIN, error_of
 from tests.sweeps import make_run, make_submission
 
+CAUSE = "The above exception was the direct cause of the following exception:"
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
@@ -188,7 +190,8 @@ def test_several_nodes_meet_at_the_first(tmp_path):
         ("Error while loading\nno ValueError: here\n", 3, "exit code 3"),
         ("", -9, "killed by signal 9"),
         ("KeyboardInterrupt\n", 1, "KeyboardInterrupt"),
-        (f"OSError: x\n\n[rank0]: {worker._CAUSE}\n\nSaveError: y\n", 1, "SaveError: y"),
+        (f"OSError: x\n\n[rank0]: {CAUSE}\n\nSaveError: y\n", 1, "SaveError: y"),
+        (f"RuntimeError: x\n\n{CAUSE}\n\na.BackendCompilerFailed: y\n", 1, "RuntimeError: x"),
         ("srun: error: n1: task 0: Out Of Memory\n", 1, "srun: error: n1: task 0: Out Of Memory"),
         ("srun: error: n1: task 0: Exited with exit code 1\n", 1, "exit code 1"),
     ],
