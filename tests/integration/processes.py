@@ -67,8 +67,7 @@ def run_module(
     with tempfile.NamedTemporaryFile() as output:
         process = _server.Process(
             target=_start,
-            args=(output.name, path, dict(os.environ | (environment or {})), ranks),
-            kwargs={"module": module, "arguments": arguments},
+            args=(output.name, path, os.environ | (environment or {}), ranks, module, arguments),
         )
         process.start()
         process.join(TIMEOUT)

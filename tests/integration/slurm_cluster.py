@@ -15,8 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 NODES = ("n1", "n2")
+PATIENCE = 300.0  # seconds to wait for what a run does; the machine may be busy with other tests
 CONFIG = """
 ClusterName=ci
 SlurmctldHost={host}(127.0.0.1)
@@ -62,12 +65,14 @@ PartitionName=high Nodes=n1,n2 State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 
-def missing_programs() -> list[str]:
-    return [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
-
-
 def _path() -> str:
     return f"{os.environ['PATH']}:/usr/sbin:/sbin"  # Debian keeps the daemons there
+
+
+_missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+needs_slurm = pytest.mark.skipif(
+    bool(_missing), reason=f"Slurm is not installed: no {', '.join(_missing)}"
+)
 
 
 @dataclass

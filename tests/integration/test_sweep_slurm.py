@@ -16,14 +16,17 @@ import pytest
 from lighthouse.sweep.collect import TIMES, collect
 from lighthouse.sweep.progress import progress_of
 from lighthouse.sweep.runs import FAILED, FINISHED, PREEMPTED, TIME_LIMIT, Run, read_runs
-from tests.integration.slurm_cluster import Cluster, missing_programs, slurm_cluster, wait_for
-
-pytestmark = pytest.mark.skipif(
-    bool(missing_programs()), reason=f"Slurm is not installed: no {', '.join(missing_programs())}"
+from tests.integration.slurm_cluster import (
+    PATIENCE,
+    Cluster,
+    needs_slurm,
+    slurm_cluster,
+    wait_for,
 )
 
+pytestmark = needs_slurm
+
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300.0  # seconds; the machine may be busy with other tests
 
 SWEEP = """
 base = "{root}/train_configs/quickstart.toml"
