@@ -1,7 +1,7 @@
 """Lighthouse Attention: hierarchical top-k selection around stock dense attention, for training.
 
-The library (this package without :mod:`lighthouse.titan`) needs PyTorch alone;
-:mod:`lighthouse.titan` connects it to torchtitan and is the only importer of it.
+The method needs PyTorch alone; :mod:`lighthouse.titan` connects it to torchtitan and is the only
+importer of it, and :mod:`lighthouse.sweep` starts many runs.
 """
 
 from importlib import import_module

@@ -31,5 +31,5 @@ def finished_steps(folder: str | os.PathLike[str]) -> list[int]:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The finished checkpoint of the highest step in any folder of a run's folder."""
-    last = [(steps[-1], path) for path in folder.iterdir() if (steps := finished_steps(path))]
-    return max(((step, path / f"step-{step}") for step, path in last), default=(0, None))[1]
+    found = [(s, path / f"step-{s}") for path in folder.iterdir() for s in finished_steps(path)]
+    return max(found, default=(0, None))[1]

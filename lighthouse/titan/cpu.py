@@ -19,7 +19,7 @@ from torch.distributed.tensor.experimental._context_parallel._attention import (
     _templated_ring_attention_backward,
 )
 
-GIB = 1024**3
+from lighthouse.cost import GIB
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.distributed.checkpoint.api import CheckpointException
 
+from lighthouse.cost import GIB
 from lighthouse.run_folder import finished_steps
-from lighthouse.titan.cpu import GIB
 
 # A weight and the two moments of Adam, each in float32.
 BYTES_PER_PARAMETER = 12
