@@ -1,12 +1,14 @@
 """Processes for tests, forked from one that has imported what takes long to import.
 
 A short training run spends most of its time on imports otherwise. What is forked knows packages of
-others alone: the modules under test are imported by each process itself.
+others alone: the modules under test are imported by each process itself. Where there are GPUs,
+which a forked process may be unable to use, processes are started by command.
 """
 
 import multiprocessing
 import os
 import runpy
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -17,9 +19,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 300.0  # seconds
-
-# What has asked CUDA for GPUs can't be forked into what uses them. This asks the driver's library.
-os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
 _server = multiprocessing.get_context("forkserver")
 # Not what reads its environment when it is imported, such as "datasets".
@@ -46,6 +45,7 @@ def run_module(
     module: str,
     *arguments: str,
     ranks: int | None = None,
+    torchrun: bool = False,
     environment: Mapping[str, str] | None = None,
     path: Path = ROOT,
 ) -> tuple[int, str]:
@@ -55,6 +55,7 @@ def run_module(
         module: its name.
         arguments: its command line.
         ranks: processes that torchrun's agent starts; None for one process without an agent.
+        torchrun: start them by the command, not by its agent alone; takes longer.
         environment: what differs from this process's.
         path: the working folder, where modules are looked for first.
 
@@ -62,12 +63,25 @@ def run_module(
         Exit code, negative for a signal, and all that was printed.
 
     Raises:
-        TimeoutError: it took longer than `TIMEOUT`.
+        TimeoutError, subprocess.TimeoutExpired: it took longer than `TIMEOUT`.
     """
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
+    if torchrun or torch.cuda.is_available():
+        agent = f"torch.distributed.run --standalone --nproc_per_node={ranks} -m".split()
+        done = subprocess.run(
+            [sys.executable, "-m", *([] if ranks is None else agent), module, *arguments],
+            cwd=path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        return done.returncode, done.stdout
     with tempfile.NamedTemporaryFile() as output:
         process = _server.Process(
             target=_start,
-            args=(output.name, path, os.environ | (environment or {}), ranks, module, arguments),
+            args=(output.name, path, environment, ranks, module, arguments),
         )
         process.start()
         process.join(TIMEOUT)

@@ -47,7 +47,7 @@ def train(
         folder: the job's dump folder.
         args: command-line options after the defaults, which they override.
         processes: local processes.
-        torchrun: start them by the command, not by its agent alone; takes longer.
+        torchrun: as for `run_module`.
         ok: whether the process must succeed.
     """
     defaults = {
@@ -67,16 +67,14 @@ def train(
         "lighthouse.stratum": 8,
     }
     options = [part for key, value in defaults.items() for part in (f"--{key}", str(value))]
-    command = ["torchtitan.train", *options, *args]
     ranks: int | None = processes
-    if torchrun:
-        launcher = f"torch.distributed.run --standalone --nproc_per_node={processes} -m".split()
-        command, ranks = [*launcher, *command], None
-    elif processes == 1:
+    if processes == 1 and not torchrun:
         single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         rendezvous = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
         env, ranks = (env or {}) | single | rendezvous, None
-    code, output = run_module(*command, ranks=ranks, environment=env)
+    code, output = run_module(
+        "torchtitan.train", *options, *args, ranks=ranks, torchrun=torchrun, environment=env
+    )
     if ok:
         assert code == 0, output
     else:
