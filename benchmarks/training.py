@@ -3,9 +3,10 @@
     python benchmarks/training.py OUT.json CASE [CASE ...] [--profile CASE ...] [--list]
 
 Each case is a fresh ``torchrun -m torchtitan.train`` of ``train_configs/530M_byte_98k.toml`` with
-a few flags, one sequence a step. Speed is the median of the steps after the first three; memory is
-the largest that the allocator reserved in them. A profiled case adds each rank's GPU time of one
-step by kind of kernel. Results are written after each case, so an interrupted run keeps them.
+a few flags, one sequence a step, the same ones in each. Speed is the median of the steps after the
+first three; memory is the largest that the allocator reserved in them. A profiled case adds each
+rank's GPU time of one step by kind of kernel. Results are written after each case, so an
+interrupted run keeps them.
 """
 
 import argparse
@@ -46,8 +47,8 @@ DENSE = "--lighthouse.no-enable"
 REAL_VOCABULARY = "--model.flavor 530M --training.loss_chunk_tokens 8192"
 LONG = "--training.loss_chunk_tokens 65536 --lighthouse.dense_layers " + FULL_AC
 MILLION = f"--lighthouse.num_levels 4 --lighthouse.topk 4096 {LONG}"
-RING = "--parallelism.context_parallel_degree 2"
-ALL_TO_ALL = RING + " --parallelism.context_parallel_rotate_method alltoall"
+RING = "--parallelism.context_parallel_degree"
+ALL_TO_ALL = "--parallelism.context_parallel_rotate_method alltoall"
 
 
 class Case(NamedTuple):
@@ -59,7 +60,7 @@ class Case(NamedTuple):
 
 
 def cases() -> dict[str, Case]:
-    """The runs by name. Two-GPU runs have one-GPU runs of the same chunks beside them."""
+    """The runs by name. Runs on several GPUs have one of the same chunks on one beside them."""
     known = {
         "98k": Case(1, NO_AC),
         "98k-op": Case(1, OP_AC),
@@ -76,17 +77,20 @@ def cases() -> dict[str, Case]:
 
     shared = f"--training.seq_len 196608 --lighthouse.topk 3072 --lighthouse.num_chunks 4 {OP_AC}"
     half = f"--training.seq_len 262144 --lighthouse.topk 4096 --lighthouse.num_chunks 4 {LONG}"
-    whole = f"--training.seq_len 524288 --lighthouse.topk 8192 --lighthouse.num_chunks 4 {LONG}"
+    whole = f"--training.seq_len 524288 --lighthouse.topk 8192 {LONG} --lighthouse.num_chunks"
     known |= {
         "196k-one": Case(1, shared),
-        "196k-cp2": Case(2, f"{shared} {RING}"),
-        "196k-cp2-alltoall": Case(2, f"{shared} {ALL_TO_ALL}"),
+        "196k-cp2": Case(2, f"{shared} {RING} 2"),
+        "196k-cp2-alltoall": Case(2, f"{shared} {RING} 2 {ALL_TO_ALL}"),
         "196k-dense-one": Case(1, f"{shared} {DENSE}", steps=5),
-        "196k-dense-cp2": Case(2, f"{shared} {DENSE} {RING}", steps=5),
+        "196k-dense-cp2": Case(2, f"{shared} {DENSE} {RING} 2", steps=5),
         "262k-one": Case(1, half, steps=7),
-        "524k-one": Case(1, whole, steps=7),
-        "524k-cp2": Case(2, f"{whole} {RING}", steps=7),
-        "524k-cp2-alltoall": Case(2, f"{whole} {ALL_TO_ALL}", steps=7),
+        "524k-one": Case(1, f"{whole} 4", steps=7),
+        "524k-cp2": Case(2, f"{whole} 4 {RING} 2", steps=7),
+        "524k-cp2-alltoall": Case(2, f"{whole} 4 {RING} 2 {ALL_TO_ALL}", steps=7),
+        "524k-one-8": Case(1, f"{whole} 8", steps=7),
+        "524k-cp4": Case(4, f"{whole} 8 {RING} 4", steps=7),
+        "524k-cp4-alltoall": Case(4, f"{whole} 8 {RING} 4 {ALL_TO_ALL}", steps=7),
     }
     return known
 
@@ -114,7 +118,7 @@ def run(name: str, case: Case, profiled: bool) -> dict[str, Any]:
         if done.returncode != 0:
             errors = re.findall(r".*Error: .*", done.stdout)
             return result | {"error": (errors or done.stdout.splitlines())[-1][-400:]}
-        lines = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+        lines = list(map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines()))
         measured = [line for line in lines if line["step"] > WARMUP_STEPS]
         # The step that writes the profile is slow.
         speeds = [line["tokens_per_second"] for line in measured][: -2 if profiled else None]
@@ -124,6 +128,7 @@ def run(name: str, case: Case, profiled: bool) -> dict[str, Any]:
             "memory_gib": round(max(line["memory/max_reserved(GiB)"] for line in measured), 2),
             "active_gib": round(max(line["memory/max_active(GiB)"] for line in measured), 2),
             "mfu_percent": round(measured[0]["mfu(%)"], 1),
+            "losses": [round(line["loss"], 5) for line in lines],
         }
         if profiled:
             traces = sorted(Path(folder).rglob("rank*_trace.json"))
