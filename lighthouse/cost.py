@@ -299,15 +299,14 @@ def _attention_seconds(
     kernel = (1 + again) * forward + backward
     if layout.cp == 1:
         return kernel, 0.0
-    # Keys and values travel to every rank; in backward again, with their gradients in fp32.
+    # Forward gathers all keys and values, and keeps them for backward unless it runs again. In
+    # backward the fp32 gradients of each rank's go round the whole ring.
     keys_values = 2 * rows * model.kv_dim * work.local_batch / layout.tp
     others = (layout.cp - 1) / layout.cp
-    link = _link(rates, layout.cp * layout.tp)
-    send_forward = others * keys_values * work.element_bytes / link
-    send_backward = others * keys_values * (work.element_bytes + 4) / link
+    travels = keys_values * ((1 + again) * others * work.element_bytes + 4)
     # They travel beside attention, and take from it what they would take alone: on H200s the two
     # together last as long as one after the other (benchmarks/ring.py).
-    exposed = (1 + again) * send_forward + send_backward
+    exposed = travels / _link(rates, layout.cp * layout.tp)
     merged = MERGE_BYTES * rows * model.dim * work.local_batch / layout.tp / rates.copy
     return kernel, exposed + (2 + again) * merged
 
@@ -364,13 +363,19 @@ def _link(rates: Rates, ranks: int) -> float:
 
 def _memory(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str, float]:
     tokens = work.local_batch * work.seq_len / layout.cp / layout.tp
-    kept = [_kept_bytes(model, work, config) for config in work.attention]
+    kept = [
+        _kept_bytes(model, work, config) + _kept_by_ring(model, layout, work, config)
+        for config in work.attention
+    ]
     working = max(kept)  # a layer that runs again in backward
     outside = work.residual_bytes * model.dim
     if work.checkpointing == "none":
         activations = sum(kept)
     elif work.checkpointing == "op":
-        activations = working + sum(_kept_by_op(model, work, config) for config in work.attention)
+        activations = working + sum(
+            _kept_by_op(model, layout, work, config) + _kept_by_ring(model, layout, work, config)
+            for config in work.attention
+        )
     else:
         share = _checkpointed(work)
         activations = working + share * model.layers * outside + (1 - share) * sum(kept)
@@ -404,8 +409,18 @@ def _kept_bytes(model: Model, work: Work, config: LighthouseConfig | None) -> fl
     return body + element * rows * (qkv + model.dim)
 
 
-def _kept_by_op(model: Model, work: Work, config: LighthouseConfig | None) -> float:
-    """The block's input, wq, wv, w1 and the attention kernel's output, per token."""
-    share = _rows(config, work.seq_len) / work.seq_len
+def _kept_by_ring(
+    model: Model, layout: Layout, work: Work, config: LighthouseConfig | None
+) -> float:
+    """The gathered keys and values of all ranks, per token of one."""
+    if layout.cp == 1:
+        return 0.0
+    rows_per_token = layout.cp * _rows(config, work.seq_len) / work.seq_len
+    return work.element_bytes * rows_per_token * 2 * model.kv_dim
+
+
+def _kept_by_op(model: Model, layout: Layout, work: Work, config: LighthouseConfig | None) -> float:
+    """The block's input, wq, wv, w1 and the attention kernel's outputs, one a piece, per token."""
+    share = layout.cp * _rows(config, work.seq_len) / work.seq_len
     columns = model.dim + model.kv_dim + model.ffn_dim + share * model.dim
     return work.residual_bytes * model.dim + work.element_bytes * columns

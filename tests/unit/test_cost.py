@@ -38,7 +38,7 @@ def test_measured_steps_are_predicted(fitting):
         for run in fitting["runs_of"](device):
             predicted = cost(*fitting["job"](run), load_rates(device))
             assert predicted.step_seconds == pytest.approx(fitting["step_seconds"](run), rel=0.05)
-            assert predicted.peak_bytes / GIB == pytest.approx(run["memory_gib"], rel=0.25)
+            assert predicted.peak_bytes / GIB == pytest.approx(run["memory_gib"], rel=0.08)
 
 
 def test_the_table_of_the_documentation_is_made_by_the_model():
@@ -92,7 +92,7 @@ def test_checkpointing_buys_memory_with_time():
     assert costs[0].step_seconds < every_other.step_seconds < costs[2].step_seconds
 
 
-def test_state_is_sharded_and_activations_are_split_over_the_ring():
+def test_state_is_sharded_and_activations_but_gathered_keys_are_split_over_the_ring():
     alone = cost(BODY, ONE, WORK, RATES).memory
     sharded = cost(BODY, Layout(dp_shard=8), WORK, RATES).memory
     ring = cost(BODY, Layout(cp=8), WORK, RATES).memory
@@ -100,7 +100,9 @@ def test_state_is_sharded_and_activations_are_split_over_the_ring():
     assert alone[state] == 16 * BODY.parameters
     assert sharded[state] == ring[state] == alone[state] / 8
     assert sharded[activations] == alone[activations]
-    assert ring[activations] == pytest.approx(alone[activations] / 8)
+    rows = [config.gathered_len(N) if config else N for config in WORK.attention]
+    gathered = sum(rows) * 2 * BODY.kv_dim * 2 * RATES.activations["none"]
+    assert ring[activations] == pytest.approx(alone[activations] / 8 + gathered)
 
 
 def test_a_ring_divides_the_work_and_costs_something():
