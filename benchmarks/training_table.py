@@ -93,17 +93,16 @@ RINGS = {
 }
 
 
-def ring_table(report: dict[str, Any], without_overlap: dict[str, Any]) -> str:
+def ring_table(report: dict[str, Any]) -> str:
     """Two GPUs under context parallelism beside one with the same sequence and chunks."""
     lines = [
-        "| tokens a sequence | one GPU, tokens/s | two, of each | overhead | without overlap |",
-        "| --- | --- | --- | --- | --- |",
+        "| tokens a sequence | one GPU, tokens/s | two, of each | overhead |",
+        "| --- | --- | --- | --- |",
     ]
-    results, before = by_case(report), by_case(without_overlap)
+    results = by_case(report)
     for name, (one, two) in RINGS.items():
         alone, each = (results[case]["tokens_per_second"] for case in (one, two))
-        waiting = before[two]["tokens_per_second"]
-        lines.append(f"| {name} | {alone:,} | {each:,} | {alone / each - 1:.1%} | {waiting:,} |")
+        lines.append(f"| {name} | {alone:,} | {each:,} | {alone / each - 1:.1%} |")
     return "\n".join(lines)
 
 
@@ -130,7 +129,7 @@ def tables() -> list[str]:
         gains(h100),
         step_table(h100, load("attention_h100.json")),
         length_table(load("training_h100_long.json"), load("training_h200.json")),
-        ring_table(load("training_h200_x2.json"), load("ring_without_overlap_h200_x2.json")),
+        ring_table(load("training_h200_x2.json")),
     ]
 
 
