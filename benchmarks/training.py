@@ -137,7 +137,10 @@ def run(name: str, case: Case, profiled: bool) -> dict[str, Any]:
 
 
 def summarise(trace: dict[str, Any]) -> dict[str, Any]:
-    """GPU milliseconds of one step by kind, those without a kernel, and the longest kernels."""
+    """GPU milliseconds of one step by kind, and the longest kernels.
+
+    ``idle_ms`` has no kernel running, ``not_computing_ms`` none or only communication.
+    """
     kernels = [
         event
         for event in trace["traceEvents"]
@@ -145,22 +148,33 @@ def summarise(trace: dict[str, Any]) -> dict[str, Any]:
     ]
     by_kind: dict[str, float] = defaultdict(float)
     by_name: dict[str, list[float]] = defaultdict(list)
-    busy_until = start = min(event["ts"] for event in kernels)
-    busy = 0.0
-    for event in sorted(kernels, key=lambda event: event["ts"]):
+    computing = []
+    for event in kernels:
         kind = next(k for k, pattern in KINDS.items() if re.search(pattern, event["name"]))
         by_kind[kind] += event["dur"] / 1000
         by_name[event["name"]].append(event["dur"] / 1000)
-        end = event["ts"] + event["dur"]
-        busy += max(0.0, end - max(event["ts"], busy_until)) / 1000
-        busy_until = max(busy_until, end)
+        if kind != "communication":
+            computing.append(event)
     longest = sorted(by_name.items(), key=lambda item: -sum(item[1]))[:12]
+    start = min(event["ts"] for event in kernels)
+    span = (max(event["ts"] + event["dur"] for event in kernels) - start) / 1000
     return {
-        "span_ms": round((busy_until - start) / 1000, 1),
-        "idle_ms": round((busy_until - start) / 1000 - busy, 1),
+        "span_ms": round(span, 1),
+        "idle_ms": round(span - busy_ms(kernels), 1),
+        "not_computing_ms": round(span - busy_ms(computing), 1),
         "by_kind_ms": {kind: round(ms, 1) for kind, ms in by_kind.items()},
         "kernels": [[name[:120], len(ms), round(sum(ms), 2)] for name, ms in longest],
     }
+
+
+def busy_ms(kernels: list[dict[str, Any]]) -> float:
+    """Milliseconds in which at least one of the kernels ran."""
+    busy = busy_until = 0.0
+    for event in sorted(kernels, key=lambda event: event["ts"]):
+        end = event["ts"] + event["dur"]
+        busy += max(0.0, end - max(event["ts"], busy_until)) / 1000
+        busy_until = max(busy_until, end)
+    return busy
 
 
 def machine() -> dict[str, Any]:
