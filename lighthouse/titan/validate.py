@@ -35,6 +35,8 @@ def validate(job_config: Any, this_machine: bool = True) -> None:
     _check_reports(job_config)
     if this_machine:
         _check_device(job_config)
+        if job_config.model.name == "llama3":
+            _check_ring(job_config)
         # Absent where a configuration is read but not run; fake process groups ignore it.
         if "WORLD_SIZE" in os.environ and job_config.comm.mode == "default":
             _check_processes(job_config, int(os.environ["WORLD_SIZE"]))
@@ -54,6 +56,23 @@ def _check_device(job_config: Any) -> None:
         raise ValueError(
             "profiling.enable_memory_snapshot = true: needs an accelerator, since the CPU's "
             "allocator keeps no history; set it to false (profiling.enable_profiling works)"
+        )
+
+
+def _check_ring(job_config: Any) -> None:
+    """Ring attention has handlers for fused kernels alone, and those of GPUs take no float32."""
+    from torchtitan.tools.utils import device_type
+
+    degree, dtype = (
+        job_config.parallelism.context_parallel_degree,
+        job_config.training.mixed_precision_param,
+    )
+    fused = device_type == "cpu" or dtype != "float32"
+    if degree > 1 and not fused and _flavor_args(job_config).attn_type == "sdpa":
+        raise ValueError(
+            f"training.mixed_precision_param = {dtype!r}: ring attention, which "
+            f"parallelism.context_parallel_degree = {degree} asks for, has no kernel for it on a "
+            "GPU; use 'bfloat16'"
         )
 
 

@@ -21,7 +21,11 @@ def test_layers_equal_those_of_one_device(ranks: int) -> None:
 
 
 def test_a_run_goes_on_at_any_degree(tmp_path: Path) -> None:
-    """Two steps each on different numbers of ranks, through the switch, are six steps on one."""
+    """Two steps each on different numbers of ranks, through the switch, are six steps on one.
+
+    On GPUs the ring is in bfloat16, and may be off by a few times what one rank in bfloat16 is off
+    from float32.
+    """
     options = [
         *"--training.seq_len 512 --checkpoint.enable --checkpoint.interval 2".split(),
         *"--checkpoint.no-last_save_model_only --lr_scheduler.total_steps 6".split(),
@@ -30,21 +34,28 @@ def test_a_run_goes_on_at_any_degree(tmp_path: Path) -> None:
         *"--lighthouse.dense_from_step 6 --lighthouse.selection_log_freq 2".split(),
         *"--validation.enable --validation.dataset python --validation.seq_len 512".split(),
         *"--validation.steps 1 --validation.freq 2 --lighthouse.validate_dense".split(),
+        "--parallelism.fsdp_on_one_rank",
     ]
-    whole = train(tmp_path / "whole", *options, "--training.steps=6")
+    half = "--training.mixed_precision_param=bfloat16"
+    precision = [half] if GPUS else []
+    whole = train(tmp_path / "whole", *options, *precision, "--training.steps=6")
+    exact = train(tmp_path / "exact", *options, "--training.steps=6") if GPUS else None
     for degree, steps in zip((1, *DEGREES, 1), (2, 4, 6), strict=False):
         layout = [f"--parallelism.context_parallel_degree={degree}", f"--training.steps={steps}"]
-        parts = train(tmp_path / "parts", *options, *layout, processes=degree)
-    assert list(parts.losses()) == list(range(1, 7))
-    for step, (loss, grad_norm) in whole.losses().items():
-        assert parts.losses()[step][0] == pytest.approx(loss, rel=1e-5)
-        assert parts.losses()[step][1] == pytest.approx(grad_norm, rel=1e-4)
+        parts = train(tmp_path / "parts", *options, *precision, *layout, processes=degree)
+
+    for key, steps, tolerance in (
+        ("loss", range(1, 7), 1e-5),
+        ("grad_norm", range(1, 7), 1e-4),
+        ("validation_loss", (1, 2, 4, 6), 1e-5),
+        ("validation_dense_loss", (1, 2, 4), 1e-5),
+        ("lighthouse/layer_01/full_resolution_share", (1, 2, 4), 1e-5),
+    ):
+        expected = whole.values(key)
+        assert list(expected) == list(parts.values(key)) == list(steps), key
+        if exact:
+            off = (abs(expected[step] / exact.values(key)[step] - 1) for step in steps)
+            tolerance = max(tolerance, 4 * max(off))
+        assert parts.values(key) == pytest.approx(expected, rel=tolerance), key
     seen = [line["tokens_seen"] for line in parts.lines() if "loss" in line]
     assert seen == [512 * 2 * step for step in range(1, 7)]
-    for key, steps in (
-        ("validation_loss", [1, 2, 4, 6]),
-        ("validation_dense_loss", [1, 2, 4]),
-        ("lighthouse/layer_01/full_resolution_share", [1, 2, 4]),
-    ):
-        assert list(whole.values(key)) == steps
-        assert parts.values(key) == pytest.approx(whole.values(key), rel=1e-5), key

@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.integration.runs import Run, train
 
@@ -91,6 +92,8 @@ def columns(run: Run) -> tuple[list[float], list[float]]:
 def test_processes_agree_with_one(
     tmp_path: Path, options: list[str], one_process: Run, layout: str
 ) -> None:
+    if CP in LAYOUTS[layout] and torch.cuda.is_available():
+        pytest.skip("float32 has no ring on GPUs; test_context_parallel.py runs in bfloat16 there")
     processes = 4 if layout.startswith(("cp, hsdp", "cp, tp")) else 2
     run = train(tmp_path, *options, *LAYOUTS[layout], processes=processes)
     # Layouts add in other orders, and an entry chosen otherwise at a near tie moves the loss by one

@@ -273,6 +273,23 @@ def test_kernels_need_a_gpu(parse, monkeypatch):
     parse({"lighthouse.impl": "auto"})
 
 
+def test_a_ring_of_gpus_needs_half_precision(parse, monkeypatch):
+    from torchtitan.tools import utils
+
+    ring = {"parallelism.context_parallel_degree": 2, "lighthouse.stratum": 4}
+    single = {"training.mixed_precision_param": "float32"}
+    monkeypatch.setattr(utils, "device_type", "cuda")
+    parse(ring)
+    parse(single)
+    message = r"training\.mixed_precision_param = 'float32': .*use 'bfloat16'"
+    with pytest.raises(ValueError, match=message):
+        parse(ring | single)
+    with pytest.raises(ValueError, match=message):
+        parse(ring | single | {"lighthouse.enable": False})
+    monkeypatch.setattr(utils, "device_type", "cpu")
+    parse(ring | single)
+
+
 def test_gla_needs_its_library_on_a_gpu(parse, monkeypatch):
     from torchtitan.tools import utils
 
