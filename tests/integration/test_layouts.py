@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.integration.processes import ROOT
 from tests.integration.runs import Run, train
 
 SEQ_LEN = 512
@@ -59,7 +60,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     together see the batches of one process.
     """
     folder = tmp_path_factory.mktemp("sources")
-    words = Path(__file__).read_text().split()
+    words = (ROOT / "LICENSE").read_text().split()
     draw = random.Random(0)
     texts = (" ".join(draw.choices(words, k=SEQ_LEN))[: SEQ_LEN - 2] for _ in range(32))
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -96,18 +97,22 @@ def test_processes_agree_with_one(
         pytest.skip("float32 has no ring on GPUs; test_context_parallel.py runs in bfloat16 there")
     processes = 4 if layout.startswith(("cp, hsdp", "cp, tp")) else 2
     run = train(tmp_path, *options, *LAYOUTS[layout], processes=processes)
-    # Layouts add in other orders, and an entry chosen otherwise at a near tie moves the loss by one
-    # or two in 1e5.
+    # Layouts add in other orders. An entry chosen otherwise at a near tie moves the loss by one or
+    # two in 1e5, the gradient norm by two in 1e4, scores by four and a share by an entry.
     for got, expected, tolerance in zip(
-        columns(run), columns(one_process), (5e-5, 1e-4), strict=True
+        columns(run), columns(one_process), (5e-5, 5e-4), strict=True
     ):
         assert got == pytest.approx(expected, rel=tolerance)
     # Observed is the first micro-batch, which is the whole batch without accumulation; and a
     # quantile of the tokens that a context-parallel rank has is not that of all.
     if "accumulation" not in layout and CP not in LAYOUTS[layout]:
         # 3 layers; step 1 has nothing to compare its selection with.
-        assert len(statistics(run)) == 3 * (9 + 10)
-        assert statistics(run) == pytest.approx(statistics(one_process), rel=1e-4)
+        expected = statistics(one_process)
+        assert len(expected) == 3 * (9 + 10)
+        assert list(statistics(run)) == list(expected)
+        for key, value in statistics(run).items():
+            few_entries = 3 / 512 if key[1].endswith(("_share", "_change")) else None
+            assert value == pytest.approx(expected[key], rel=1e-3, abs=few_entries), key
 
 
 def statistics(run: Run) -> dict[tuple[int, str], float]:
