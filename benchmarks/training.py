@@ -1,6 +1,6 @@
 """Speed and memory of the trainer, through torchrun, and where a step's time goes.
 
-    python benchmarks/training.py OUT.json CASE [CASE ...] [--profile CASE ...] [--list]
+    python benchmarks/training.py OUT.json CASE [CASE ...] [--profile CASE ...]
 
 Each case is a fresh ``torchrun -m torchtitan.train`` of ``train_configs/530M_byte_98k.toml`` with
 a few flags, one sequence a step, the same ones in each. Speed is the median of the steps after the
