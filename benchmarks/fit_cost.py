@@ -16,8 +16,9 @@ What is fitted, by least squares of relative errors:
 - Without them: the reference device's rates, times one factor for what computes and one for what
   moves memory, from the steps without context parallelism; from the specification if there are
   fewer than two.
-- The link between GPUs, from steps under context parallelism. It is what the ring costs in fact,
-  below what the wires do; a device without such steps gets the same share of its specification.
+- The link between GPUs, from steps under context parallelism beside the same on one GPU of the
+  machine. It is what the ring costs in fact; a device without such steps gets the same share of its
+  specification.
 - How much memory activations take, from the peaks of one process; the reference's if none.
 
 Published steps under context parallelism, and those with another scorer than ``norm``, are never
@@ -25,6 +26,8 @@ fitted, only compared.
 """
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -206,15 +209,26 @@ def fit_factors(rates: Rates, runs: list[Run]) -> tuple[float, float]:
     return 1 / slower[0], 1 / slower[1]
 
 
-def fit_link(rates: Rates, runs: list[Run]) -> Rates:
-    """Bandwidth between the GPUs of a node, by trying some."""
+def fit_link(rates: Rates, pairs: list[tuple[Run, Run]]) -> Rates:
+    """Bandwidth between the GPUs of a node, by trying some.
+
+    Fitted is what several GPUs take beyond their share of what one takes: a ring costs a few
+    percent of a step, less than the model may be off for all of it.
+    """
+
+    def beyond(seconds: Callable[[Run], float], pair: tuple[Run, Run]) -> float:
+        one, several = pair
+        return seconds(several) - seconds(one) / several["gpus"]
 
     def error(link: float) -> float:
         tried = replace(rates, nvlink=link)
+        modelled = (beyond(lambda run: cost(*job(run), tried).step_seconds, p) for p in pairs)
         return sum(
-            (cost(*job(run), tried).step_seconds / step_seconds(run) - 1) ** 2 for run in runs
+            ((ring - extra) / step_seconds(several)) ** 2
+            for ring, extra, (_, several) in zip(modelled, measured, pairs, strict=True)
         )
 
+    measured = [beyond(step_seconds, pair) for pair in pairs]
     return replace(rates, nvlink=float(min(np.geomspace(1e9, 1e12, 301), key=error)))
 
 
@@ -245,29 +259,38 @@ def compare(rates: Rates, runs: list[Run]) -> None:
         print(f"{run['gpus']} GPUs {run['flags']}")
 
 
+def files_of(device: str) -> list[dict[str, Any]]:
+    """Results files of the device."""
+    name = SPECIFICATIONS[device]["name"]
+    return [file for file in read("training_*.json") if file["device"] == name]
+
+
 def runs_of(device: str) -> list[Run]:
     """The steps that were measured on the device."""
     return [
         {**run, "published": file.get("published", False)}
-        for file in read("training_*.json")
-        if file["device"] == SPECIFICATIONS[device]["name"]
+        for file in files_of(device)
         for run in file["results"]
         if "error" not in run
     ]
 
 
-def rings(device: str) -> list[Run]:
-    """Those under context parallelism that the link is fitted to.
+def rings(device: str) -> list[tuple[Run, Run]]:
+    """Runs on one GPU, each with one of the same file with a context-parallel degree besides.
 
-    The model's ring gathers, as torchtitan's does unless told.
+    All-dense ones show no ring: it is less of their step than what the attention kernel's speed
+    varies with the length of its pieces.
     """
-    return [
-        run
-        for run in runs_of(device)
-        if "context_parallel_degree" in run["flags"]
-        and not run["published"]
-        and "alltoall" not in run["flags"]
-    ]
+    degree = re.compile(r" --parallelism\.context_parallel_degree \d+")
+    pairs = []
+    for file in files_of(device):
+        runs = [run for run in file["results"] if "error" not in run]
+        alone = {run["flags"]: run for run in runs if run["gpus"] == 1}
+        for run in runs:
+            same = alone.get(degree.sub("", run["flags"]))
+            if run["gpus"] > 1 and same and "--lighthouse.no-enable" not in run["flags"]:
+                pairs.append((same, run))
+    return pairs
 
 
 def fit_device(device: str, reference: Rates | None) -> Rates:

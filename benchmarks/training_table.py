@@ -89,6 +89,7 @@ def step_table(report: dict[str, Any], attention: dict[str, Any]) -> str:
 
 RINGS = {
     "196,608; k=3,072; 4 dense layers; selective": ("196k-one", "196k-cp2"),
+    "196,608; all layers dense; selective": ("196k-dense-one", "196k-dense-cp2"),
     "524,288; k=8,192; no dense layer; full": ("524k-one", "524k-cp2"),
 }
 
@@ -104,6 +105,26 @@ def ring_table(report: dict[str, Any]) -> str:
         alone, each = (results[case]["tokens_per_second"] for case in (one, two))
         lines.append(f"| {name} | {alone:,} | {each:,} | {alone / each - 1:.1%} |")
     return "\n".join(lines)
+
+
+def ring_gains(report: dict[str, Any]) -> str:
+    """How much faster Lighthouse is than dense on one GPU and on two."""
+    results = by_case(report)
+    one, two = (
+        results[f"196k-{gpus}"]["tokens_per_second"]
+        / results[f"196k-dense-{gpus}"]["tokens_per_second"]
+        for gpus in ("one", "cp2")
+    )
+    return f"{one:.2f}x as fast as dense on one GPU, {two:.2f}x on two"
+
+
+def half_speeds(*reports: dict[str, Any]) -> str:
+    """One GPU with half of the ring's sequences."""
+    results: dict[str, Any] = {}
+    for report in reports:
+        results = by_case(report) | results
+    short, long = (results[case]["tokens_per_second"] for case in ("98k-op", "262k-one"))
+    return f"{short:,} tokens/s at 98,304 and {long:,} at 262,144"
 
 
 LENGTHS = (262144, 524288, 786432, 851968, 917504, 1048576)
@@ -124,12 +145,15 @@ def length_table(*reports: dict[str, Any]) -> str:
 
 def tables() -> list[str]:
     h100 = load("training_h100.json")
+    h200_x2 = load("training_h200_x2.json")
     return [
         speed_table(h100),
         gains(h100),
         step_table(h100, load("attention_h100.json")),
         length_table(load("training_h100_long.json"), load("training_h200.json")),
-        ring_table(load("training_h200_x2.json")),
+        ring_table(h200_x2),
+        ring_gains(h200_x2),
+        half_speeds(h200_x2, load("training_h200_x2_second.json")),
     ]
 
 
