@@ -44,8 +44,8 @@ from lighthouse.cost import (
     Model,
     Rates,
     Work,
-    bytes_around,
     cost,
+    elements_around,
 )
 from lighthouse.titan.plan import job_of, parse
 
@@ -127,7 +127,7 @@ def fit_kernels(results: dict[str, Any]) -> dict[str, float]:
 
     columns, target = [], []
     for case in cases:
-        forward, backward = bytes_around(BODY, config_of(case), case["seq_len"])
+        forward, backward = elements_around(BODY, config_of(case), case["seq_len"])
         times = case["stages_ms"]
         moves = times["summarize"] + times["select"] + times["gather"] + times["scatter"]
         columns += [[1, 2 * forward], [0, 2 * backward]]

@@ -46,11 +46,13 @@ def lighthouse_attention(
             ``attention(q_BHSD, k_BHSD, v_BHSD, enable_gqa=Hq != Hkv)``.
 
     Returns:
-        (B, Hq, N, D) in the dtype of the inputs. Gradients flow through pooling, attention and
-        scatter, never through scores or indices. As deterministic as ``attention`` is.
+        (B, Hq, N, D) in the dtype that ``attention`` returns: that of the inputs, but for autocast.
+        Gradients of first order, in reverse mode, flow through pooling, attention and scatter,
+        never through scores or indices. As deterministic as ``attention`` is.
 
     Raises:
-        ValueError: for inputs that don't fit each other or ``config``.
+        ValueError: for inputs that don't fit each other or ``config``, and for an ``attention``
+            that returns another shape than its queries'.
     """
     _check_inputs(q_BHND, k_BHND, v_BHND)
     seq_len = q_BHND.shape[2]
@@ -67,7 +69,15 @@ def lighthouse_attention(
     q_BHSD = ops.gather(q_BHND, q_coarsest, index, slot, config)
     k_BHSD = ops.gather(k_BHND, k_coarsest, index, slot, config)
     v_BHSD = ops.gather(v_BHND, v_coarsest, index, slot, config)
-    rows_BHSD = attention(q_BHSD, k_BHSD, v_BHSD, enable_gqa=q_BHND.shape[1] != k_BHND.shape[1])
+    enable_gqa = False
+    if q_BHND.shape[1] != k_BHND.shape[1]:  # a branch: SDPA refuses a comparison of symbolic sizes
+        enable_gqa = True
+    rows_BHSD = attention(q_BHSD, k_BHSD, v_BHSD, enable_gqa=enable_gqa)
+    if rows_BHSD.shape != q_BHSD.shape:
+        raise ValueError(
+            "attention must return the shape of its queries, (B, Hq, S, D) = "
+            f"{tuple(q_BHSD.shape)}, got {tuple(rows_BHSD.shape)}"
+        )
     return ops.scatter(rows_BHSD, index, slot, q_BHND, config)
 
 
@@ -81,6 +91,8 @@ def _check_inputs(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> None:
         raise ValueError(
             f"q and k must agree in B, N and D, and Hq be a multiple of Hkv, got {shapes}"
         )
+    if heads == 0 or head_dim == 0:
+        raise ValueError(f"Hq and D must be at least 1, got {shapes}")
     if not q_BHND.is_floating_point() or not q_BHND.dtype == k_BHND.dtype == v_BHND.dtype:
         raise ValueError(
             "q, k, v must share one floating dtype, got "

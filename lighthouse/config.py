@@ -10,7 +10,7 @@ SCORERS: tuple[str, ...] = get_args(Scorer)
 
 def nearest_multiple(value: int, divisor: int) -> int:
     """The positive multiple of ``divisor`` nearest to ``value``, the smaller of two as near."""
-    below = value // divisor * divisor
+    below = max(value // divisor * divisor, 0)
     above = below + divisor
     return below if below > 0 and value - below <= above - value else above
 
@@ -97,10 +97,13 @@ class LighthouseConfig:
         the sub-sequence from its share of the tokens (definition, section 8).
 
         Raises:
-            ValueError: if ``num_chunks`` is not divisible by ``ranks``.
+            ValueError: if ``ranks`` is not positive or does not divide ``num_chunks``.
         """
-        if self.num_chunks % ranks:
-            raise ValueError(f"num_chunks = {self.num_chunks}: must be divisible by {ranks} ranks")
+        if ranks < 1 or self.num_chunks % ranks:
+            raise ValueError(
+                f"num_chunks = {self.num_chunks}: must be divisible by the number of ranks, "
+                f"at least 1, got {ranks}"
+            )
         return replace(self, topk=self.topk // ranks, num_chunks=self.num_chunks // ranks)
 
     def validate(self, seq_len: int) -> None:

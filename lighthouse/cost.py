@@ -258,7 +258,7 @@ def _seconds(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str
         parts["lighthouse attention"] += inner
         passes_again = 1.0 if selective else again
         moved = work.local_batch / layout.cp / layout.tp * work.element_bytes
-        forward, backward = bytes_around(model, config, work.seq_len)
+        forward, backward = elements_around(model, config, work.seq_len)
         parts["around lighthouse"] += (
             moved * ((1 + passes_again) * forward + backward) / rates.around
             + (1 + again) * work.local_batch * rates.select
@@ -311,7 +311,7 @@ def _attention_seconds(
     return kernel, exposed + (2 + again) * merged
 
 
-def bytes_around(model: Model, config: LighthouseConfig, seq_len: int) -> tuple[int, int]:
+def elements_around(model: Model, config: LighthouseConfig, seq_len: int) -> tuple[int, int]:
     """Elements moved around the inner attention, forward and backward, each once.
 
     Forward: q, k, v read, the refined windows read again, the sub-sequence written, its output

@@ -56,7 +56,8 @@ def score_quantiles(scores_BKN: Tensor) -> Tensor:
     Returns:
         float32 (len(QUANTILES),), linearly interpolated.
     """
-    wanted = torch.tensor(QUANTILES, device=scores_BKN.device)
+    # Filled where they are needed: a copy from the host would wait for the device.
+    wanted = torch.stack([scores_BKN.new_full((), quantile) for quantile in QUANTILES])
     return torch.quantile(scores_BKN, wanted, dim=-1).mean(dim=(1, 2))
 
 

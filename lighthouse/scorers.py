@@ -122,10 +122,16 @@ def _gated_linear_attention(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> T
     if q_BHND.is_cuda:
         return _fla_simple_gla()(q_BHND, k_BHND, v_BHND)
     dtype = torch.promote_types(q_BHND.dtype, torch.float32)
-    q, k, v = (x.to(dtype) for x in (q_BHND * q_BHND.shape[-1] ** -0.5, k_BHND, v_BHND))
-    # Block by block: inside a block as masked attention, before it through the running state.
+    q, k, v = (x.to(dtype) for x in (q_BHND, k_BHND, v_BHND))
+    with torch.autocast(q.device.type, enabled=False):
+        outputs = _blockwise_attention(q * q.shape[-1] ** -0.5, k, v)
+    return outputs.to(q_BHND.dtype)
+
+
+def _blockwise_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Inside a block as masked attention, before it through the running state."""
     step = torch.arange(_GLA_BLOCK + 1, device=q.device)
-    decay = torch.exp(step.to(dtype) * GLA_LOG_DECAY)
+    decay = torch.exp(step.to(q.dtype) * GLA_LOG_DECAY)
     weight = decay[(step[:-1, None] - step[:-1]).clamp(min=0)].tril()
     state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
     blocks = []
@@ -135,7 +141,7 @@ def _gated_linear_attention(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> T
         blocks.append(within + (q_b @ state) * decay[1 : length + 1, None])
         to_end = decay[:length].flip(0)[:, None]
         state = state * decay[length] + (k_b * to_end).mT @ v_b
-    return torch.cat(blocks, dim=2).to(q_BHND.dtype)
+    return torch.cat(blocks, dim=2)
 
 
 def _fla_simple_gla() -> Callable[[Tensor, Tensor, Tensor], Tensor]:

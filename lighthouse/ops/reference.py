@@ -4,7 +4,7 @@ Every other implementation is tested against this file; none imports it. Nothing
 
 Shape suffixes: B batch, H heads (query or key/value), K key/value heads, N tokens, D head
 dimension, T strata of the whole sequence, M candidates of a stratum, S rows of the sub-sequence,
-E entries of the pyramid.
+E entries: of the whole pyramid in a slot, of level 1 in maxima.
 """
 
 import torch

@@ -472,6 +472,8 @@ def good() -> QKV:
         ((1, 2, 16, 4), (1, 4, 16, 4), (1, 4, 16, 4)),
         ((1, 2, 16, 4), (1, 2, 16, 4), (1, 1, 16, 4)),
         ((2, 16, 4), (2, 16, 4), (2, 16, 4)),
+        ((1, 0, 16, 4), (1, 2, 16, 4), (1, 2, 16, 4)),
+        ((1, 2, 16, 0), (1, 2, 16, 0), (1, 2, 16, 0)),
     ],
 )
 def test_shapes_that_do_not_fit(
@@ -506,6 +508,15 @@ def test_devices_that_differ(which: int) -> None:
     with pytest.raises(ValueError, match="meta") as error:
         lighthouse_attention(*inputs, config=build(2, 2, 2))
     assert "cpu" in str(error.value)
+
+
+def test_attention_that_returns_another_shape() -> None:
+    def attention(q: Tensor, k: Tensor, v: Tensor, *, enable_gqa: bool) -> Tensor:
+        return q.transpose(1, 2)
+
+    rows = build(2, 2, 2).gathered_len(16)
+    with pytest.raises(ValueError, match=rf"\(1, 2, {rows}, 4\).*\(1, {rows}, 2, 4\)"):
+        lighthouse_attention(*good(), config=build(2, 2, 2), attention=attention)
 
 
 def test_sequence_length_that_does_not_fit() -> None:
@@ -603,14 +614,15 @@ def test_activation_checkpointing() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("scorer", ["norm", "dilated", "gla"])
-def test_compiles_without_a_graph_break(scorer: str) -> None:
+def test_compiles_without_a_graph_break(scorer: str, dynamic: bool) -> None:
     """Under activation checkpointing too, where the published code recomputes something else."""
     config = build(3, 2, 8, num_chunks=2, scorer=scorer)
     module = LighthouseAttention(config, Dense())
     inputs = leaves(qkv((1, 64, 5), (4, 2), seed=20))
 
-    @torch.compile(backend="aot_eager", fullgraph=True)
+    @torch.compile(backend="aot_eager", fullgraph=True, dynamic=dynamic)
     def compiled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return checkpoint(module, q, k, v, enable_gqa=True, use_reentrant=False)
 

@@ -66,6 +66,7 @@ CONSTRAINTS = [
     pytest.param("stratum", -2, {}, 64, 2, id="negative stratum"),
     pytest.param("topk", 0, {}, 64, 4, id="topk zero"),
     pytest.param("topk", -8, {}, 64, 4, id="topk negative"),
+    pytest.param("topk", -9, {}, 64, 4, id="topk negative, no multiple"),
     pytest.param("topk", 9, {}, 64, 8, id="topk not divisible by num_chunks"),
     pytest.param("topk", 10, {"stratum": 4}, 64, 8, id="topk of a chunk not divisible by stratum"),
     pytest.param(
@@ -93,6 +94,12 @@ def test_constraint(
         build(**{**changes, key: value}).validate(seq_len)
     assert_names(str(error.value), key, value, nearest)
     build(**{**changes, key: nearest}).validate(seq_len)
+
+
+@pytest.mark.parametrize("ranks", [-2, 0, 4])
+def test_ranks_that_cannot_share_the_chunks(ranks: int) -> None:
+    with pytest.raises(ValueError, match=rf"num_chunks = 2\b.* got {ranks}$"):
+        build(num_chunks=2).local(ranks)
 
 
 @pytest.mark.parametrize("value", [3, 5])

@@ -176,6 +176,14 @@ def test_gla_decay_by_hand() -> None:
     torch.testing.assert_close(key_scores.flatten(), want, rtol=0, atol=tolerance)
 
 
+def test_gla_is_in_float32_under_autocast_too() -> None:
+    inputs = tuple(x.float() for x in make("grouped", "gla")[1])
+    want = level0_scores(*inputs, build("gla"))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = level0_scores(*inputs, build("gla"))
+    assert all(map(torch.equal, got, want))
+
+
 @pytest.mark.skipif(
     not torch.cuda.is_available() or importlib.util.find_spec("fla") is not None,
     reason="needs a GPU without fla-core",

@@ -9,8 +9,13 @@ Every function has the signature of its namesake in ``lighthouse.ops.reference``
     windows.py      sums a window of tokens into a row:  gather forward,  scatter backward
     pull.py         sums a token's rows into the token:  scatter forward, gather backward
 
-Each output element is written exactly once, by one program, in a fixed order of sums: nothing is
-filled with zeros, nothing is atomic, and results are the same on every run.
+Each element of an output is computed by one program, in a fixed order of sums: nothing is added
+into zeros, nothing is atomic, and results are the same on every run. Of ``slot`` alone only the
+selected elements are computed, over a fill of -1.
+
+Names in kernels: ``i_x`` indices of what the program works on, one or a tile; ``in_x`` the mask of
+those that exist; ``b_x`` a tile of values; ``p_x`` pointers; capitals are compile-time constants, P
+the pooling factor, L the levels, G the query heads of a key/value head.
 """
 
 import torch

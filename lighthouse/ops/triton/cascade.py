@@ -14,7 +14,7 @@ from lighthouse.config import LighthouseConfig
 
 _BLOCK = 1024
 
-# Keys are int32 with the order of the scores; these three values are no score's key.
+# Keys are int32 with the order of the scores; these three are the key of no number.
 _FIRST = tl.constexpr(2**31 - 1)
 _NAN = tl.constexpr(2**31 - 2)
 _EXCLUDED = tl.constexpr(-(2**31))
@@ -42,7 +42,11 @@ def _largest_under(maxima, b_i, mask, UNDER: tl.constexpr, HEADS: tl.constexpr, 
 
 @triton.jit
 def _threshold(keys, count, wanted, BLOCK: tl.constexpr):
-    """The ``wanted``-th largest of ``count`` keys, and how many of its equals are wanted."""
+    """The ``wanted``-th largest of ``count`` keys, and how many of its equals are wanted.
+
+    Found bit by bit, from the highest, as the largest number that ``wanted`` keys reach. For that
+    keys are shifted to begin at zero.
+    """
     t = tl.full((), 0, tl.int64)
     for bit in range(32):
         trial = t + (tl.full((), 1, tl.int64) << (31 - bit))
@@ -112,10 +116,14 @@ def _select_kernel(
     key_maxima += i_bk * level1
     index += i_bk * num_rows
     slot += i_bk * num_entries
-    # Scratch of the program: keys; for each level the running count of refined candidates; and for
-    # the refined of each level their position in the level and their place among the candidates.
+    # Scratch of the program:
+    #   keys     capacity              of the level at hand
+    #   counts   (L - 1) x capacity    levels 1 .. L-1: refined candidates up to and including each
+    #   refined  L x M                 each level's refined candidates: position in the level
+    #   places   L x M                 the same ones: place among the candidates
+    # What one thread writes others read, after a barrier.
     keys = scratch + tl.program_id(0).to(tl.int64) * (L * capacity + 2 * L * M)
-    counts = keys  # level l's begin at l * capacity, and level 0 has none
+    counts = keys  # level l's at l * capacity: level 0, which has none, leaves its place to keys
     refined = keys + L * capacity
     places = refined + L * M
 

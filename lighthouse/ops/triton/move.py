@@ -2,6 +2,7 @@
 
 ``token_major`` says whether tokens are laid out (B, N, H, D) in memory, as in the trainer, or
 (B, H, N, D): outputs and gradients take the order that the inputs have, so that nothing is copied.
+An operator's arguments that its forward has no use for are there for its backward.
 """
 
 from typing import Any
@@ -88,6 +89,7 @@ def _gather_gradients(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = _gather_backward(
         grad_rows, slot, ctx.seq_len, ctx.num_levels, ctx.pooling_factor, ctx.token_major
     )
+    # None for ``coarsest`` too: grad_x has what flows through it, since its rows are in ``slot``.
     return grad_x, None, None, None, None, None, None
 
 
