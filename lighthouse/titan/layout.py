@@ -32,11 +32,6 @@ def check_layout(job_config: Any) -> None:
             f"parallelism.data_parallel_shard_degree = {shard}: must be at least 1, or -1 to take "
             "all processes that the other degrees leave"
         )
-    if job_config.training.local_batch_size < 1:
-        raise ValueError(
-            f"training.local_batch_size = {job_config.training.local_batch_size}: must be at least "
-            "1 sequence"
-        )
     compiles = job_config.compile.enable and "model" in job_config.compile.components
     tensor = section.tensor_parallel_degree
     if section.enable_async_tensor_parallel and (tensor == 1 or not compiles):

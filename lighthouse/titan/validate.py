@@ -9,9 +9,14 @@ import torch
 
 from lighthouse.config import nearest_multiple
 from lighthouse.ops import implementation
+from lighthouse.titan.bounds import check_numbers
 from lighthouse.titan.config import layer_configs, num_chunks
 from lighthouse.titan.flavors import BYTE_VOCAB_SIZE
 from lighthouse.titan.layout import check_layout, check_model_fits, layout_of
+
+OPTIMIZERS = ("Adam", "AdamW")
+STATES = ("model", "optimizer", "lr_scheduler", "dataloader", "train_state")
+"""What a checkpoint consists of."""
 
 
 def validate(job_config: Any, this_machine: bool = True) -> None:
@@ -26,12 +31,15 @@ def validate(job_config: Any, this_machine: bool = True) -> None:
         ValueError: naming the key, the value it got and what would do.
     """
     if job_config.experimental.custom_import:
-        # The trainer is about to do the same; what it registers, such as flavors, is checked too.
-        importlib.import_module(job_config.experimental.custom_import)
+        _import(job_config.experimental.custom_import)
+    check_numbers(job_config)
+    _check_names(job_config)
     _check_loading(job_config)
     check_layout(job_config)
     if job_config.model.name == "llama3":
         check_model_fits(job_config, _flavor_args(job_config))
+        _check_balancer(job_config)
+        _warn_of_pipeline(job_config)
     _check_reports(job_config)
     if this_machine:
         _check_device(job_config)
@@ -49,9 +57,36 @@ def validate(job_config: Any, this_machine: bool = True) -> None:
         _check_chunked_loss(job_config)
 
 
+def _import(module: str) -> None:
+    """What the trainer is about to import; what it registers, such as flavors, is checked too."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"experimental.custom_import = {module!r}: {error}") from error
+
+
+def _check_names(job_config: Any) -> None:
+    optimizer, compilation = job_config.optimizer, job_config.compile
+    if optimizer.name not in OPTIMIZERS:
+        raise ValueError(
+            f"optimizer.name = {optimizer.name!r}: must be one of {', '.join(OPTIMIZERS)}"
+        )
+    # The list is torch._dynamo's, which takes long to import.
+    if compilation.enable and compilation.backend != "inductor":
+        known = torch.compiler.list_backends(exclude_tags=())
+        if compilation.backend not in known:
+            raise ValueError(
+                f"compile.backend = {compilation.backend!r}: must be one of {', '.join(known)}"
+            )
+
+
 def _check_device(job_config: Any) -> None:
     from torchtitan.tools.utils import device_type
 
+    if job_config.training.enable_cpu_offload and device_type == "cpu":
+        raise ValueError(
+            "training.enable_cpu_offload = true: there is no accelerator to offload from; use false"
+        )
     if job_config.profiling.enable_memory_snapshot and device_type == "cpu":
         raise ValueError(
             "profiling.enable_memory_snapshot = true: needs an accelerator, since the CPU's "
@@ -124,6 +159,15 @@ def _check_chunked_loss(job_config: Any) -> None:
                 f"{key}: needs the whole output layer on each rank, which "
                 f"parallelism.{degree} = {getattr(parallelism, degree)} splits; use 0"
             )
+    float8 = job_config.quantize.linear.float8
+    if "quantize.linear.float8" in job_config.model.converters and not any(
+        name in "output" for name in float8.filter_fqns
+    ):
+        raise ValueError(
+            f"{key}: needs the output layer as it is, which model.converters = "
+            f"{job_config.model.converters} replaces; use 0, or add 'output' to "
+            "quantize.linear.float8.filter_fqns"
+        )
 
 
 def _check_lighthouse(job_config: Any, this_machine: bool) -> None:
@@ -139,7 +183,6 @@ def _check_lighthouse(job_config: Any, this_machine: bool) -> None:
             f"under a {model_args.attn_mask_type} mask; lighthouse.enable needs sdpa attention "
             "under the plain causal mask, for instance a flavor without _flex or _varlen"
         )
-    _check_balancer(job_config.parallelism)
     chunks = num_chunks(section, job_config.parallelism)
     configs = layer_configs(section, model_args.n_layers, job_config.training.seq_len, chunks)
     if this_machine:
@@ -161,12 +204,28 @@ def _check_lighthouse(job_config: Any, this_machine: bool) -> None:
         )
 
 
-def _check_balancer(parallelism: Any) -> None:
+def _check_balancer(job_config: Any) -> None:
+    parallelism = job_config.parallelism
     balancer = parallelism.context_parallel_load_balancer
-    if parallelism.context_parallel_degree > 1 and balancer not in ("headtail", None):
+    flexible = _flavor_args(job_config).attn_type == "flex"
+    known = ["headtail", *(["ptrr"] if flexible else []), None]
+    if parallelism.context_parallel_degree > 1 and balancer not in known:
+        names = ", ".join(repr(name or "none") for name in known)
         raise ValueError(
-            f"parallelism.context_parallel_load_balancer = {balancer!r}: lighthouse.enable takes "
-            "'headtail' or 'none'"
+            f"parallelism.context_parallel_load_balancer = {balancer!r}: must be one of {names}, "
+            f"with the attention of model.flavor = {job_config.model.flavor!r}"
+        )
+
+
+def _warn_of_pipeline(job_config: Any) -> None:
+    from torchtitan.tools.logging import logger
+
+    degree = job_config.parallelism.pipeline_parallel_degree
+    if degree > 1:
+        logger.warning(
+            f"parallelism.pipeline_parallel_degree = {degree}: torchtitan 0.2.2 leaves gradients "
+            "undivided by the number of tokens there, so grad_norm is that much too large and "
+            "clipping cuts them all; such a run is no baseline for one without a pipeline"
         )
 
 
@@ -182,7 +241,7 @@ def _check_reports(job_config: Any) -> None:
         raise ValueError(
             f"lighthouse.selection_log_freq = {freq}: must be 0 for none, or a multiple of "
             f"metrics.log_freq = {log_freq}, at whose steps metrics are written; nearest is "
-            f"{nearest_multiple(freq, log_freq)}"
+            f"{nearest_multiple(freq, log_freq) if freq > 0 else 0}"
         )
 
 
@@ -223,6 +282,12 @@ def _check_stage_can_be_resumed(job_config: Any) -> None:
 
 def _check_loading(job_config: Any) -> None:
     excluded = job_config.checkpoint.exclude_from_loading
+    unknown = [state for state in excluded if state not in STATES]
+    if unknown:
+        raise ValueError(
+            f"checkpoint.exclude_from_loading = {excluded}: a checkpoint has no "
+            f"{', '.join(map(repr, unknown))}, but {', '.join(STATES)}"
+        )
     if "lr_scheduler" in excluded and "optimizer" not in excluded:
         raise ValueError(
             f"checkpoint.exclude_from_loading = {excluded}: without 'optimizer' the checkpoint's "

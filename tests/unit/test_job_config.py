@@ -239,6 +239,51 @@ def test_wrong_type_names_key_and_value(parse, key, value):
             "set it to false",
         ),
         ({"lighthouse.dense_from_step": 11}, "lr_scheduler.total_steps", "both stages"),
+        ({"training.steps": 0}, "training.steps = 0", "at least 1"),
+        ({"training.seq_len": -256}, "training.seq_len = -256", "at least 1"),
+        ({"training.gc_freq": 0}, "training.gc_freq = 0", "at least 1"),
+        ({"metrics.log_freq": 0}, "metrics.log_freq = 0", "at least 1"),
+        ({"checkpoint.interval": 0}, "checkpoint.interval = 0", "at least 1"),
+        ({"checkpoint.keep_latest_k": 1}, "checkpoint.keep_latest_k = 1", "at least 2"),
+        ({"validation.enable": True, "validation.freq": 0}, "validation.freq = 0", "at least 1"),
+        (
+            {"profiling.enable_profiling": True, "profiling.profile_freq": 1},
+            "profiling.profile_freq = 1",
+            "at least 4",
+        ),
+        ({"optimizer.lr": float("nan")}, "optimizer.lr = nan", "finite"),
+        ({"optimizer.lr": -1.0}, "optimizer.lr = -1.0", "zero or more"),
+        ({"optimizer.name": "SGD"}, "optimizer.name = 'SGD'", "Adam, AdamW"),
+        ({"lr_scheduler.warmup_steps": -1}, "lr_scheduler.warmup_steps = -1", "zero or more"),
+        ({"lr_scheduler.total_steps": 9}, "lr_scheduler.total_steps = 9", "use 10 or more"),
+        (
+            {"compile.enable": True, "compile.backend": "inducter"},
+            "compile.backend = 'inducter'",
+            "inductor",
+        ),
+        (
+            {
+                "lighthouse.enable": False,
+                "parallelism.context_parallel_degree": 2,
+                "parallelism.context_parallel_load_balancer": "tailhead",
+            },
+            "parallelism.context_parallel_load_balancer = 'tailhead'",
+            "'headtail', 'none'",
+        ),
+        ({"experimental.custom_import": "nowhere"}, "experimental.custom_import = 'nowhere'", ""),
+        (
+            {
+                "training.loss_chunk_tokens": 64,
+                "model.converters": ["quantize.linear.float8"],
+            },
+            "training.loss_chunk_tokens = 64",
+            "quantize.linear.float8.filter_fqns",
+        ),
+        (
+            {"checkpoint.exclude_from_loading": ["scheduler"]},
+            "checkpoint.exclude_from_loading = ['scheduler']",
+            "lr_scheduler, dataloader",
+        ),
         (
             {"checkpoint.exclude_from_loading": ["lr_scheduler"]},
             "checkpoint.exclude_from_loading = ['lr_scheduler']",
@@ -319,6 +364,21 @@ def test_overrides_apply_in_order_and_dense_layers_win():
     assert configs[1] == LighthouseConfig(topk=8, stratum=8)
     assert configs[2] == LighthouseConfig(topk=32, stratum=8, num_levels=2, scorer="dilated")
     assert configs[3] == base
+
+
+def test_overrides_are_checked_together():
+    section = Lighthouse(
+        enable=True, topk=16, stratum=8, layer_overrides=["1:num_levels=4", "1:topk=8"]
+    )
+    # 4 levels of 512 tokens have 8 coarsest entries: too few for 16, enough for 8.
+    assert layer_configs(section, 2, 512)[1] == LighthouseConfig(4, 4, 8, stratum=8)
+
+
+def test_a_pipeline_is_warned_of(parse, caplog):
+    pipeline = {"parallelism.pipeline_parallel_degree": 2, "lighthouse.enable": False}
+    with caplog.at_level("WARNING"):
+        parse(pipeline)
+    assert "parallelism.pipeline_parallel_degree = 2" in caplog.text
 
 
 def test_the_config_module_can_be_merged():

@@ -49,7 +49,7 @@ def parse(flags: str) -> Any:
             "252 --validation.enable --parallelism.tensor_parallel_degree 4",
             "a multiple of 8",
         ),
-        ("training.local_batch_size", "0", "at least 1 sequence"),
+        ("training.local_batch_size", "0", "must be at least 1"),
         ("activation_checkpoint.mode", "memory_budget", "compile.enable = true"),
         (
             "activation_checkpoint.mode",
