@@ -14,6 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from lighthouse.run_folder import all_steps, finished_steps, is_finished
+from lighthouse.titan.text_files import text_identity
 
 RECORD = "run.json"
 
@@ -31,6 +32,7 @@ def run_record(job_config: Any, data_parallel_degree: int) -> dict[str, Any]:
         "data_parallel_degree": data_parallel_degree,
         "data": {
             "training.dataset": training.dataset,
+            "training.dataset_path": text_identity(training.dataset, training.dataset_path),
             "training.dataloader.num_workers": training.dataloader.num_workers,
         },
     }
@@ -80,8 +82,8 @@ def check_resume(job_config: Any, data_parallel_degree: int) -> None:
     if not config.enable:
         return
     checkpoint = _checkpoint_to_load(config, Path(job_config.job.dump_folder) / config.folder)
-    if checkpoint is None or not (checkpoint / ".metadata").is_file():
-        return  # from scratch, or from Hugging Face weights
+    if checkpoint is None:
+        return  # from scratch, from Hugging Face weights, or from a model alone
     step = _step_of(checkpoint)
     if step == 0:
         return  # a seed checkpoint holds the model alone and is loaded as such
@@ -92,10 +94,16 @@ def check_resume(job_config: Any, data_parallel_degree: int) -> None:
             "nothing is left to train; raise training.steps, or use another job.dump_folder"
         )
     record_file = checkpoint / RECORD
+    if not record_file.is_file() and not (checkpoint / ".metadata").is_file():
+        raise ValueError(
+            f"checkpoint {checkpoint} is in Hugging Face's format and can't be resumed; start from "
+            "it with checkpoint.initial_load_path and checkpoint.initial_load_in_hf = true in "
+            "another job.dump_folder"
+        )
     if not record_file.is_file():
         return  # not written by this trainer
     saved = json.loads(record_file.read_text())
-    _check_record(checkpoint, saved, run_record(job_config, data_parallel_degree), config)
+    _check_record(checkpoint, saved, run_record(job_config, data_parallel_degree), config, steps)
 
 
 def _step_of(checkpoint: Path) -> int | None:
@@ -136,7 +144,7 @@ def _checkpoint_to_load(config: Any, folder: Path) -> Path | None:
 
 
 def _check_record(
-    checkpoint: Path, saved: dict[str, Any], current: dict[str, Any], config: Any
+    checkpoint: Path, saved: dict[str, Any], current: dict[str, Any], config: Any, steps: int
 ) -> None:
     if saved["model_only"]:
         raise ValueError(
@@ -159,6 +167,13 @@ def _check_record(
                 f"{was!r} and its place in the data belongs to that; use {was!r}, or set "
                 "checkpoint.exclude_from_loading = ['dataloader'] to start the data afresh"
             )
+    end = saved["lr_scheduler"]["total_steps"]
+    if end < steps and "lr_scheduler" not in excluded:
+        raise ValueError(
+            f"training.steps = {steps}: the schedule of checkpoint {checkpoint} ends at step {end} "
+            "(lr_scheduler.total_steps), which a resume keeps; use at most that, or start a new "
+            "schedule with checkpoint.exclude_from_loading = ['optimizer', 'lr_scheduler']"
+        )
     for section, names in _STATE_IN_CHECKPOINT.items():
         for name in names:
             if section not in excluded and saved[section][name] != current[section][name]:

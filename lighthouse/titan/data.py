@@ -31,10 +31,10 @@ from torchtitan.config.job_config import Training, Validation
 from torchtitan.hf_datasets import text_datasets as upstream
 from torchtitan.tools.logging import logger
 
+from lighthouse.titan.text_files import LOCAL_KINDS, local_files
 from lighthouse.titan.tokenizer import ByteTokenizer
 
 PIECE_BYTES = 4096
-LOCAL_KINDS = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".txt")
 
 
 class PackedTextDataset(IterableDataset, Stateful):
@@ -201,19 +201,6 @@ def read_pieces(pieces: list[tuple[Path, int]]) -> Iterator[dict[str, str]]:
                 text += source.readline()  # the end of this piece's last line
         if text:
             yield {"text": text.decode("utf-8", errors="replace")}
-
-
-def local_files(path: Path) -> list[Path]:
-    """Files of a known kind at or below `path`, sorted, without hidden files and folders."""
-    if path.is_file():
-        return [path] if path.name.endswith(LOCAL_KINDS) else []
-    return sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file()
-        and file.name.endswith(LOCAL_KINDS)
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
 
 
 def read_documents(files: list[Path]) -> Iterator[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,14 +42,18 @@ def refused(job, degree: int = 1) -> str:
 
 
 def test_only_finished_folders_of_the_exact_name_count(job, tmp_path):
+    from torchtitan.components.checkpoint import CheckpointManager
+
     save(job, 10)
     save(job, 2)
     save(job, 15, finished=False)
-    for name in ("step-9.old", "old-step-8", "step-x"):
+    for name in ("step-19.old", "old-step-18", "step-x"):
         (tmp_path / "checkpoint" / name).mkdir()
         (tmp_path / "checkpoint" / name / ".metadata").touch()
     assert finished_steps(tmp_path / "checkpoint") == [2, 10]
     assert finished_steps(tmp_path / "nowhere") == []
+    manager = SimpleNamespace(folder=str(tmp_path / "checkpoint"))
+    assert CheckpointManager._find_load_step(manager) == 10
 
 
 def test_leftovers_of_a_killed_save_go_and_finished_ones_stay(job):
@@ -130,12 +135,41 @@ def test_settings_that_live_in_the_checkpoint(job, section, name, value):
     check_resume(job, 1)
 
 
-def test_longer_training_needs_the_schedule_of_the_checkpoint(job):
+def test_longer_training_needs_another_schedule(job):
     save(job, 10)
     job.training.steps = 40
-    assert "lr_scheduler.total_steps = 40" in refused(job)
-    job.lr_scheduler.total_steps = 20
+    message = refused(job)
+    assert "training.steps = 40" in message and "ends at step 20" in message
+    job.lr_scheduler.total_steps = 40
+    assert "ends at step 20" in refused(job)
+    job.checkpoint.exclude_from_loading = ["optimizer", "lr_scheduler"]
     check_resume(job, 1)
+
+
+def test_changed_local_text(job, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("one")
+    job.training.dataset, job.training.dataset_path = "local", str(texts)
+    save(job, 10)
+    moved = texts.rename(tmp_path / "moved")
+    job.training.dataset_path = str(moved)
+    check_resume(job, 1)
+    (moved / "b.txt").write_text("two")
+    message = refused(job)
+    assert "training.dataset_path = '2 files of 6 bytes" in message and "'1 files of 3" in message
+    job.checkpoint.exclude_from_loading = ["dataloader"]
+    check_resume(job, 1)
+
+
+def test_weights_in_hugging_faces_format(job):
+    path = save(job, 10, model_only=True)
+    (path / ".metadata").rename(path / "model.safetensors.index.json")
+    assert "holds the model alone" in refused(job)
+    (path / RECORD).unlink()
+    assert "checkpoint.initial_load_in_hf = true" in refused(job)
+    job.training.steps = 10
+    assert "already at step 10" in refused(job)
 
 
 def test_load_step(job):
