@@ -22,14 +22,14 @@ def flops_per_token(
     Args:
         model_parts: the model, in its present stage.
         dense_flops_per_token: of the same model with dense attention everywhere.
-        model_args: torchtitan's, for the number and width of heads.
+        model_args: torchtitan's, for the number and width of a Llama's heads.
         job_config: torchtitan's ``JobConfig``, for N and the ranks that share a sequence.
     """
     seq_len, ranks = job_config.training.seq_len, job_config.parallelism.context_parallel_degree
-    heads, head_dim = model_args.n_heads, model_args.dim // model_args.n_heads
     flops: float = dense_flops_per_token
     for module in lighthouse_modules(model_parts):
         if not module.dense:
+            heads, head_dim = model_args.n_heads, model_args.dim // model_args.n_heads
             rows = ranks * module.config.gathered_len(seq_len // ranks)
             flops += 12 * model_args.dim * (rows**2 / seq_len - seq_len)
             flops += scoring_flops_per_token(module.config, seq_len // ranks, heads, head_dim)

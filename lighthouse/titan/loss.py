@@ -45,10 +45,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         labels_T: Tensor,
         chunk_tokens: int,
         of_chunk: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        with_gradients: bool,
     ) -> Tensor:
         wide = _accumulator(hidden_TD.dtype)
         loss = torch.zeros((), dtype=wide, device=hidden_TD.device)
-        with_gradients = any(ctx.needs_input_grad)
         if with_gradients:
             grad_hidden_TD = torch.empty_like(hidden_TD)
             grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide)
@@ -65,9 +65,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
-        return grad_hidden_TD * grad_loss, grad_weight_VD * grad_loss, None, None, None
+        return grad_hidden_TD * grad_loss, grad_weight_VD * grad_loss, None, None, None, None
 
 
 class OutputLoss(nn.Linear):
@@ -100,7 +100,13 @@ class OutputLoss(nn.Linear):
             dtype = torch.get_autocast_dtype(device_type)
             hidden_TD, weight_VD = hidden_TD.to(dtype), weight_VD.to(dtype)
         return _ChunkedCrossEntropy.apply(
-            hidden_TD, weight_VD, labels_BN.flatten(), self.chunk_tokens, self.of_chunk
+            hidden_TD,
+            weight_VD,
+            labels_BN.flatten(),
+            self.chunk_tokens,
+            self.of_chunk,
+            # In the function itself gradients are always off; validation wants none.
+            torch.is_grad_enabled() and (hidden_TD.requires_grad or weight_VD.requires_grad),
         )
 
 

@@ -40,6 +40,10 @@ def test_lighthouse_layers_attend_to_the_sub_sequence():
     assert flops_per_token([model], dense, model_args, job) == dense
 
 
+def test_other_models_keep_their_own_count():
+    assert flops_per_token([torch.nn.Linear(2, 2)], 12, object(), build()[0]) == 12
+
+
 def test_every_layer_counts_its_own_parameters_and_scorer():
     args = f"--training.seq_len {N} --lighthouse.enable --lighthouse.layer_overrides".split()
     overrides = "0-27:topk=4096,28:scorer=dilated,29:scorer=gla"

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lighthouse.titan.loss import IGNORE_INDEX, OutputLoss
 
@@ -72,6 +73,15 @@ def test_no_gradients_without_autograd() -> None:
     with torch.no_grad():
         loss = output_layer(weight, 16)(hidden, labels)
     torch.testing.assert_close(loss / TOKENS, plain(torch.float32)[0].detach())
+
+
+@pytest.mark.parametrize("with_gradients, products", [(False, 1), (True, 3)])
+def test_gradients_are_formed_only_where_asked(with_gradients: bool, products: int) -> None:
+    hidden, weight, labels = inputs(torch.float32)
+    layer = output_layer(weight, 37)
+    with torch.set_grad_enabled(with_gradients), FlopCounterMode(display=False) as counter:
+        layer(hidden, labels)
+    assert counter.get_total_flops() == products * 2 * TOKENS * DIM * WORDS
 
 
 def test_logits_without_labels() -> None:
