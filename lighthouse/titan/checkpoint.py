@@ -69,8 +69,12 @@ def stale_checkpoints(folder: str, keep: int) -> list[str]:
     return [os.path.join(folder, f"step-{s}") for s in earlier if s not in finished[-keep:]]
 
 
-def check_resume(job_config: Any, data_parallel_degree: int) -> None:
+def check_resume(job_config: Any, data_parallel_degree: int) -> int:
     """Refuse a load that would train something else than the user thinks.
+
+    Returns:
+        The data-parallel degree under which the checkpoint's tokens were counted, each rank its
+        own; the given one if nothing is resumed.
 
     Raises:
         ValueError: for a step already reached, a checkpoint without what a resume needs, one whose
@@ -80,13 +84,13 @@ def check_resume(job_config: Any, data_parallel_degree: int) -> None:
     """
     config = job_config.checkpoint
     if not config.enable:
-        return
+        return data_parallel_degree
     checkpoint = _checkpoint_to_load(config, Path(job_config.job.dump_folder) / config.folder)
     if checkpoint is None:
-        return  # from scratch, from Hugging Face weights, or from a model alone
+        return data_parallel_degree  # from scratch, or weights alone
     step = _step_of(checkpoint)
     if step == 0:
-        return  # a seed checkpoint holds the model alone and is loaded as such
+        return data_parallel_degree  # a seed checkpoint is loaded as the model alone
     steps = job_config.training.steps
     if step is not None and step >= steps:
         raise ValueError(
@@ -101,9 +105,11 @@ def check_resume(job_config: Any, data_parallel_degree: int) -> None:
             "another job.dump_folder"
         )
     if not record_file.is_file():
-        return  # not written by this trainer
+        return data_parallel_degree  # not written by this trainer
     saved = json.loads(record_file.read_text())
     _check_record(checkpoint, saved, run_record(job_config, data_parallel_degree), config, steps)
+    written_at: int = saved["data_parallel_degree"]
+    return written_at
 
 
 def _step_of(checkpoint: Path) -> int | None:

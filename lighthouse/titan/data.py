@@ -31,7 +31,7 @@ from torchtitan.config.job_config import Training, Validation
 from torchtitan.hf_datasets import text_datasets as upstream
 from torchtitan.tools.logging import logger
 
-from lighthouse.titan.text_files import LOCAL_KINDS, local_files
+from lighthouse.titan.text_files import LOCAL_KINDS, check_text, local_files
 from lighthouse.titan.tokenizer import ByteTokenizer
 
 PIECE_BYTES = 4096
@@ -259,7 +259,7 @@ def _open_source(
     section_name: str, dataset: str, dataset_path: str | None
 ) -> tuple[datasets.IterableDataset, Callable[[dict[str, Any]], str]]:
     """The documents of `dataset` in order, and how to get a document's text."""
-    key = f"{section_name}.dataset_path"
+    check_text(section_name, dataset, dataset_path)
     if dataset in upstream.DATASETS:
         entry = upstream.DATASETS[dataset]
         place = dataset_path or entry.path
@@ -271,8 +271,6 @@ def _open_source(
 
     # One shard a file or piece: ranks and workers share them out where the numbers allow it.
     if dataset == "python":
-        if dataset_path is not None:
-            raise ValueError(f'{key} = {dataset_path!r}: dataset "python" takes no path, remove it')
         pieces = python_pieces()
         if not pieces:
             raise ValueError(
@@ -280,19 +278,10 @@ def _open_source(
                 f'{sysconfig.get_path("stdlib")}; choose "local" and a path'
             )
         return _from_generator(read_pieces, pieces=pieces), _text_column
-    if dataset == "local":
-        if dataset_path is None:
-            raise ValueError(f'{key} is not set: dataset "local" needs a folder or a file')
-        files = local_files(Path(dataset_path))
-        if not files:
-            raise ValueError(
-                f"{key} = {dataset_path!r}: no such file, or no {', '.join(LOCAL_KINDS)} in it"
-            )
-        _check_first_documents(key, dataset_path, files)
-        logger.info(f"Preparing {len(files)} files from {dataset_path}")
-        return _from_generator(read_documents, files=files), _text_column
-    known = ["local", "python", *upstream.DATASETS]
-    raise ValueError(f"{section_name}.dataset = {dataset!r}: expected one of {known}")
+    files = local_files(Path(str(dataset_path)))
+    _check_first_documents(f"{section_name}.dataset_path", str(dataset_path), files)
+    logger.info(f"Preparing {len(files)} files from {dataset_path}")
+    return _from_generator(read_documents, files=files), _text_column
 
 
 def _from_generator(

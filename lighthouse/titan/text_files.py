@@ -1,4 +1,4 @@
-"""Which files are the text of the "local" dataset, and whether they are the same as before."""
+"""Which text a job names: whether it is there, and whether it is the same as before."""
 
 import hashlib
 from pathlib import Path
@@ -17,6 +17,34 @@ def local_files(path: Path) -> list[Path]:
         and file.name.endswith(LOCAL_KINDS)
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
+
+
+def check_text(section_name: str, dataset: str, dataset_path: str | None) -> None:
+    """Refuse a dataset that there is not.
+
+    Args:
+        section_name: ``training`` or ``validation``, for messages.
+        dataset: in lower case.
+
+    Raises:
+        ValueError: naming the key, the value it got and what would do.
+    """
+    key = f"{section_name}.dataset_path"
+    if dataset == "python" and dataset_path is not None:
+        raise ValueError(f'{key} = {dataset_path!r}: dataset "python" takes no path, remove it')
+    if dataset == "local" and dataset_path is None:
+        raise ValueError(f'{key} is not set: dataset "local" needs a folder or a file')
+    if dataset == "local" and not local_files(Path(str(dataset_path))):
+        raise ValueError(
+            f"{key} = {dataset_path!r}: no such file, or no {', '.join(LOCAL_KINDS)} in it"
+        )
+    if dataset not in ("local", "python"):
+        # Not imported above: it takes seconds.
+        from torchtitan.hf_datasets.text_datasets import DATASETS
+
+        if dataset not in DATASETS:
+            known = ["local", "python", *DATASETS]
+            raise ValueError(f"{section_name}.dataset = {dataset!r}: expected one of {known}")
 
 
 def text_identity(dataset: str, dataset_path: str | None) -> str | None:

@@ -113,7 +113,22 @@ def _byte_letters() -> list[str]:
 
 
 def build_tokenizer(job_config: JobConfig) -> BaseTokenizer:
-    """The tokenizer that `model.tokenizer` names: "byte", or "hf" for upstream's own."""
+    """The tokenizer that `model.tokenizer` names: "byte", or "hf" for upstream's own.
+
+    Raises:
+        ValueError: a token that the flavor's embedding does not have.
+    """
     if job_config.model.tokenizer == "byte":
         return ByteTokenizer()
-    return build_hf_tokenizer(job_config)
+    # Not imported above: the models' specifications name this function.
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    tokenizer = build_hf_tokenizer(job_config)
+    section = job_config.model
+    known = get_train_spec(section.name).model_args[section.flavor].vocab_size
+    if tokenizer.get_vocab_size() > known:
+        raise ValueError(
+            f"model.hf_assets_path = {section.hf_assets_path!r}: has {tokenizer.get_vocab_size()} "
+            f"tokens, model.flavor = {section.flavor!r} only {known}; use a flavor with more"
+        )
+    return tokenizer

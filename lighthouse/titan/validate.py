@@ -13,6 +13,7 @@ from lighthouse.titan.bounds import check_numbers
 from lighthouse.titan.config import layer_configs, num_chunks
 from lighthouse.titan.flavors import BYTE_VOCAB_SIZE
 from lighthouse.titan.layout import check_layout, check_model_fits, layout_of
+from lighthouse.titan.text_files import check_text
 
 OPTIMIZERS = ("Adam", "AdamW")
 STATES = ("model", "optimizer", "lr_scheduler", "dataloader", "train_state")
@@ -45,6 +46,7 @@ def validate(job_config: Any, this_machine: bool = True) -> None:
         _check_device(job_config)
         if job_config.model.name == "llama3":
             _check_ring(job_config)
+            _check_texts(job_config)
         # Absent where a configuration is read but not run; fake process groups ignore it.
         if "WORLD_SIZE" in os.environ and job_config.comm.mode == "default":
             _check_processes(job_config, int(os.environ["WORLD_SIZE"]))
@@ -92,6 +94,14 @@ def _check_device(job_config: Any) -> None:
             "profiling.enable_memory_snapshot = true: needs an accelerator, since the CPU's "
             "allocator keeps no history; set it to false (profiling.enable_profiling works)"
         )
+
+
+def _check_texts(job_config: Any) -> None:
+    sections = {"training": job_config.training}
+    if job_config.validation.enable:
+        sections["validation"] = job_config.validation
+    for name, section in sections.items():
+        check_text(name, section.dataset.lower(), section.dataset_path)
 
 
 def _check_ring(job_config: Any) -> None:

@@ -52,6 +52,12 @@ def test_two_resumes_in_a_row(undisturbed, tmp_path):
     assert run.losses() == undisturbed.losses()
 
 
+def test_tokens_are_counted_on_at_another_data_parallel_degree(stage1_copy):
+    fresh_data = ("--checkpoint.exclude_from_loading", "dataloader")
+    run = train(stage1_copy, *ONE_RUN, *fresh_data, "--training.steps", "6", processes=2)
+    assert run.values("tokens_seen") == {s: 512 * s for s in range(1, 6)} | {6: 512 * (5 + 2)}
+
+
 def test_killed_in_the_middle_of_a_save(undisturbed, tmp_path):
     killed = train(
         tmp_path,

@@ -270,6 +270,18 @@ def test_wrong_type_names_key_and_value(parse, key, value):
             "parallelism.context_parallel_load_balancer = 'tailhead'",
             "'headtail', 'none'",
         ),
+        ({"training.dataset": "c5"}, "training.dataset = 'c5'", "'python'"),
+        ({"training.dataset": "local"}, "training.dataset_path is not set", "folder or a file"),
+        (
+            {"training.dataset": "local", "training.dataset_path": "/nowhere"},
+            "training.dataset_path = '/nowhere'",
+            "no such file",
+        ),
+        (
+            {"validation.enable": True, "validation.seq_len": 256, "validation.dataset": "c5"},
+            "validation.dataset = 'c5'",
+            "'python'",
+        ),
         ({"experimental.custom_import": "nowhere"}, "experimental.custom_import = 'nowhere'", ""),
         (
             {

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +95,15 @@ def test_default_is_upstreams_tokenizer(folder: Path) -> None:
     assert type(build_tokenizer(config)) is type(build_hf_tokenizer(config))
     config.model.tokenizer = "byte"
     assert type(build_tokenizer(config)) is ByteTokenizer
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchtitan.models.llama3 import llama3_args
+
+    monkeypatch.setitem(llama3_args, "small", replace(llama3_args["tiny_byte"], vocab_size=263))
+    config = JobConfig()
+    config.model.hf_assets_path, config.model.flavor = str(folder), "small"
+    with pytest.raises(ValueError, match=r"model\.hf_assets_path = .* has 264 .*'small' only 263"):
+        build_tokenizer(config)
