@@ -30,6 +30,7 @@ from lighthouse.cost import (
 )
 from lighthouse.titan.config import layer_configs, num_chunks
 from lighthouse.titan.layout import accumulation_steps, layout_of
+from lighthouse.titan.validate import check_ring
 
 
 @dataclass(frozen=True)
@@ -312,7 +313,9 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options, trainer = parser.parse_known_args(args)
     try:
-        result = plan(parse(trainer), options.gpus, options.device)
+        job_config = parse(trainer)
+        result = plan(job_config, options.gpus, options.device)
+        check_ring(job_config, "cuda")
     except ValueError as error:
         sys.exit(f"refused: {error}")
     print(json.dumps(asdict(result), indent=1) if options.json else table(result))

@@ -43,9 +43,11 @@ def validate(job_config: Any, this_machine: bool = True) -> None:
         _warn_of_pipeline(job_config)
     _check_reports(job_config)
     if this_machine:
-        _check_device(job_config)
+        from torchtitan.tools.utils import device_type
+
+        _check_device(job_config, device_type)
         if job_config.model.name == "llama3":
-            _check_ring(job_config)
+            check_ring(job_config, device_type)
             _check_texts(job_config)
         # Absent where a configuration is read but not run; fake process groups ignore it.
         if "WORLD_SIZE" in os.environ and job_config.comm.mode == "default":
@@ -82,9 +84,7 @@ def _check_names(job_config: Any) -> None:
             )
 
 
-def _check_device(job_config: Any) -> None:
-    from torchtitan.tools.utils import device_type
-
+def _check_device(job_config: Any, device_type: str) -> None:
     if job_config.training.enable_cpu_offload and device_type == "cpu":
         raise ValueError(
             "training.enable_cpu_offload = true: there is no accelerator to offload from; use false"
@@ -104,10 +104,14 @@ def _check_texts(job_config: Any) -> None:
         check_text(name, section.dataset.lower(), section.dataset_path)
 
 
-def _check_ring(job_config: Any) -> None:
-    """Ring attention has handlers for fused kernels alone, and those of GPUs take no float32."""
-    from torchtitan.tools.utils import device_type
+def check_ring(job_config: Any, device_type: str) -> None:
+    """Refuse a Llama's ring attention for which a device has no kernel.
 
+    It has handlers for fused kernels alone, and those of GPUs take no float32.
+
+    Raises:
+        ValueError: naming the key, the value it got and what would do.
+    """
     degree, dtype = (
         job_config.parallelism.context_parallel_degree,
         job_config.training.mixed_precision_param,

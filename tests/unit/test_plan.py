@@ -110,6 +110,11 @@ def test_a_machine_without_a_gpu_plans_for_kernels_and_gla(monkeypatch):
         ("--gpus 8 --lighthouse.topk 100", r"lighthouse\.topk = 100: .* nearest is 128"),
         ("--gpus 8 --parallelism.pipeline_parallel_degree 2", r"pipeline_parallel_degree = 2"),
         ("--gpus 8 --activation_checkpoint.mode memory_budget", r"mode = 'memory_budget'"),
+        (
+            "--gpus 8 --parallelism.context_parallel_degree 2 "
+            "--training.mixed_precision_param float32",
+            r"mixed_precision_param = 'float32'",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused(args, message, capsys):
