@@ -19,19 +19,28 @@ esac
 scripts/setup.sh
 
 mkdir -p "$run"
-if [ -e "$run/DONE" ]; then
+steps=$(.venv/bin/python -c 'import tomllib
+with open("train_configs/quickstart.toml", "rb") as file:
+    print(tomllib.load(file)["training"]["steps"])')
+last=$run/checkpoint/step-$steps/.metadata
+if [ -e "$last" ]; then
     echo "quickstart: already done; scripts/quickstart.sh --fresh starts over"
 else
     echo "quickstart: training; the full log is $run/train.log"
+    failed=""
     # Every tenth step and whatever goes wrong on the screen, everything in the log.
-    if ! .venv/bin/torchrun --standalone --nproc_per_node=1 -m torchtitan.train \
+    .venv/bin/torchrun --standalone --nproc_per_node=1 -m torchtitan.train \
         --job.config_file train_configs/quickstart.toml 2>&1 |
         tee -a "$run/train.log" |
-        { grep --line-buffered -E 'step: +[0-9]*0 |starts at step|Error:' || true; }; then
+        { grep --line-buffered -E 'step: +[0-9]*0 |starts at step|Error:' || true; } || failed=yes
+    # Not by the exit code alone: a run that was stopped exits with 0 too.
+    if [ ! -e "$last" ] && [ -n "$failed" ]; then
         echo "quickstart: training failed; the end of $run/train.log:" >&2
         tail -n 20 "$run/train.log" >&2
         exit 1
+    elif [ ! -e "$last" ]; then
+        echo "quickstart: stopped before step $steps; the same command continues"
+        exit 0
     fi
-    touch "$run/DONE"
 fi
 .venv/bin/python -m lighthouse.report "$run"
