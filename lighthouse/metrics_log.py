@@ -44,13 +44,15 @@ def join_runs(folders: Sequence[Path]) -> list[Record]:
         ValueError: a folder without metrics, or parts that are not in order.
     """
     joined: list[Record] = []
+    before: int | None = None
     for folder in folders:
         records = read_metrics(folder)
-        if joined and records[0]["step"] <= joined[0]["step"]:
+        if before is not None and records[0]["step"] <= before:
             raise ValueError(
                 f"{folder} begins at step {records[0]['step']}, not after the part before it "
-                f"(step {joined[0]['step']}): give the folders of one run in order of training"
+                f"(step {before}): give the folders of one run in order of training"
             )
+        before = records[0]["step"]
         joined = _rewind(joined + records)
     return joined
 

@@ -114,6 +114,13 @@ def test_parts_of_a_run_join_by_step(tmp_path: Path) -> None:
         join_runs(parts[::-1])
 
 
+def test_each_part_is_compared_with_the_one_before_it(tmp_path: Path) -> None:
+    for name, step in (("a", 1), ("c", 201), ("b", 101)):
+        write(tmp_path / name, step, step + 99)
+    with pytest.raises(ValueError, match=r"b begins at step 101, not after .* \(step 201\)"):
+        join_runs([tmp_path / name for name in "acb"])
+
+
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch) -> None:
     def full(text: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
