@@ -84,8 +84,16 @@ def resume_command(options: argparse.Namespace) -> None:
     jobs = _jobs(options, spec)
     with alone(spec.output):
         runs = _selected(_runs(options.sweep), options.runs)
-        states = run_states(runs, queued_tasks(spec.output))
-        _send(spec, unfinished(states), jobs)
+        states = unfinished(run_states(runs, queued_tasks(spec.output)))
+        for run in (state.run for state in states):
+            if run.processes != spec.resources.processes:
+                raise ValueError(
+                    f"resources.nodes = {spec.resources.nodes}, resources.gpus_per_node = "
+                    f"{spec.resources.gpus_per_node}: {run.name} is a run of {run.processes} "
+                    f"processes, not {spec.resources.processes}; set them back, or `submit`, which "
+                    "makes other runs of other processes"
+                )
+        _send(spec, states, jobs)
 
 
 def status_command(options: argparse.Namespace) -> None:
@@ -162,14 +170,14 @@ def _results(sweep: Path) -> Path:
 def _runs(sweep: Path) -> list[Run]:
     """Runs of the sweep file, or all in an output folder."""
     if sweep.is_dir():
-        return read_runs(sweep.absolute())
+        return read_runs(sweep.resolve())
     spec = read_spec(sweep)
     return read_runs(spec.output, spec.name)
 
 
 def _output(sweep: Path) -> Path:
     """The output folder, given itself or the sweep file."""
-    return sweep.absolute() if sweep.is_dir() else read_spec(sweep).output
+    return sweep.resolve() if sweep.is_dir() else read_spec(sweep).output
 
 
 def _selected(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:

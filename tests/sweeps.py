@@ -27,7 +27,7 @@ def make_run(output: Path, name: str = "k=1", steps: int = 5) -> Run:
         commit=None,
     )
     config = {"job": {"dump_folder": str(run.folder)}, "training": {"steps": steps}}
-    write_run(run, tomli_w.dumps(config), diff="")
+    write_run(run, tomli_w.dumps(config), diff=b"")
     return run
 
 

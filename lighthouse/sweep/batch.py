@@ -25,7 +25,7 @@ def batch_script(submission: Submission) -> str:
         "constraint": resources.constraint,
         "signal": f"B:USR1@{resources.notice_seconds}",
         "open-mode": "append",
-        "output": f'"{submission.folder}/slurm-%a.log"',
+        "output": f'"{submission.slurm_log("%a")}"',
     }
     lines = [f"--{name}={value}" for name, value in options.items() if value is not None]
     lines += ["--requeue", *resources.sbatch]

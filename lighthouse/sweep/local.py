@@ -1,12 +1,14 @@
 """Running a submission on this machine, some runs at a time."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import takewhile
 from types import FrameType
 
 from lighthouse.sweep.resources import Resources
@@ -90,7 +92,9 @@ def _start(submission: Submission, slot: _Slot) -> subprocess.Popen:
 def _visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [name for name in named.split(",") if name]
+        # CUDA ignores the first entry that names no GPU, such as -1, and all after it.
+        names = (name.strip() for name in named.split(","))
+        return list(takewhile(re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch, names))
     import torch  # which takes long, and most commands of a sweep do without
 
     return [str(i) for i in range(torch.cuda.device_count())]

@@ -7,6 +7,7 @@ from typing import Any
 
 import tomli_w
 
+from lighthouse.cost import devices
 from lighthouse.sweep.runs import Run, folder_of, identity, run_names
 from lighthouse.sweep.spec import Point, Spec, refuse_secrets
 from lighthouse.titan.plan import Plan, parse, plan
@@ -26,8 +27,13 @@ def resolve(spec: Spec, commit: str | None) -> list[PlannedRun]:
     """Let the trainer check every point for the resources given, and make the runs of them.
 
     Raises:
-        ValueError: with what is wrong at each invalid point, or points that are the same run.
+        ValueError: with what is wrong at each invalid point, or points that are the same run; an
+            unknown ``resources.gpu``.
     """
+    if spec.resources.gpu not in devices():
+        raise ValueError(
+            f"resources.gpu = {spec.resources.gpu!r}: must be one of {', '.join(devices())}"
+        )
     planned: list[PlannedRun] = []
     errors: list[str] = []
     for point, name in zip(spec.points, run_names(spec.points), strict=True):
@@ -78,10 +84,18 @@ def _resolve_point(spec: Spec, point: Point, name: str, commit: str | None) -> P
 
 def _parse(spec: Spec, point: Point) -> Any:
     """The trainer's configuration of a point: the base, the common overrides, the point's."""
-    overlay: dict[str, dict[str, Any]] = {"job": {"extends": str(spec.base)}}
-    for dotted, value in {**spec.overrides, **point}.items():
-        section, _, key = dotted.partition(".")
-        overlay.setdefault(section, {})[key] = value
+    values = {**spec.overrides, **point}
+    overlay: dict[str, Any] = {"job": {"extends": str(spec.base)}}
+    for dotted, value in values.items():
+        if whole := next((k for k in values if dotted.startswith(f"{k}.")), None):
+            raise ValueError(
+                f"{whole} = {values[whole]!r}: {dotted} is set too; say it in one place"
+            )
+        *sections, key = dotted.split(".")
+        table = overlay
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[key] = value
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "overlay.toml"
         file.write_text(tomli_w.dumps(overlay), encoding="utf-8")
@@ -90,3 +104,8 @@ def _parse(spec: Spec, point: Point) -> Any:
         except ValueError as error:
             # The overlay is gone when this is read.
             raise ValueError(str(error).replace(f" (in {file})", "")) from None
+        except ModuleNotFoundError as error:
+            key = "job.custom_config_module"
+            if error.name is None or values.get(key) != error.name:
+                raise
+            raise ValueError(f"{key} = {error.name!r}: {error}") from None

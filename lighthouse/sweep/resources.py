@@ -12,6 +12,20 @@ from pathlib import Path
 # What partitions, accounts, memory and constraints consist of; nothing that a shell would act on.
 _SLURM_VALUE = re.compile(r"[A-Za-z0-9_.,:|&@/+*=\[\]-]+")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+# Options that the batch script sets, and the key that they have here if there is one.
+_SET_BY_THE_SWEEP = {
+    **dict.fromkeys(("nodes", "N"), "nodes"),
+    **dict.fromkeys(("gpus-per-node", "ntasks", "n"), "gpus_per_node"),
+    **dict.fromkeys(("cpus-per-task", "c"), "cpus_per_task"),
+    **dict.fromkeys(("time", "t"), "time"),
+    **dict.fromkeys(("partition", "p"), "partition"),
+    **dict.fromkeys(("account", "A"), "account"),
+    **dict.fromkeys(("qos", "q"), "qos"),
+    **dict.fromkeys(("constraint", "C"), "constraint"),
+    **dict.fromkeys(("array", "a"), "max_running"),
+    **{"mem": "mem", "signal": "notice_seconds"},
+    **dict.fromkeys(("job-name", "J", "output", "o", "open-mode", "requeue", "no-requeue"), ""),
+}
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
@@ -26,7 +40,7 @@ class Resources:
         time: limit of an attempt as Slurm writes it: minutes, "HH:MM:SS", "D-HH", ...; a run that
             needs longer continues in the next attempt.
         cpus_per_task, mem, partition, account, qos, constraint: sbatch's options of these names.
-        sbatch: more of sbatch's options, such as "--exclusive".
+        sbatch: more of sbatch's options, such as "--exclusive"; none that a sweep sets itself.
         setup: shell lines before each attempt, such as "module load cuda".
         python: command that starts Python for the training, such as
             ["apptainer", "exec", "--nv", "image.sif", "python"].
@@ -87,9 +101,22 @@ class Resources:
                 raise ValueError(
                     f"resources.sbatch = {option!r}: must be one option, such as '--exclusive'"
                 )
+            _check_is_free(option)
         if not self.python:
             raise ValueError("resources.python = []: must be a command, such as ['python']")
         seconds_of(self.time)
+
+
+def _check_is_free(option: str) -> None:
+    """Refuse what the batch script sets: of an option given twice sbatch takes the last."""
+    for word in option.split():  # a line may have several
+        if not word.startswith("-"):
+            continue
+        name = word[2:].partition("=")[0] if word.startswith("--") else word[1:2]
+        key = _SET_BY_THE_SWEEP.get("ntasks" if name.startswith("ntasks-") else name)
+        if key is not None:
+            instead = f"use resources.{key}" if key else "leave it out"
+            raise ValueError(f"resources.sbatch = {option!r}: is set by the sweep; {instead}")
 
 
 def seconds_of(time: str) -> int:

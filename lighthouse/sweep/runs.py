@@ -15,9 +15,10 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +170,11 @@ def folder_of(output: Path, name: str, identity: str) -> Path:
     return next(output.glob(f"*@{identity}"), output / f"{name}@{identity}")
 
 
-def write_run(run: Run, config_toml: str, diff: str) -> None:
+def write_run(run: Run, config_toml: str, diff: bytes) -> None:
     """Make a run's folder, ``run.json`` last."""
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(run.folder / RESOLVED_FILE, config_toml)
-    write_atomic(run.folder / "git.diff", diff)
+    (run.folder / "git.diff").write_bytes(diff)
     record = {key: value for key, value in asdict(run).items() if key != "folder"}
     write_atomic(run.folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
@@ -184,26 +185,38 @@ def read_run(folder: Path) -> Run:
     return Run(folder=folder, **record)
 
 
-def write_members(output: Path, sweep: str, folders: Sequence[Path]) -> None:
-    """Note which runs a sweep consists of, as of now and in order."""
-    names = [folder.name for folder in folders]
-    write_atomic(output / MEMBERS_FILE.format(sweep), json.dumps(names, indent=2) + "\n")
+def write_members(output: Path, sweep: str, runs: Sequence[Run]) -> None:
+    """Note which runs a sweep consists of, as of now and in order, and what it calls them."""
+    members = [{"folder": r.folder.name, "name": r.name, "overrides": r.overrides} for r in runs]
+    write_atomic(output / MEMBERS_FILE.format(sweep), json.dumps(members, indent=2) + "\n")
 
 
 def read_runs(output: Path, sweep: str | None = None) -> list[Run]:
-    """The runs of a sweep in its order, or all that its output folder has.
+    """The runs of a sweep in its order and by its names, or all that its output folder has.
+
+    Runs of the sweep whose folder is gone are left out, with a note on the standard error.
 
     Raises:
         ValueError: there are none.
     """
     if sweep is None:
         folders = sorted(file.parent for file in output.glob(f"*/{RUN_FILE}"))
+        runs = [read_run(folder) for folder in folders]
     else:
-        members = output / MEMBERS_FILE.format(sweep)
-        folders = [output / n for n in json.loads(members.read_text())] if members.exists() else []
-    if not folders:
+        file = output / MEMBERS_FILE.format(sweep)
+        members = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        runs = []
+        for member in members:
+            # Older files have folders alone. A run that sweeps share is called otherwise in each.
+            own = {"folder": member} if isinstance(member, str) else dict(member)
+            folder = output / own.pop("folder")
+            if (folder / RUN_FILE).exists():
+                runs.append(replace(read_run(folder), **own))
+            else:
+                print(f"note: {folder} is gone; `submit` makes it again", file=sys.stderr)
+    if not runs:
         raise ValueError(f"{output} has no runs{f' of {sweep}' if sweep else ''}: submit it first")
-    return [read_run(folder) for folder in folders]
+    return runs
 
 
 def active_seconds(attempts: Iterable[Attempt], until: float) -> float:

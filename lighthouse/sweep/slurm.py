@@ -42,12 +42,12 @@ def submit(script: str) -> str:
 
 def queue() -> list[Task]:
     """The caller's array tasks that wait or run."""
-    # With -r each element is a line of its own.
-    options = ("--me", "-h", "-r", "-t", "all", "-o", "%j|%F|%K|%T|%r")
-    fields = [line.split("|") for line in _slurm(QUERY_SECONDS, "squeue", *options).splitlines()]
+    # With -r each element is a line of its own. The name is last because it may have any character.
+    options = ("--me", "-h", "-r", "-t", "all", "-o", "%F|%K|%T|%r|%j")
+    lines = _slurm(QUERY_SECONDS, "squeue", *options).splitlines()
     return [
         Task(name, array, int(index), state, reason)
-        for name, array, index, state, reason in fields
+        for array, index, state, reason, name in (line.split("|", 4) for line in lines)
         if index.isdecimal() and state not in _ENDED
     ]
 

@@ -80,6 +80,8 @@ def read_spec(file: Path) -> Spec:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"there is no sweep file {file}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{file} is a folder; give the sweep file") from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{file} is not TOML: {error}") from None
     refuse_secrets(values)
@@ -93,8 +95,11 @@ def read_spec(file: Path) -> Spec:
     base = file.parent / sweep.base
     if not sweep.base or not base.is_file():
         raise ValueError(f"base = {sweep.base!r}: there is no file {base}")
-    output = Path(sweep.output or f"outputs/sweeps/{name}").absolute()
+    # One spelling of each folder: locks and running trainers are found by its path.
+    output = Path(sweep.output or f"outputs/sweeps/{name}").resolve()
     check_path(output, "output")
+    if taken := next((p for p in (output, *output.parents) if p.is_file()), None):
+        raise ValueError(f"output = {str(output)!r}: {taken} is a file, and must be a folder")
     return Spec(
         name=name,
         base=base.absolute(),
@@ -161,9 +166,9 @@ def _flat(values: dict[str, Any], where: str, path: str = "") -> Point:
         key = f"{path}{name}"
         if isinstance(value, dict):
             flat |= _flat(value, where, f"{key}.")
-        elif key.count(".") != 1:
+        elif "." not in key:
             raise ValueError(f"{where}.{key}: must be SECTION.KEY of the trainer's configuration")
-        elif key in SET_BY_THE_SWEEP:
+        elif ".".join(key.split(".")[:2]) in SET_BY_THE_SWEEP:
             raise ValueError(f"{where}.{key}: is set by the sweep itself; leave it out")
         else:
             flat[key] = value

@@ -61,10 +61,13 @@ def is_alive(attempt: Attempt, run: Run) -> bool:
     if attempt.host != socket.gethostname():
         return False
     try:
-        command = Path(f"/proc/{attempt.pid}/cmdline").read_bytes()
+        words = os.fsdecode(Path(f"/proc/{attempt.pid}/cmdline").read_bytes()).split("\0")
     except OSError:
         return False
-    return os.fsencode(run.folder) in command  # or the id is another process's by now
+    # Without the run's folder the id is another process's by now.
+    folder = run.folder.resolve()
+    paths = (Path(os.path.realpath(word)) for word in words if os.path.isabs(word))
+    return any(path.is_relative_to(folder) for path in paths)
 
 
 def _run_state(run: Run, tasks: dict[str, slurm.Task] | None) -> RunState:
@@ -94,7 +97,17 @@ def _judge(
     if (run.folder / CANCEL_FILE).exists():
         return CANCELLED, ""
     if last is None:
-        return NOT_STARTED, ""
+        log = _slurm_log(run)
+        return NOT_STARTED, f"ended before the first attempt, see {log}" if log else ""
     if last.reason in (FAILED, STOPPED, CANCELLED):
         return last.reason, last.error or ""
     return INTERRUPTED, f"after {last.reason}"
+
+
+def _slurm_log(run: Run) -> Path | None:
+    """What Slurm wrote of the last task that the run had: a line of ``setup`` may have failed."""
+    for submission in reversed(read_submissions(run.folder.parent)):
+        if submission.slurm and run.folder.name in submission.runs:
+            log = submission.slurm_log(submission.runs.index(run.folder.name))
+            return log if log.exists() else None
+    return None

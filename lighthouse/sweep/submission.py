@@ -45,12 +45,18 @@ class Submission:
     def slurm(self) -> bool:
         return self.job_name is not None
 
+    def slurm_log(self, index: int | str) -> Path:
+        """What the batch script printed for the run of that index; ``"%a"`` is Slurm's for it."""
+        return self.folder / f"slurm-{index}.log"
+
 
 def next_submission(
     output: Path, sweep: str, resources: Resources, runs: Sequence[Path], slurm: bool
 ) -> Submission:
     """The submission that would come next; writes nothing."""
-    number = len(read_submissions(output)) + 1
+    # Folders count, not records: one may have lost its record, or never got it.
+    folders = [p.name for p in (output / FOLDER).glob("*") if p.name.isdecimal()]
+    number = 1 + max(map(int, folders), default=0)
     place = hashlib.sha256(str(output).encode()).hexdigest()[:6]
     return Submission(
         output=output,

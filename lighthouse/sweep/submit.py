@@ -6,6 +6,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,7 @@ def prepare(spec: Spec, planned: Sequence["PlannedRun"], states: Sequence[RunSta
     for plan, state in zip(planned, states, strict=True):
         if state.state == NOT_STARTED:
             write_run(plan.run, plan.config_toml, difference)
-    write_members(spec.output, spec.name, [state.run.folder for state in states])
+    write_members(spec.output, spec.name, [state.run for state in states])
 
 
 def send(submission: Submission, jobs: int | None) -> str | None:
@@ -101,5 +102,7 @@ def cancel(states: Sequence[RunState]) -> None:
 
 
 def _existing(run: Run) -> Run:
-    """The run as its folder has it, if there is one."""
-    return read_run(run.folder) if (run.folder / RUN_FILE).exists() else run
+    """The run as its folder has it, if there is one, under this sweep's name."""
+    if not (run.folder / RUN_FILE).exists():
+        return run
+    return replace(read_run(run.folder), name=run.name, overrides=run.overrides)

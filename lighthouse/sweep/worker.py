@@ -147,28 +147,31 @@ def _attempt(run: Run, submission: Submission, notice: Notice) -> Attempt:
     reason: str | None = None
     with log_path.open("ab") as log:
         log_start = log.tell()
-        # A session of its own: Ctrl-C in a terminal is for this process to pass on, as a file.
-        process = subprocess.Popen(
-            command(run, submission),
-            cwd=submission.directory,
-            env=environment(run, submission),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
         number = len(run.attempts()) + 1
-        run.log_attempt(
-            {
-                "number": number,
-                "submission": submission.number,
-                "start": time.time(),
-                "host": os.uname().nodename,
-                "pid": process.pid,
-                "job": task,
-                "commit": code.commit(),
-            }
-        )
+        begun = {
+            "number": number,
+            "submission": submission.number,
+            "start": time.time(),
+            "host": os.uname().nodename,
+            "job": task,
+        }
+        try:
+            # A session of its own: Ctrl-C in a terminal is for this process to pass on, as a file.
+            process = subprocess.Popen(
+                command(run, submission),
+                cwd=submission.directory,
+                env=environment(run, submission),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as refused:  # resources.python is not there, say
+            begun |= {"pid": os.getpid(), "commit": code.commit()}
+            end = {"end": time.time(), "reason": FAILED, "step": began_at}
+            run.log_attempt(begun | end | {"error": f"{type(refused).__name__}: {refused}"})
+            return _logged(run, number)
+        run.log_attempt(begun | {"pid": process.pid, "commit": code.commit()})
         while process.poll() is None:
             if reason is None:
                 if (run.folder / CANCEL_FILE).exists():
@@ -196,7 +199,11 @@ def _attempt(run: Run, submission: Submission, notice: Notice) -> Attempt:
         reason = FAILED
     end = {"end": time.time(), "reason": reason, "exit_code": process.returncode, "step": step}
     run.log_attempt({"number": number} | end | {"error": error})
-    return run.attempts()[-1]
+    return _logged(run, number)
+
+
+def _logged(run: Run, number: int) -> Attempt:
+    return next(attempt for attempt in run.attempts() if attempt.number == number)
 
 
 def _task() -> str:

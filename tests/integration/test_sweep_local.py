@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from lighthouse.sweep.local import check_room, run_local
 from lighthouse.sweep.resources import Resources
 from lighthouse.sweep.runs import FAILED, FINISHED, STOPPED, read_runs, write_members
+from scripts.sweep import collect_command, resume_command
 from tests.sweeps import fake_python, make_run, make_submission
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +25,7 @@ def sweep(tmp_path):
     """A sweep of three runs that has been planned, and the sweep file."""
     output = tmp_path / "out"
     runs = [make_run(output, f"k={i}", steps=20) for i in range(3)]
-    write_members(output, "sweep", [run.folder for run in runs])
+    write_members(output, "sweep", runs)
     file = tmp_path / "sweep.toml"
     (tmp_path / "base.toml").touch()
     file.write_text(
@@ -90,6 +92,29 @@ def test_one_failure_does_not_stop_the_rest(tmp_path):
     failed = runs[1].attempts()
     assert [a.reason for a in failed] == [FAILED, FAILED]
     assert "FileNotFoundError" in (failed[-1].error or "")
+
+
+def test_resume_refuses_other_resources_than_the_runs_have(sweep):
+    sweep.write_text(sweep.read_text().replace("gpus_per_node = 0", "gpus_per_node = 2"))
+    with pytest.raises(ValueError) as refused:
+        resume_command(Namespace(sweep=sweep, runs=[], local=False, jobs=None))
+    assert "resources.gpus_per_node = 2: k=0 is a run of 1 processes, not 2" in str(refused.value)
+    assert not (sweep.parent / "out" / "submissions").exists()
+
+
+def test_an_output_folder_may_be_given_through_a_link(sweep, capsys):
+    link = sweep.parent / "link"
+    link.symlink_to("out")
+    collect_command(Namespace(sweep=link))
+    assert f"{sweep.parent}/out/results/link/results.csv\n" in capsys.readouterr().out
+
+
+def test_the_first_entry_that_names_no_gpu_ends_the_list(monkeypatch):
+    for named, there in (("-1", 0), ("", 0), ("NoDevFiles", 0), ("0,-1,2", 1), ("GPU-1a, 3", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        check_room(Resources(gpus_per_node=there), 1)
+        with pytest.raises(ValueError, match=f"{there + 1} GPUs are wanted at a time, {there} are"):
+            check_room(Resources(gpus_per_node=there + 1), 1)
 
 
 def test_each_run_gets_gpus_of_its_own(monkeypatch):

@@ -99,6 +99,27 @@ def test_all_invalid_points_are_named(tmp_path):
     assert "checkpoint.enable=false: checkpoint.enable = False" in message
 
 
+def test_deeper_keys_reach_the_trainer(tmp_path):
+    text = "[axes]\ntraining.dataloader.num_workers = [0, 2]\n[resources]\ngpus_per_node = 0\n"
+    configs = [tomllib.loads(p.config_toml) for p in resolve(sweep(tmp_path, text), None)]
+    assert [c["training"]["dataloader"]["num_workers"] for c in configs] == [0, 2]
+    with pytest.raises(ValueError, match=r"training\.dataloader = 1: .*num_workers is set too"):
+        resolve(sweep(tmp_path, "[overrides]\ntraining.dataloader = 1\n" + text), None)
+
+
+def test_an_unknown_gpu_is_named_once(tmp_path):
+    text = "[axes]\nlighthouse.topk = [16, 32]\n[resources]\ngpu = 'a100'\n"
+    with pytest.raises(ValueError, match=r"^resources\.gpu = 'a100': must be one of .*h100"):
+        resolve(sweep(tmp_path, text), None)
+
+
+@pytest.mark.parametrize("key", ["experimental.custom_import", "job.custom_config_module"])
+def test_a_missing_module_is_named(tmp_path, key):
+    text = f"[[points]]\n{key} = 'nope'\n[resources]\ngpus_per_node = 0\n"
+    with pytest.raises(ValueError, match=f"(?s)nope.*{key}|{key}.*nope"):
+        resolve(sweep(tmp_path, text), None)
+
+
 def test_degrees_must_suit_the_resources(tmp_path):
     spec = sweep(
         tmp_path,

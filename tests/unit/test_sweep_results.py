@@ -3,11 +3,16 @@
 import csv
 import json
 import math
+import shutil
+import subprocess
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from lighthouse.sweep import code
 from lighthouse.sweep.collect import collect, markdown, write_results
 from lighthouse.sweep.plots import plot_sweep
 from lighthouse.sweep.runs import (
@@ -20,6 +25,7 @@ from lighthouse.sweep.runs import (
     active_seconds,
     read_runs,
     write_members,
+    write_run,
 )
 from lighthouse.sweep.screen import status_table
 from lighthouse.sweep.slurm import Task
@@ -32,7 +38,8 @@ from lighthouse.sweep.state import (
     UNKNOWN,
     run_states,
 )
-from tests.sweeps import make_run
+from lighthouse.sweep.submit import planned_states
+from tests.sweeps import make_run, make_submission
 
 START = {"submission": 1, "host": "elsewhere", "pid": 1, "job": "7_0", "commit": None}
 END = {"exit_code": 1, "step": 0, "error": None}
@@ -173,11 +180,67 @@ def test_plots(tmp_path):
 
 def test_runs_of_a_sweep_and_of_its_folder(tmp_path):
     runs = [make_run(tmp_path, name) for name in "cab"]
-    write_members(tmp_path, "grid", [run.folder for run in runs[:2]])
+    write_members(tmp_path, "grid", runs[:2])
     assert [run.name for run in read_runs(tmp_path, "grid")] == ["c", "a"]
     assert [run.name for run in read_runs(tmp_path)] == ["a", "b", "c"]
     with pytest.raises(ValueError, match="has no runs of other: submit it first"):
         read_runs(tmp_path, "other")
+
+
+def test_a_run_that_sweeps_share_is_called_as_each_of_them_calls_it(tmp_path):
+    run = make_run(tmp_path)
+    (planned,) = planned_states(
+        [SimpleNamespace(run=replace(run, name="p=2", overrides={"p": 2}))], {}
+    )
+    write_members(tmp_path, "first", [run])
+    write_members(tmp_path, "second", [planned.run])
+    (row,) = collect(read_runs(tmp_path, "second"))
+    assert (row["name"], row["overrides"]) == ("p=2", {"p": 2})
+    assert read_runs(tmp_path, "first") == read_runs(tmp_path) == [run]
+    (tmp_path / "first.runs.json").write_text(json.dumps([run.folder.name]))  # without names
+    assert read_runs(tmp_path, "first") == [run]
+
+
+def test_runs_without_their_folder_are_left_out_with_a_note(tmp_path, capsys):
+    runs = [make_run(tmp_path, name) for name in "ab"]
+    write_members(tmp_path, "grid", runs)
+    shutil.rmtree(runs[0].folder)
+    assert read_runs(tmp_path, "grid") == runs[1:]
+    printed = capsys.readouterr()
+    assert printed.err == f"note: {runs[0].folder} is gone; `submit` makes it again\n"
+    shutil.rmtree(runs[1].folder)
+    with pytest.raises(ValueError, match="submit it first"):
+        read_runs(tmp_path, "grid")
+
+
+def test_what_ended_before_the_first_attempt_has_a_log_of_slurms(tmp_path):
+    runs = [make_run(tmp_path, f"k={i}") for i in range(2)]
+    submission = make_submission(runs, slurm=True)
+    assert state(runs[1]) == (NOT_STARTED, "")
+    submission.slurm_log(1).touch()
+    note = f"ended before the first attempt, see {submission.folder}/slurm-1.log"
+    assert state(runs[1]) == (NOT_STARTED, note)
+    assert state(runs[0]) == (NOT_STARTED, "")
+
+
+def test_changes_of_any_encoding_are_kept(tmp_path, monkeypatch):
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=x", "-c", "user.email=x")
+        subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True)
+
+    (tmp_path / "a.txt").write_bytes(b"\xe8\n")
+    git("init", "-q")
+    git("add", "a.txt")
+    git("commit", "-qm", "x")
+    monkeypatch.setattr(code, "ROOT", tmp_path)
+    assert not str(code.commit()).endswith("+")
+    (tmp_path / "a.txt").write_bytes(b"\xe9\r\n")
+    (tmp_path / "b.txt").touch()
+    assert str(code.commit()).endswith("+")
+    run = make_run(tmp_path / "out")
+    write_run(run, "", code.difference())
+    kept = (run.folder / "git.diff").read_bytes()
+    assert b"# not in git: b.txt\n" in kept and b"-\xe8\n+\xe9\r\n" in kept
 
 
 def test_time_left_of_a_running_run_goes_on_falling(tmp_path):

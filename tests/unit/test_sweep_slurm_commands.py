@@ -1,6 +1,7 @@
 """The batch script, and Slurm's commands when they are missing, slow or refuse."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -109,9 +110,9 @@ def test_sbatch_gets_the_script_and_returns_the_id(fake, tmp_path):
 def test_the_queue_has_what_waits_and_runs(fake):
     fake(
         "squeue",
-        r"""printf 's-0001-x|7|0|RUNNING|None\ns-0001-x|7|1|PENDING|BeginTime\n'
-        printf 's-0001-x|7|2|TIMEOUT|TimeLimit\nother|8|N/A|RUNNING|None\n'
-        printf 's-0001-x|7|3|COMPLETING|None\n'""",
+        r"""printf '7|0|RUNNING|None|s-0001-x\n7|1|PENDING|BeginTime|s-0001-x\n'
+        printf '7|2|TIMEOUT|TimeLimit|s-0001-x\n8|N/A|RUNNING|None|other\n'
+        printf '7|3|COMPLETING|None|s-0001-x\n'""",
     )
     assert slurm.queue() == [
         Task("s-0001-x", "7", 0, "RUNNING", "None"),
@@ -120,11 +121,35 @@ def test_the_queue_has_what_waits_and_runs(fake):
     ]
 
 
+def test_another_jobs_name_may_have_any_character(fake):
+    fake("squeue", "echo '8|0|RUNNING|None|eval|x|y'")
+    assert slurm.queue() == [Task("eval|x|y", "8", 0, "RUNNING", "None")]
+
+
+def test_no_option_is_given_twice(tmp_path):
+    script = batch_script(make_submission([make_run(tmp_path)], slurm=True))
+    options = [line[8:] for line in script.splitlines() if line.startswith("#SBATCH ")]
+    for option in options:
+        with pytest.raises(ValueError, match=r"resources\.sbatch = .*: is set by the sweep; "):
+            Resources(sbatch=[option]).check()
+
+
 def test_tasks_are_found_by_the_name_of_their_submission(fake, tmp_path):
     runs = [make_run(tmp_path / "out", f"k={i}") for i in range(2)]
     assert queued_tasks(tmp_path / "out") == {}  # Slurm is not asked
     make_submission(runs)
     name = make_submission(runs[::-1], slurm=True).job_name
-    fake("squeue", f"echo '{name}|7|0|PENDING|None'; echo 'x-0001-012345|8|1|PENDING|None'")
+    fake("squeue", f"echo '7|0|PENDING|None|{name}'; echo '8|1|PENDING|None|x-0001-012345'")
     tasks = queued_tasks(tmp_path / "out")
     assert {folder: task.array for folder, task in tasks.items()} == {runs[1].folder.name: "7"}
+
+
+@pytest.mark.parametrize("removed", ["1", "2"])
+def test_a_submission_without_its_record_is_in_no_ones_way(tmp_path, removed):
+    run = make_run(tmp_path)
+    for _ in range(2):
+        make_submission([run])
+    (tmp_path / "submissions" / f"000{removed}" / "submission.json").unlink()
+    assert make_submission([run]).number == 3
+    shutil.rmtree(tmp_path / "submissions" / "0001")
+    assert make_submission([run]).number == 4

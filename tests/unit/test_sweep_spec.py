@@ -70,6 +70,7 @@ def test_without_axes_there_is_the_base_or_the_explicit_points_alone(read):
         ("[axes]\nlighthouse.topk = []", "must be a list of values, at least one"),
         ("[axes]\ntopk = [1]", "axes.topk: must be SECTION.KEY"),
         ("[overrides]\njob.dump_folder = 'x'", "job.dump_folder: is set by the sweep itself"),
+        ("[overrides]\njob.extends.x = 1", "job.extends.x: is set by the sweep itself"),
         ("[overrides]\na.b = 1\n[axes]\na.b = [1]", "overrides.a.b: is one of the axes too"),
         ("seeds = [1]\n[axes]\ndebug.seed = [2]", "seeds = [1]: debug.seed is set elsewhere"),
         ("[axes]\na.b = [1]\n[[exclude]]\na.b = 2", "exclude: no combination of the axes has"),
@@ -86,6 +87,26 @@ def test_without_axes_there_is_the_base_or_the_explicit_points_alone(read):
         ('[resources]\naccount = "a\'"', "resources.account"),
         ("[resources]\nsbatch = ['a']", "resources.sbatch = 'a': must be one option"),
         ('[resources]\nsbatch = ["--x\\nid"]', "resources.sbatch"),
+        *(
+            (
+                f"[resources]\nsbatch = ['{option}']",
+                f"sbatch = '{option}': is set by the sweep; {way}",
+            )
+            for option, way in (
+                ("--job-name=mine", "leave it out"),
+                ("-J mine", "leave it out"),
+                ("--exclusive --requeue", "leave it out"),
+                ("--no-requeue", "leave it out"),
+                ("--open-mode truncate", "leave it out"),
+                ("-o=x", "leave it out"),
+                ("-a0-9", "use resources.max_running"),
+                ("-N2", "use resources.nodes"),
+                ("--ntasks-per-gpu=1", "use resources.gpus_per_node"),
+                ("-n 4", "use resources.gpus_per_node"),
+                ("-t5", "use resources.time"),
+                ("--signal=TERM", "use resources.notice_seconds"),
+            )
+        ),
         ("[resources]\npython = []", "resources.python = []"),
         ("[resources]\nsetup = ['export WANDB_API_KEY=0123']", "resources.setup: looks like a sec"),
         (
@@ -94,13 +115,37 @@ def test_without_axes_there_is_the_base_or_the_explicit_points_alone(read):
         ),
         ("[overrides]\na.api_key = 'x'", "overrides.a.api_key: looks like a secret"),
         ("[overrides]\na.b = 'https://me:word@host/x'", "overrides.a.b: looks like a secret"),
+        ('output = "base.toml/x"', "base.toml is a file, and must be a folder"),
         ("[axes", "is not TOML"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(read, text, message):
+def test_what_cannot_be_is_refused_by_name(read, text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as raised:
         read(text)
     assert message in str(raised.value)
+
+
+def test_a_folder_is_no_sweep_file(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder; give the sweep file"):
+        read_spec(tmp_path)
+
+
+def test_an_output_folder_has_one_path_however_it_is_written(read, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for spelling in ("real", "link", "link/../real", "missing/../real"):
+        assert read(f'output = "{tmp_path}/{spelling}/o"').output == tmp_path / "real" / "o"
+
+
+def test_keys_may_be_deeper_than_a_section(read):
+    spec = read("[axes]\ntraining.dataloader.num_workers = [0, 2]")
+    assert run_names(spec.points) == ["num_workers=0", "num_workers=2"]
+
+
+def test_other_options_of_sbatch_are_left_to_the_user():
+    options = ["--exclusive", "--nice=5", "--time-min=1", "-x n1", "--gres=a:1", "--nodelist=n"]
+    Resources(sbatch=options).check()
 
 
 def test_a_secret_is_not_repeated(read):

@@ -17,6 +17,7 @@ from lighthouse.metrics_log import read_metrics
 from lighthouse.run_folder import STOP_FILE
 from lighthouse.sweep import worker
 from lighthouse.sweep.launch import command, environment
+from lighthouse.sweep.resources import Resources
 from lighthouse.sweep.runs import (
     CANCEL_FILE,
     CANCELLED,
@@ -25,7 +26,10 @@ from lighthouse.sweep.runs import (
     FINISHED,
     LOST,
     STOPPED,
+    Attempt,
 )
+from lighthouse.sweep.state import is_alive, run_states
+from lighthouse.sweep.submission import next_submission, write_submission
 from lighthouse.sweep.worker import AGAIN, error_of
 from tests.sweeps import make_run, make_submission
 
@@ -145,6 +149,41 @@ def test_a_killed_attempt_is_noted_by_the_next(tmp_path):
         file.write('{"number": 1, "en')  # the worker died while it wrote
     assert attempt(make_submission([run])) == 0
     assert reasons(run) == [LOST, FINISHED]
+
+
+def test_what_keeps_training_from_starting_is_the_error_of_an_attempt(tmp_path):
+    run = make_run(tmp_path)
+    resources = Resources(gpus_per_node=0, python=["pyhton3"])
+    submission = next_submission(tmp_path, "test", resources, [run.folder], slurm=False)
+    write_submission(submission)
+    assert [attempt(submission) for _ in range(2)] == [AGAIN, 1]
+    (state,) = run_states([run], {})
+    assert state.state == FAILED and len(state.attempts) == 2
+    assert state.note == "FileNotFoundError: [Errno 2] No such file or directory: 'pyhton3'"
+
+
+def test_an_attempt_is_judged_by_its_own_end(tmp_path):
+    run = make_run(tmp_path, steps=3)
+    begun = {"number": 9, "submission": 1, "start": 1.0, "host": "x", "pid": 1, "job": None}
+    other = begun | {"commit": None, "end": 2.0, "reason": FAILED}
+    thread = when_training(run, lambda: run.log_attempt(other))
+    assert attempt(make_submission([run], "slow")) == 0
+    thread.join()
+    assert run.done and reasons(run) == [FINISHED, FAILED]
+
+
+def test_a_trainer_is_found_by_any_spelling_of_its_folder(tmp_path):
+    run = make_run(tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    spelled = tmp_path / "link" / run.folder.name / "config.toml"
+    command = [sys.executable, "-c", "input('ready')", str(spelled)]
+    with subprocess.Popen(command, stdin=-1, stdout=-1) as process:
+        assert process.stdout.read(5) == b"ready"  # its command line is there by now
+        begun = {"number": 1, "submission": 1, "start": 1.0, "host": os.uname().nodename}
+        trainer = Attempt(**begun, pid=process.pid, job=None, commit=None)
+        assert is_alive(trainer, run)
+        assert not is_alive(trainer, make_run(tmp_path / "real", "other"))
+        process.communicate(b"\n")
 
 
 def test_a_run_is_not_trained_twice_at_a_time(tmp_path):
