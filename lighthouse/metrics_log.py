@@ -44,10 +44,12 @@ def join_runs(folders: Sequence[Path]) -> list[Record]:
         ValueError: a folder without metrics, or parts that are not in order.
     """
     joined: list[Record] = []
-    before: int | None = None
+    before = -1
     for folder in folders:
         records = read_metrics(folder)
-        if before is not None and records[0]["step"] <= before:
+        # Two parts may begin alike, if the earlier one saved nothing, but not at the start.
+        first = joined[0]["step"] if joined else -1
+        if records[0]["step"] < before or records[0]["step"] <= first:
             raise ValueError(
                 f"{folder} begins at step {records[0]['step']}, not after the part before it "
                 f"(step {before}): give the folders of one run in order of training"

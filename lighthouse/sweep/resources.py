@@ -5,6 +5,7 @@ code, and meant to be.
 """
 
 import re
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 # Options that the batch script sets, and the key that they have here if there is one.
 _SET_BY_THE_SWEEP = {
     **dict.fromkeys(("nodes", "N"), "nodes"),
-    **dict.fromkeys(("gpus-per-node", "ntasks", "n"), "gpus_per_node"),
+    **dict.fromkeys(("gpus-per-node", "ntasks", "ntasks-per-node", "n"), "gpus_per_node"),
     **dict.fromkeys(("cpus-per-task", "c"), "cpus_per_task"),
     **dict.fromkeys(("time", "t"), "time"),
     **dict.fromkeys(("partition", "p"), "partition"),
@@ -109,11 +110,15 @@ class Resources:
 
 def _check_is_free(option: str) -> None:
     """Refuse what the batch script sets: of an option given twice sbatch takes the last."""
-    for word in option.split():  # a line may have several
+    try:
+        words = shlex.split(option)  # a line may have several
+    except ValueError as error:
+        raise ValueError(f"resources.sbatch = {option!r}: {error}") from None
+    for word in words:
         if not word.startswith("-"):
             continue
         name = word[2:].partition("=")[0] if word.startswith("--") else word[1:2]
-        key = _SET_BY_THE_SWEEP.get("ntasks" if name.startswith("ntasks-") else name)
+        key = _SET_BY_THE_SWEEP.get(name)
         if key is not None:
             instead = f"use resources.{key}" if key else "leave it out"
             raise ValueError(f"resources.sbatch = {option!r}: is set by the sweep; {instead}")

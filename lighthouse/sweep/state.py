@@ -97,7 +97,7 @@ def _judge(
     if (run.folder / CANCEL_FILE).exists():
         return CANCELLED, ""
     if last is None:
-        log = _slurm_log(run)
+        log = _slurm_log(run) if slurm_answers else None
         return NOT_STARTED, f"ended before the first attempt, see {log}" if log else ""
     if last.reason in (FAILED, STOPPED, CANCELLED):
         return last.reason, last.error or ""

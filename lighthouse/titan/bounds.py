@@ -17,10 +17,10 @@ def check_numbers(job_config: Any) -> None:
             raise ValueError(f"{key} = {value}: must be at least 1")
     _check_schedule(job_config)
     checkpoint, profiling = job_config.checkpoint, job_config.profiling
-    if checkpoint.enable and (checkpoint.keep_latest_k < 0 or checkpoint.keep_latest_k == 1):
+    if checkpoint.enable and checkpoint.keep_latest_k == 1:
         raise ValueError(
-            f"checkpoint.keep_latest_k = {checkpoint.keep_latest_k}: must be at least 2, since one "
-            "is being written while another is deleted, or 0 to keep all"
+            "checkpoint.keep_latest_k = 1: must be at least 2, since one is being written while "
+            "another is deleted, or 0 to keep all"
         )
     traced = profiling.profiler_warmup + profiling.profiler_active
     if profiling.enable_profiling and profiling.profile_freq < traced:
@@ -33,7 +33,7 @@ def check_numbers(job_config: Any) -> None:
 def _at_least_one(job_config: Any) -> list[str]:
     keys = ["training.steps", "training.seq_len", "training.local_batch_size", "training.gc_freq"]
     keys.append("metrics.log_freq")
-    if job_config.checkpoint.enable:
+    if job_config.checkpoint.enable and not job_config.checkpoint.load_only:
         keys.append("checkpoint.interval")
     if job_config.validation.enable:
         keys += ["validation.freq", "validation.seq_len", "validation.local_batch_size"]
@@ -55,6 +55,6 @@ def _check_schedule(job_config: Any) -> None:
     if schedule.total_steps is not None and schedule.total_steps < steps:
         raise ValueError(
             f"lr_scheduler.total_steps = {schedule.total_steps}: the schedule would end before "
-            f"training.steps = {steps}, with learning rates below zero after it; use {steps} or "
-            "more, or fewer steps"
+            f"training.steps = {steps}, and has no learning rate after it; use {steps} or more, or "
+            "fewer steps"
         )

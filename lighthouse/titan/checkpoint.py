@@ -32,9 +32,9 @@ def run_record(job_config: Any, data_parallel_degree: int) -> dict[str, Any]:
         "data_parallel_degree": data_parallel_degree,
         "data": {
             "training.dataset": training.dataset,
-            "training.dataset_path": text_identity(training.dataset, training.dataset_path),
             "training.dataloader.num_workers": training.dataloader.num_workers,
         },
+        "local_text": text_identity(training.dataset, training.dataset_path),
     }
     for section, names in _STATE_IN_CHECKPOINT.items():
         values = asdict(getattr(job_config, section))
@@ -98,7 +98,7 @@ def check_resume(job_config: Any, data_parallel_degree: int) -> int:
             "nothing is left to train; raise training.steps, or use another job.dump_folder"
         )
     record_file = checkpoint / RECORD
-    if not record_file.is_file() and not (checkpoint / ".metadata").is_file():
+    if not (checkpoint / ".metadata").is_file():
         raise ValueError(
             f"checkpoint {checkpoint} is in Hugging Face's format and can't be resumed; start from "
             "it with checkpoint.initial_load_path and checkpoint.initial_load_in_hf = true in "
@@ -166,6 +166,13 @@ def _check_record(
             f"data order belongs to that; use {was}, or set checkpoint.exclude_from_loading = "
             "['dataloader'] to start the data afresh"
         )
+    text, text_now = saved.get("local_text"), current["local_text"]
+    if text and text_now and text != text_now and "dataloader" not in excluded:
+        raise ValueError(
+            f"training.dataset_path has {text_now}: checkpoint {checkpoint} was written with "
+            f"{text} and its place in the data belongs to those; put them back, or set "
+            "checkpoint.exclude_from_loading = ['dataloader'] to start the data afresh"
+        )
     for key, was in saved.get("data", {}).items():
         if was != current["data"][key] and "dataloader" not in excluded:
             raise ValueError(
@@ -175,10 +182,11 @@ def _check_record(
             )
     end = saved["lr_scheduler"]["total_steps"]
     if end < steps and "lr_scheduler" not in excluded:
+        up_to_there = "" if _step_of(checkpoint) == end else f"use training.steps = {end}, or "
         raise ValueError(
             f"training.steps = {steps}: the schedule of checkpoint {checkpoint} ends at step {end} "
-            "(lr_scheduler.total_steps), which a resume keeps; use at most that, or start a new "
-            "schedule with checkpoint.exclude_from_loading = ['optimizer', 'lr_scheduler']"
+            f"(lr_scheduler.total_steps), which a resume keeps; {up_to_there}start a new schedule "
+            "with checkpoint.exclude_from_loading = ['optimizer', 'lr_scheduler']"
         )
     for section, names in _STATE_IN_CHECKPOINT.items():
         for name in names:

@@ -126,15 +126,16 @@ def layer_configs(
     base = {name: getattr(section, name) for name in fields} | {"num_chunks": num_chunks}
     _check(base, seq_len, length_section, "")
     overrides: list[dict[str, str | int]] = [{} for _ in range(num_layers)]
-    latest: dict[int, str] = {}
+    entries: list[list[str]] = [[] for _ in range(num_layers)]
     for entry in section.layer_overrides:
         layers, values = _parse_override(entry, num_layers)
         for layer in layers:
             overrides[layer] |= values
-            latest[layer] = entry
-    for layer, entry in latest.items():
-        where = f"lighthouse.layer_overrides = {entry!r}: "
-        _check(base | overrides[layer], seq_len, length_section, where)
+            entries[layer].append(entry)
+    for layer in range(num_layers):
+        if entries[layer]:
+            where = f"lighthouse.layer_overrides = {', '.join(map(repr, entries[layer]))}: "
+            _check(base | overrides[layer], seq_len, length_section, where)
     return [
         None if layer in section.dense_layers else LighthouseConfig(**(base | overrides[layer]))
         for layer in range(num_layers)

@@ -54,7 +54,8 @@ def text_identity(dataset: str, dataset_path: str | None) -> str | None:
     """
     if dataset.lower() != "local" or dataset_path is None:
         return None
-    root = Path(dataset_path)
-    sizes = {file.relative_to(root).as_posix(): file.stat().st_size for file in local_files(root)}
+    path = Path(dataset_path)
+    root = path.parent if path.is_file() else path
+    sizes = {file.relative_to(root).as_posix(): file.stat().st_size for file in local_files(path)}
     digest = hashlib.sha256(repr(sorted(sizes.items())).encode()).hexdigest()
     return f"{len(sizes)} files of {sum(sizes.values()):,} bytes, {digest[:12]}"

@@ -34,10 +34,11 @@ def validate(job_config: Any, this_machine: bool = True) -> None:
     if job_config.experimental.custom_import:
         _import(job_config.experimental.custom_import)
     check_numbers(job_config)
-    _check_names(job_config)
+    _check_compiler(job_config.compile)
     _check_loading(job_config)
     check_layout(job_config)
     if job_config.model.name == "llama3":
+        _check_optimizer(job_config.optimizer)
         check_model_fits(job_config, _flavor_args(job_config))
         _check_balancer(job_config)
         _warn_of_pipeline(job_config)
@@ -69,18 +70,20 @@ def _import(module: str) -> None:
         raise ValueError(f"experimental.custom_import = {module!r}: {error}") from error
 
 
-def _check_names(job_config: Any) -> None:
-    optimizer, compilation = job_config.optimizer, job_config.compile
-    if optimizer.name not in OPTIMIZERS:
+def _check_optimizer(section: Any) -> None:
+    if section.name not in OPTIMIZERS:
         raise ValueError(
-            f"optimizer.name = {optimizer.name!r}: must be one of {', '.join(OPTIMIZERS)}"
+            f"optimizer.name = {section.name!r}: must be one of {', '.join(OPTIMIZERS)}"
         )
+
+
+def _check_compiler(section: Any) -> None:
     # The list is torch._dynamo's, which takes long to import.
-    if compilation.enable and compilation.backend != "inductor":
+    if section.enable and section.backend != "inductor":
         known = torch.compiler.list_backends(exclude_tags=())
-        if compilation.backend not in known:
+        if section.backend not in known:
             raise ValueError(
-                f"compile.backend = {compilation.backend!r}: must be one of {', '.join(known)}"
+                f"compile.backend = {section.backend!r}: must be one of {', '.join(known)}"
             )
 
 
@@ -173,10 +176,12 @@ def _check_chunked_loss(job_config: Any) -> None:
                 f"{key}: needs the whole output layer on each rank, which "
                 f"parallelism.{degree} = {getattr(parallelism, degree)} splits; use 0"
             )
-    float8 = job_config.quantize.linear.float8
-    if "quantize.linear.float8" in job_config.model.converters and not any(
-        name in "output" for name in float8.filter_fqns
-    ):
+    converted = "quantize.linear.float8" in job_config.model.converters and not any(
+        name in "output" for name in job_config.quantize.linear.float8.filter_fqns
+    )
+    # Of sides that are no multiples of 16 a layer is left as it is.
+    sizes = _flavor_args(job_config)
+    if converted and sizes.vocab_size % 16 == 0 and sizes.dim % 16 == 0:
         raise ValueError(
             f"{key}: needs the output layer as it is, which model.converters = "
             f"{job_config.model.converters} replaces; use 0, or add 'output' to "

@@ -286,6 +286,7 @@ def test_wrong_type_names_key_and_value(parse, key, value):
         (
             {
                 "training.loss_chunk_tokens": 64,
+                "model.flavor": "debugmodel",
                 "model.converters": ["quantize.linear.float8"],
             },
             "training.loss_chunk_tokens = 64",
@@ -376,6 +377,10 @@ def test_overrides_apply_in_order_and_dense_layers_win():
     assert configs[1] == LighthouseConfig(topk=8, stratum=8)
     assert configs[2] == LighthouseConfig(topk=32, stratum=8, num_levels=2, scorer="dilated")
     assert configs[3] == base
+
+
+def test_float8_leaves_a_byte_vocabulary_to_the_loss_in_chunks(parse):
+    parse({"training.loss_chunk_tokens": 64, "model.converters": ["quantize.linear.float8"]})
 
 
 def test_overrides_are_checked_together():

@@ -87,6 +87,7 @@ def test_without_axes_there_is_the_base_or_the_explicit_points_alone(read):
         ('[resources]\naccount = "a\'"', "resources.account"),
         ("[resources]\nsbatch = ['a']", "resources.sbatch = 'a': must be one option"),
         ('[resources]\nsbatch = ["--x\\nid"]', "resources.sbatch"),
+        ('[resources]\nsbatch = ["--comment=\'a"]', "resources.sbatch"),
         *(
             (
                 f"[resources]\nsbatch = ['{option}']",
@@ -101,7 +102,7 @@ def test_without_axes_there_is_the_base_or_the_explicit_points_alone(read):
                 ("-o=x", "leave it out"),
                 ("-a0-9", "use resources.max_running"),
                 ("-N2", "use resources.nodes"),
-                ("--ntasks-per-gpu=1", "use resources.gpus_per_node"),
+                ("--ntasks-per-node=1", "use resources.gpus_per_node"),
                 ("-n 4", "use resources.gpus_per_node"),
                 ("-t5", "use resources.time"),
                 ("--signal=TERM", "use resources.notice_seconds"),
@@ -124,6 +125,11 @@ def test_what_cannot_be_is_refused_by_name(read, text, message, tmp_path, monkey
     with pytest.raises(ValueError) as raised:
         read(text)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("option", ["--ntasks-per-core=1", "--comment='run -n 3'"])
+def test_other_options_of_sbatch_are_taken(read, option):
+    assert read(f'[resources]\nsbatch = ["{option}"]').resources.sbatch
 
 
 def test_a_folder_is_no_sweep_file(tmp_path):
