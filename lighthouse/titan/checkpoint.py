@@ -159,27 +159,8 @@ def _check_record(
             "checkpoint.initial_load_path in another job.dump_folder"
         )
     excluded = config.exclude_from_loading
-    was, now = saved["data_parallel_degree"], current["data_parallel_degree"]
-    if was != now and "dataloader" not in excluded:
-        raise ValueError(
-            f"data-parallel degree = {now}: checkpoint {checkpoint} was written at {was} and the "
-            f"data order belongs to that; use {was}, or set checkpoint.exclude_from_loading = "
-            "['dataloader'] to start the data afresh"
-        )
-    text, text_now = saved.get("local_text"), current["local_text"]
-    if text and text_now and text != text_now and "dataloader" not in excluded:
-        raise ValueError(
-            f"training.dataset_path has {text_now}: checkpoint {checkpoint} was written with "
-            f"{text} and its place in the data belongs to those; put them back, or set "
-            "checkpoint.exclude_from_loading = ['dataloader'] to start the data afresh"
-        )
-    for key, was in saved.get("data", {}).items():
-        if was != current["data"][key] and "dataloader" not in excluded:
-            raise ValueError(
-                f"{key} = {current['data'][key]!r}: checkpoint {checkpoint} was written with "
-                f"{was!r} and its place in the data belongs to that; use {was!r}, or set "
-                "checkpoint.exclude_from_loading = ['dataloader'] to start the data afresh"
-            )
+    if "dataloader" not in excluded:
+        _check_data(checkpoint, saved, current)
     end = saved["lr_scheduler"]["total_steps"]
     if end < steps and "lr_scheduler" not in excluded:
         up_to_there = "" if _step_of(checkpoint) == end else f"use training.steps = {end}, or "
@@ -197,3 +178,25 @@ def _check_record(
                     "or start afresh with checkpoint.exclude_from_loading = "
                     "['optimizer', 'lr_scheduler']"
                 )
+
+
+def _check_data(checkpoint: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    afresh = "set checkpoint.exclude_from_loading = ['dataloader'] to start the data afresh"
+    was, now = saved["data_parallel_degree"], current["data_parallel_degree"]
+    if was != now:
+        raise ValueError(
+            f"data-parallel degree = {now}: checkpoint {checkpoint} was written at {was} and the "
+            f"data order belongs to that; use {was}, or {afresh}"
+        )
+    was, now = saved.get("local_text"), current["local_text"]
+    if was and now and was != now:
+        raise ValueError(
+            f"training.dataset_path has {now}: checkpoint {checkpoint} was written with {was} and "
+            f"its place in the data belongs to those; put them back, or {afresh}"
+        )
+    for key, was in saved.get("data", {}).items():
+        if was != current["data"][key]:
+            raise ValueError(
+                f"{key} = {current['data'][key]!r}: checkpoint {checkpoint} was written with "
+                f"{was!r} and its place in the data belongs to that; use {was!r}, or {afresh}"
+            )
