@@ -127,11 +127,6 @@ def test_what_cannot_be_is_refused_by_name(read, text, message, tmp_path, monkey
     assert message in str(raised.value)
 
 
-@pytest.mark.parametrize("option", ["--ntasks-per-core=1", "--comment='run -n 3'"])
-def test_other_options_of_sbatch_are_taken(read, option):
-    assert read(f'[resources]\nsbatch = ["{option}"]').resources.sbatch
-
-
 def test_a_folder_is_no_sweep_file(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path} is a folder; give the sweep file"):
         read_spec(tmp_path)
@@ -151,6 +146,7 @@ def test_keys_may_be_deeper_than_a_section(read):
 
 def test_other_options_of_sbatch_are_left_to_the_user():
     options = ["--exclusive", "--nice=5", "--time-min=1", "-x n1", "--gres=a:1", "--nodelist=n"]
+    options += ["--ntasks-per-core=1", "--comment='run -n 3'"]
     Resources(sbatch=options).check()
 
 
