@@ -244,6 +244,7 @@ def measure(
         "pooling_factor": config.pooling_factor,
         "topk": config.topk,
         "scorer": config.scorer,
+        "selection": config.selection,
         "gathered_len": config.gathered_len(seq_len),
         "heads": heads,
         "kv_heads": kv_heads,
@@ -271,13 +272,21 @@ def measure(
 
 
 def cases(which: str) -> list[dict[str, Any]]:
-    base = {"heads": 8, "kv_heads": 8, "head_dim": 128, "dtype": torch.bfloat16, "scorer": "norm"}
+    base = {
+        "heads": 8,
+        "kv_heads": 8,
+        "head_dim": 128,
+        "dtype": torch.bfloat16,
+        "scorer": "norm",
+        "selection": "causal",
+    }
     lists = {
         "bars": [base | {"shape": shape} for shape in BARS],
         "lengths": [base | {"shape": shape} for shape in LENGTHS],
         "shapes": [
             base | {"shape": BARS[0]} | change
             for change in (
+                {"selection": "published"},
                 {"scorer": "dilated"},
                 {"scorer": "gla"},
                 {"dtype": torch.float16},
@@ -362,7 +371,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for case in cases(arguments.cases):
         seq_len, num_levels, pooling_factor, topk = case.pop("shape")
-        config = LighthouseConfig(num_levels, pooling_factor, topk, scorer=case.pop("scorer"))
+        choices = {key: case.pop(key) for key in ("scorer", "selection")}
+        config = LighthouseConfig(num_levels, pooling_factor, topk, **choices)
         result = measure(
             config,
             seq_len,

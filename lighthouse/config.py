@@ -4,8 +4,13 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
-Scorer = Literal["norm", "dilated", "gla"]
+Scorer = Literal["norm", "dilated", "gla", "random"]
 SCORERS: tuple[str, ...] = get_args(Scorer)
+INTERLEAVED_SCORERS = ("dilated", "gla")
+"""Scorers that attend inside ``dilation`` interleaved subsequences."""
+Window = Literal["causal", "published"]
+SELECTIONS: tuple[str, ...] = get_args(Window)
+_CHOICES = {"scorer": SCORERS, "selection": SELECTIONS}
 
 
 def nearest_multiple(value: int, divisor: int) -> int:
@@ -24,7 +29,11 @@ class LighthouseConfig:
         pooling_factor: p, children per parent; any integer >= 2.
         topk: k, entries refined per level, batch row and key/value head, over all chunks.
         stratum: m, entries refined per stratum; even. A chunk has ``topk / num_chunks / m`` strata.
-        scorer: how tokens are scored: ``"norm"``, ``"dilated"`` or ``"gla"``.
+        scorer: how tokens are scored: ``"norm"``, ``"dilated"``, ``"gla"``, or ``"random"``, the
+            control by which to tell what the other three are worth.
+        selection: which tokens decide whether an entry is refined. ``"published"``: those under it,
+            so that a token's output tells of tokens that come after it. ``"causal"``: as many that
+            end with the entry's first token.
         dilation: interleaved subsequences of the ``dilated`` and ``gla`` scorers.
         cover_prefix: always refine entry 0 of each level of each chunk, so that every token has at
             least one contributor. Without it tokens 0 .. p**(L-1) - 2 of a chunk may get no output.
@@ -41,6 +50,7 @@ class LighthouseConfig:
     topk: int = 1536
     stratum: int = 128
     scorer: Scorer = "norm"
+    selection: Window = "causal"
     dilation: int = 4
     cover_prefix: bool = True
     num_chunks: int = 1
@@ -48,9 +58,12 @@ class LighthouseConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "scorer":
-                if value not in SCORERS:
-                    raise ValueError(f"scorer = {value!r}: must be one of {', '.join(SCORERS)}")
+            if field.name in _CHOICES:
+                choices = _CHOICES[field.name]
+                if value not in choices:
+                    raise ValueError(
+                        f"{field.name} = {value!r}: must be one of {', '.join(choices)}"
+                    )
             elif type(value) is not field.type:
                 raise ValueError(
                     f"{field.name} = {value!r}: must be of type {field.type.__name__}, "  # type: ignore[union-attr]
@@ -121,7 +134,7 @@ class LighthouseConfig:
                 f"(num_levels - 1) = {chunks} * {width} = {chunks * width}; nearest is "
                 f"{self._nearest_seq_len(seq_len)}"
             )
-        if self.scorer != "norm" and seq_len // chunks % self.dilation:
+        if self.scorer in INTERLEAVED_SCORERS and seq_len // chunks % self.dilation:
             raise ValueError(
                 f"dilation = {self.dilation}: must divide seq_len / num_chunks = "
                 f"{seq_len // chunks} for the {self.scorer} scorer; nearest is "
@@ -148,7 +161,7 @@ class LighthouseConfig:
 
     def _nearest_seq_len(self, seq_len: int) -> int:
         divisor = self.num_chunks * self.coarsest_width
-        if self.scorer != "norm":
+        if self.scorer in INTERLEAVED_SCORERS:
             divisor = math.lcm(divisor, self.num_chunks * self.dilation)
         least = -(-self.topk * self.coarsest_width // divisor) * divisor
         return max(least, nearest_multiple(seq_len, divisor))

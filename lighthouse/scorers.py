@@ -1,4 +1,6 @@
-"""Level-0 scores of the tokens (definition, section 2). None has parameters or gradients.
+"""Scores of the tokens, and of entries from them (definition, section 2).
+
+No scorer has parameters or gradients, and none sees later tokens.
 
 ``dilated`` and ``gla`` attend inside each of ``dilation`` interleaved subsequences of each chunk,
 once from queries to keys and once with the two exchanged; a token's scores are the l2 norms of its
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lighthouse.config import LighthouseConfig
+from lighthouse.config import INTERLEAVED_SCORERS, LighthouseConfig
 
 GLA_LOG_DECAY = -math.log(2) / 16
 _GLA_BLOCK = 128
@@ -48,8 +50,9 @@ def level0_scores(
         ModuleNotFoundError: ``gla`` on a GPU without fla-core, naming the extra to install.
     """
     num_kv_heads = k_BHND.shape[1]
-    if config.scorer == "norm":
-        return _norm_scores(q_BHND, num_kv_heads), _norm_scores(k_BHND, num_kv_heads)
+    if config.scorer not in INTERLEAVED_SCORERS:
+        norms = _norm_scores(q_BHND, num_kv_heads), _norm_scores(k_BHND, num_kv_heads)
+        return norms if config.scorer == "norm" else (_hashed(norms[0]), _hashed(norms[1]))
     attend = _softmax_attention if config.scorer == "dilated" else _gated_linear_attention
     group = q_BHND.shape[1] // num_kv_heads
     k_expanded = k_BHND.repeat_interleave(group, dim=1) if group > 1 else k_BHND
@@ -74,9 +77,9 @@ def scoring_flops_per_token(
     """Matrix FLOPs per token of scoring once, without discount for the causal mask.
 
     ``dilated``: two attention passes over subsequences. ``gla``: two passes of its recurrence,
-    which adds a head_dim x head_dim product to a state and multiplies by it. ``norm``: none.
+    which adds a head_dim x head_dim product to a state and multiplies by it. The others: none.
     """
-    if config.scorer == "norm":
+    if config.scorer not in INTERLEAVED_SCORERS:
         return 0.0
     if config.scorer == "dilated":
         subsequence = seq_len / config.num_chunks / config.dilation
@@ -85,8 +88,29 @@ def scoring_flops_per_token(
 
 
 def level1_maxima(scores_BHN: Tensor, config: LighthouseConfig) -> Tensor:
-    """Largest score under each level-1 entry: all that a selection needs of level-0 scores."""
-    return scores_BHN.unflatten(-1, (-1, config.pooling_factor)).amax(dim=-1)
+    """Score of each level-1 entry, (B, H, N / p): all that a selection needs of level-0 scores."""
+    return window_maxima(scores_BHN, config.pooling_factor, config)
+
+
+def window_maxima(scores_BHE: Tensor, width: int, config: LighthouseConfig) -> Tensor:
+    """Scores of entries that are ``width`` times as wide as those of the given scores.
+
+    Under the published selection the largest score under an entry. Under the causal one the largest
+    of as many that end with the first one under it, as far as the chunk has them. Scores of level l
+    can be taken from those of any finer level, since windows of windows are windows.
+
+    Args:
+        scores_BHE: (B, H, entries of any level over all chunks).
+
+    Returns:
+        (B, H, entries / width).
+    """
+    if config.selection == "causal":
+        of_chunks = scores_BHE.unflatten(-1, (config.num_chunks, -1))
+        length = of_chunks.shape[-1]
+        of_chunks = F.pad(of_chunks, (width - 1, 0), value=-math.inf)[..., :length]
+        scores_BHE = of_chunks.flatten(-2)
+    return scores_BHE.unflatten(-1, (-1, width)).amax(dim=-1)
 
 
 def _norm_scores(x_BHND: Tensor, num_kv_heads: int) -> Tensor:
@@ -94,6 +118,19 @@ def _norm_scores(x_BHND: Tensor, num_kv_heads: int) -> Tensor:
     dtype = torch.promote_types(x_BHND.dtype, torch.float32)
     norm_BHN = torch.linalg.vector_norm(x_BHND, dim=-1, dtype=dtype)
     return norm_BHN.unflatten(1, (num_kv_heads, -1)).amax(dim=2).float()
+
+
+def _hashed(norm_BHN: Tensor) -> Tensor:
+    """Numbers in [0, 1) that look random: the multiplicative hash of each norm's bits.
+
+    No generator has a state to be kept in checkpoints, given again to a recomputed layer, or shared
+    out among ranks; and another text, or the next step's weights, give other numbers.
+    """
+    bits = norm_BHN.view(torch.int32).long()
+    for factor in (0x9E3779B1, 0x85EBCA6B):
+        bits = bits * factor & 0xFFFFFFFF
+        bits = bits ^ bits >> 15
+    return (bits >> 8).float() * 2**-24
 
 
 def _interleaved(x_BHND: Tensor, config: LighthouseConfig) -> Tensor:

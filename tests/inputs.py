@@ -85,6 +85,7 @@ def geometries(draw: st.DrawFn, max_seq_len: int) -> tuple[LighthouseConfig, int
         pooling_factor=pooling_factor,
         topk=num_chunks * num_strata * stratum,
         stratum=stratum,
+        selection=draw(st.sampled_from(("causal", "published"))),
         cover_prefix=draw(st.booleans()),
         num_chunks=num_chunks,
     )

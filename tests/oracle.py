@@ -150,6 +150,24 @@ def level0_scores(
 # ---- 3. select, 4. order
 
 
+def scored_tokens(config: LighthouseConfig, seq_len: int, entry: Entry) -> list[int]:
+    """Tokens whose scores decide whether an entry is refined.
+
+    Published: those that it covers. Causal: level by level, the p windows of the level below that
+    end with that of its first child, as far as the chunk has them.
+    """
+    level, i = entry
+    if config.selection == "published":
+        return list(window(config, entry))
+    if level == 0:
+        return [i]
+    p = config.pooling_factor
+    of_chunk = seq_len // config.num_chunks // p ** (level - 1)
+    first = max(i * p - p + 1, i * p // of_chunk * of_chunk)
+    windows = [scored_tokens(config, seq_len, (level - 1, j)) for j in range(first, i * p + 1)]
+    return sorted({token for tokens in windows for token in tokens})
+
+
 def _largest(candidates: list[int], count: int, score: dict[int, float]) -> list[int]:
     """The count candidates with the largest score; ties go to the smaller index."""
     return sorted(candidates, key=lambda i: (-score[i], i))[:count]
@@ -163,7 +181,7 @@ def _refine(
     query_scores_N: np.ndarray,
     key_scores_N: np.ndarray,
 ) -> list[int]:
-    tokens = {i: list(window(config, (level, i))) for i in candidates}
+    tokens = {i: scored_tokens(config, len(query_scores_N), (level, i)) for i in candidates}
     query_score = {i: max(query_scores_N[t] for t in tokens[i]) for i in candidates}
     key_score = {i: max(key_scores_N[t] for t in tokens[i]) for i in candidates}
     half = config.stratum // 2

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lighthouse.config import LighthouseConfig
 from lighthouse.pyramid import Pyramid
+from lighthouse.scorers import level1_maxima, window_maxima
 
 # A candidate's rank comes before its score.
 _FIRST, _ELIGIBLE, _EXCLUDED = 0, 1, 2
@@ -24,14 +25,13 @@ def _accumulation_dtype(x: Tensor) -> torch.dtype:
 def summarize(
     x_BHND: Tensor, config: LighthouseConfig, *, scored: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Coarsest means (B, H, n_{L-1}, D) and, if ``scored``, the largest norm under each level-1
-    entry, fp32 (B, H, n_1) without gradient (sections 1 and 2)."""
+    """Coarsest means (B, H, n_{L-1}, D) and, if ``scored``, the level-1 entries' scores by norm,
+    fp32 (B, H, n_1) without gradient (sections 1 to 3)."""
     x = x_BHND.to(_accumulation_dtype(x_BHND))
     coarsest = x.unflatten(2, (-1, config.coarsest_width)).mean(dim=3).to(x_BHND.dtype)
     if not scored:
         return coarsest, None
-    norm_BHN = x.detach().norm(dim=-1)
-    return coarsest, norm_BHN.unflatten(-1, (-1, config.pooling_factor)).amax(dim=-1).float()
+    return coarsest, level1_maxima(x.detach().norm(dim=-1), config).float()
 
 
 def select(
@@ -40,8 +40,8 @@ def select(
     """Cascade and order, sections 3 and 4 of the definition.
 
     Args:
-        query_maxima_BHE: largest query score under each level-1 entry, fp32 (B, H, n_1), for
-            query heads or for key/value heads already.
+        query_maxima_BHE: the level-1 entries' query scores, fp32 (B, H, n_1), for query heads or
+            for key/value heads already; see :func:`lighthouse.scorers.level1_maxima`.
         key_maxima_BKE: likewise for keys, (B, K, n_1).
 
     Returns:
@@ -61,8 +61,7 @@ def select(
     entries[0] = entries[0].expand(*key_maxima_BKE.shape[:2], -1)
     for level in range(coarsest, 0, -1):
         query_score, key_score = (
-            maxima.unflatten(-1, (-1, pyramid.widths[level - 1]))
-            .amax(dim=-1)
+            window_maxima(maxima, pyramid.widths[level - 1], config)
             .unsqueeze(2)
             .take_along_dim(candidates, 3)
             for maxima in (query_maxima_BKE, key_maxima_BKE)

@@ -9,9 +9,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lighthouse.config import LighthouseConfig, Scorer, nearest_multiple
+from lighthouse.config import LighthouseConfig, Scorer, Window, nearest_multiple
 
-LAYER_KEYS = ("topk", "pooling_factor", "num_levels", "scorer")
+_NUMBER_KEYS = ("topk", "pooling_factor", "num_levels")
+LAYER_KEYS = (*_NUMBER_KEYS, "scorer", "selection")
 """What ``layer_overrides`` may set."""
 
 _OVERRIDE = re.compile(r"(?P<first>\d+)(-(?P<last>\d+))?:(?P<settings>.+)")
@@ -33,6 +34,12 @@ class Lighthouse:
 
     scorer: Scorer = "norm"
     """How tokens are scored"""
+
+    selection: Window = "causal"
+    """
+    Tokens that decide whether an entry is refined: those under it (published), which lets a token's
+    output tell of later ones, or as many that end with its first (causal)
+    """
 
     dilation: int = 4
     """Interleaved subsequences of the dilated and gla scorers"""
@@ -61,12 +68,18 @@ class Lighthouse:
     validate_dense: bool = False
     """In the Lighthouse stage, validation also reports the loss under dense attention"""
 
+    validate_leak: int = 0
+    """
+    In the Lighthouse stage, validation also reports what the loss owes to later tokens, from this
+    many pairs of batches with different futures; 0 for none
+    """
+
     selection_log_freq: int = 0
     """Steps between statistics of the selection (a multiple of metrics.log_freq); 0 for none"""
 
     layer_overrides: list[str] = field(default_factory=list)
     """
-    Per-layer values of topk, pooling_factor, num_levels and scorer, each entry as
+    Per-layer values of topk, pooling_factor, num_levels, scorer and selection, each entry as
     "LAYER:key=value" or "FIRST-LAST:key=value key=value", for instance
     ["2-7:topk=4096", "8:scorer=gla num_levels=4"]. Later entries win.
     """
@@ -170,7 +183,8 @@ def _parse_override(entry: str, num_layers: int) -> tuple[range, dict[str, str |
         key, _, value = setting.partition("=")
         if key not in LAYER_KEYS:
             raise refuse(f"unknown key {key!r}")
-        if key != "scorer" and not value.isdecimal():
+        is_number = key in _NUMBER_KEYS
+        if is_number and not value.isdecimal():
             raise refuse(f"{key} needs a whole number, got {value!r}")
-        values[key] = value if key == "scorer" else int(value)
+        values[key] = int(value) if is_number else value
     return range(first, last + 1), values

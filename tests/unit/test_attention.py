@@ -4,7 +4,7 @@ Unless a test says otherwise, inputs have norms so far apart that the norm score
 entries at every precision.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -23,17 +23,22 @@ from tests.inputs import QKV, build, geometries, in_projection_order, leaves, no
 SHAPES = {
     "plain": ((1, 32, 8), (1, 1), build(2, 2, 4)),
     "odd everything": ((2, 63, 5), (3, 3), build(3, 3, 4)),
-    "grouped": ((2, 45, 7), (4, 2), build(2, 5, 4)),
+    "grouped": ((2, 45, 7), (4, 2), build(2, 5, 4, selection="published")),
     "multi-query": ((1, 40, 3), (6, 1), build(4, 2, 4)),
     "chunks": ((2, 70, 5), (2, 2), build(2, 5, 8, num_chunks=2)),
-    "grouped chunks": ((1, 108, 3), (6, 2), build(3, 3, 12, num_chunks=2)),
+    "grouped chunks": (
+        (1, 108, 3),
+        (6, 2),
+        build(3, 3, 12, num_chunks=2, selection="published"),
+    ),
     "four chunks": ((1, 64, 4), (2, 1), build(3, 2, 8, num_chunks=4)),
     "head dimension one": ((2, 30, 1), (2, 1), build(2, 3, 8, stratum=4)),
     "everything refined at the top": ((1, 32, 6), (2, 2), build(3, 2, 8, stratum=4)),
-    "no prefix": ((1, 44, 5), (2, 1), build(3, 2, 6, cover_prefix=False)),
+    "no prefix": ((1, 44, 5), (2, 1), build(3, 2, 6, cover_prefix=False, selection="published")),
     "seven children": ((1, 98, 4), (1, 1), build(2, 7, 6)),
 }
 EACH_SHAPE = pytest.mark.parametrize("name", SHAPES)
+Change = Callable[..., QKV]
 
 
 def make(name: str, seed: int = 0) -> tuple[LighthouseConfig, QKV]:
@@ -292,6 +297,72 @@ def test_outputs_do_not_depend_on_later_tokens_with_any_scorer(
         after = run(config, changed)
         assert torch.equal(after[:, :, :start], before[:, :, :start])
         assert not torch.equal(after[:, :, start:], before[:, :, start:])
+
+
+def large(inputs: QKV, start: int, seed: int) -> QKV:
+    """Norms ahead of all others right behind `start`, other tokens after that."""
+    q, k, v = rotated(inputs, start, seed)
+    q[:, :, start], k[:, :, start] = 50 * q[:, :, start], 50 * k[:, :, start]
+    return q, k, v
+
+
+def other(inputs: QKV, start: int, seed: int) -> QKV:
+    """Another text of the same kind from `start` on."""
+    B, Hq, N, D = inputs[0].shape
+    text = qkv((B, N, D), (Hq, inputs[1].shape[1]), seed)
+    q, k, v = (
+        torch.cat((x[:, :, :start], y[:, :, start:]), 2) for x, y in zip(inputs, text, strict=True)
+    )
+    return q, k, v
+
+
+def noise(inputs: QKV, start: int, seed: int) -> QKV:
+    q, k, v = (x.clone() for x in inputs)
+    for offset, x in enumerate((q, k, v)):
+        x[:, :, start:] = 3 * normal(tuple(x[:, :, start:].shape), seed + offset).to(x.dtype)
+    return q, k, v
+
+
+@pytest.mark.parametrize("change", [large, other, noise])
+@pytest.mark.parametrize("scorer", ["norm", "dilated", "gla", "random"])
+def test_the_causal_selection_leaves_a_finished_stratum_alone(scorer: str, change: Change) -> None:
+    """Tokens behind the first of a stratum's last finest entry change nothing before them.
+
+    Four strata of 32 tokens, in entries of four and sixteen.
+    """
+    inputs = qkv((4, 128, 6), (4, 2), seed=5)
+    differs = {"causal": 0, "published": 0}
+    for selection in differs:
+        config = build(3, 4, 8, selection=selection, scorer=scorer)
+        before = run(config, inputs)
+        for end in (32, 64, 96):
+            for start in range(end - 3, end):
+                after = run(config, change(inputs, start, seed=start))
+                differs[selection] += not torch.equal(after[:, :, :start], before[:, :, :start])
+    assert differs["causal"] == 0
+    assert differs["published"] > 0
+
+
+@pytest.mark.parametrize("change", [large, other, noise])
+@EACH_SHAPE
+def test_earlier_outputs_change_with_the_selection_alone(name: str, change: Change) -> None:
+    """What remains under the causal selection is which entries win their place in a stratum."""
+    config, inputs = make(name)
+    seq_len = inputs[0].shape[2]
+    before, index = run(config, inputs), index_of(config, inputs)
+    last = [
+        oracle.window(config, oracle.entry_of(config, seq_len, i))[-1]
+        for i in range(oracle.num_entries(config, seq_len))
+    ]
+    for start in range(1, seq_len, 5):
+        changed = change(inputs, start, seed=start)
+        after, now = run(config, changed), index_of(config, changed)
+        for b, h in [(b, h) for b in range(index.shape[0]) for h in range(index.shape[1])]:
+            rows = [[i for i in x[b, h].tolist() if last[i] < start] for x in (index, now)]
+            group = before.shape[1] // index.shape[1]
+            heads = slice(h * group, (h + 1) * group)
+            same = torch.equal(after[b, heads, :start], before[b, heads, :start])
+            assert same == (rows[0] == rows[1])
 
 
 @EACH_SHAPE

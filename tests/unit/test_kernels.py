@@ -43,13 +43,14 @@ SHAPES = {
     "plain": ((1, 32, 8), (1, 1), build(2, 2, 4)),
     "odd everything": ((2, 63, 7), (3, 3), build(3, 3, 4)),
     "grouped": ((2, 45, 48), (4, 2), build(2, 5, 4)),
-    "multi-query": ((1, 40, 3), (16, 1), build(4, 2, 4)),
+    "multi-query": ((1, 40, 3), (16, 1), build(4, 2, 4, selection="published")),
     "chunks": ((2, 70, 5), (2, 1), build(2, 5, 4, num_chunks=2)),
     "grouped chunks": ((1, 108, 96), (2, 1), build(3, 3, 12, num_chunks=2)),
-    "four chunks": ((1, 64, 256), (2, 2), build(3, 2, 8, num_chunks=4)),
+    "four chunks": ((1, 64, 256), (2, 2), build(3, 2, 8, num_chunks=4, selection="published")),
     "head dimension one": ((2, 30, 1), (2, 1), build(2, 3, 8, stratum=4)),
     "no prefix": ((1, 44, 16), (2, 1), build(3, 2, 6, cover_prefix=False)),
     "seven children": ((1, 98, 4), (1, 1), build(2, 7, 6)),
+    "published": ((1, 72, 6), (2, 1), build(3, 3, 4, selection="published")),
 }
 EACH_SHAPE = pytest.mark.parametrize("name", SHAPES)
 # Those whose selection takes the interpreter few steps.
@@ -548,10 +549,11 @@ def test_operators() -> None:
     coarsest, maxima = triton.summarize(x, config, scored=True)
     rows = triton.gather(x, coarsest, *selection, config)
     x_leaf, rows_leaf = x.clone().requires_grad_(), rows.clone().requires_grad_()
-    limits = config.topk, config.stratum, config.num_chunks, config.cover_prefix
+    limits = config.topk, config.stratum, config.num_chunks, config.cover_prefix, True
     ops = torch.ops.lighthouse
-    torch.library.opcheck(ops.summarize.default, (x, *levels, True))
-    torch.library.opcheck(ops.summarize.default, (x, *levels, False))
+    for causal in (True, False):
+        torch.library.opcheck(ops.summarize.default, (x, *levels, 1, True, causal))
+    torch.library.opcheck(ops.summarize.default, (x, *levels, 1, False, True))
     torch.library.opcheck(ops.select.default, (maxima, maxima, *levels, *limits))
     for in_order in (True, False):
         torch.library.opcheck(

@@ -113,10 +113,15 @@ def test_slot_is_the_inverse_of_index(geometry: tuple[LighthouseConfig, int], se
     assert torch.equal(selection.slot, want)
 
 
-def tiny_case(cover_prefix: bool) -> list[int]:
+def tiny_case(selection: str, cover_prefix: bool) -> list[int]:
     """8 tokens, levels of 8, 4 and 2 entries at flat 0, 8 and 12; two refined per level."""
     config = LighthouseConfig(
-        num_levels=3, pooling_factor=2, topk=2, stratum=2, cover_prefix=cover_prefix
+        num_levels=3,
+        pooling_factor=2,
+        topk=2,
+        stratum=2,
+        selection=selection,  # type: ignore[arg-type]
+        cover_prefix=cover_prefix,
     )
     query_scores_BHN = torch.tensor([[[0.0, 0, 5, 0, 0, 0, 0, 1]]])
     key_scores_BHN = torch.tensor([[[0.0, 0, 0, 0, 0, 3, 0, 0]]])
@@ -124,14 +129,56 @@ def tiny_case(cover_prefix: bool) -> list[int]:
     return index.flatten().tolist()
 
 
-def test_by_hand_without_prefix() -> None:
+def test_published_by_hand_without_prefix() -> None:
     """Level 2: both. Level 1: entry 1 by its query score 5, entry 2 by its key score 3."""
-    assert tiny_case(cover_prefix=False) == [8, 2, 3, 9, 12, 4, 5, 10, 11, 13]
+    assert tiny_case("published", False) == [8, 2, 3, 9, 12, 4, 5, 10, 11, 13]
 
 
-def test_by_hand_with_prefix() -> None:
+def test_published_by_hand_with_prefix() -> None:
     """Level 1: entry 0 takes the one query place, so entry 1 goes unrefined; entry 2 by its key."""
-    assert tiny_case(cover_prefix=True) == [0, 1, 8, 9, 12, 4, 5, 10, 11, 13]
+    assert tiny_case("published", True) == [0, 1, 8, 9, 12, 4, 5, 10, 11, 13]
+
+
+@pytest.mark.parametrize("cover_prefix", [False, True])
+def test_causal_by_hand(cover_prefix: bool) -> None:
+    """Entry i of level 1 has the scores of tokens 2i - 1 and 2i, entry 0 that of token 0.
+
+    So entry 1 has the query score 5, but entry 3 the key score 3 of token 5. With the prefix entry
+    0 takes the query place, and entry 1 goes unrefined.
+    """
+    if cover_prefix:
+        assert tiny_case("causal", True) == [0, 1, 8, 9, 12, 10, 6, 7, 11, 13]
+    else:
+        assert tiny_case("causal", False) == [8, 2, 3, 9, 12, 10, 6, 7, 11, 13]
+
+
+@settings(max_examples=60)
+@given(geometries(max_seq_len=400), SEEDS, st.data())
+def test_what_each_selection_sees(
+    geometry: tuple[LighthouseConfig, int], seed: int, data: st.DataObject
+) -> None:
+    """Scores of a stratum's entries end with the stratum, and causal ones before its last tokens.
+
+    So scores behind the last finest entry's first token may be anything under the causal selection:
+    the stratum stays as it is. Under the published one that entry is refined for them.
+    """
+    config, seq_len = geometry
+    p, top = config.pooling_factor, config.num_levels - 1
+    per_chunk = seq_len // p**top // config.num_chunks
+    strata = config.num_strata // config.num_chunks
+    t = data.draw(st.integers(0, strata - 1))
+    end = (t + 1) * per_chunk // strata * p**top
+    both = scores((1, 1, seq_len), seed, ties=False)
+    later = [x.clone() for x in both]
+    for x in later:
+        x[..., end - p + 1 :] = 100  # ahead of all others
+    before, after = (select(*x, config=config, impl="reference").index[0, 0] for x in (both, later))
+    rows = end // p**top + (t + 1) * config.stratum * p * top
+    refined = {i // p for i in after[:rows].tolist() if i < seq_len}
+    if config.selection == "causal":
+        assert torch.equal(before[:rows], after[:rows])
+    else:
+        assert end // p - 1 in refined
 
 
 def test_ties_go_to_the_smaller_index() -> None:
@@ -163,16 +210,28 @@ def test_query_places_are_filled_before_key_places() -> None:
     """An entry that leads both scores takes a query place, and the key places go to the rest."""
     config = LighthouseConfig(num_levels=2, pooling_factor=2, topk=2, stratum=2, cover_prefix=False)
     query_scores_BHN = torch.tensor([[[0.0, 0, 0, 0, 9, 0, 0, 0]]])
-    key_scores_BHN = torch.tensor([[[0.0, 0, 0, 1, 9, 0, 0, 0]]])
+    key_scores_BHN = torch.tensor([[[0.0, 0, 1, 0, 9, 0, 0, 0]]])
     index = select(query_scores_BHN, key_scores_BHN, config=config, impl="reference").index
     assert sorted(i for i in index.flatten().tolist() if i < 8) == [2, 3, 4, 5]
 
 
-def test_a_coarser_score_is_the_largest_under_it_not_the_mean() -> None:
-    config = LighthouseConfig(num_levels=2, pooling_factor=4, topk=2, stratum=2, cover_prefix=False)
+@pytest.mark.parametrize("selection, shift", [("published", 0), ("causal", -3)])
+def test_a_coarser_score_is_the_largest_not_the_mean(selection: str, shift: int) -> None:
+    config = LighthouseConfig(
+        num_levels=2,
+        pooling_factor=4,
+        topk=2,
+        stratum=2,
+        selection=selection,  # type: ignore[arg-type]
+        cover_prefix=False,
+    )
     query_scores_BHN = torch.tensor([[[2.0, 2, 2, 2] + [0, 0, 3, 0] + [1, 1, 1, 1] + [0] * 4]])
     key_scores_BHN = torch.zeros(1, 1, 16)
     key_scores_BHN[..., 12] = 1
+    # The causal windows of the four entries begin three tokens sooner.
+    query_scores_BHN, key_scores_BHN = (
+        x.roll(shift, dims=-1) for x in (query_scores_BHN, key_scores_BHN)
+    )
     index = select(query_scores_BHN, key_scores_BHN, config=config, impl="reference").index
     assert sorted({i // 4 for i in index.flatten().tolist() if i < 16}) == [1, 3]
 

@@ -29,13 +29,31 @@ def _key_of(b_score):
 
 
 @triton.jit
-def _largest_under(maxima, b_i, mask, UNDER: tl.constexpr, HEADS: tl.constexpr, head_stride):
-    """Largest score of HEADS heads under entries ``b_i``, each over UNDER level-1 entries."""
-    p_first = maxima + b_i.to(tl.int64) * UNDER
-    b_largest = tl.load(p_first, mask=mask, other=0.0)
+def _score_of(
+    maxima,
+    b_i,
+    mask,
+    chunk_start,
+    UNDER: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    HEADS: tl.constexpr,
+    head_stride,
+):
+    """Score of entries ``b_i``, each over UNDER level-1 entries, the largest of HEADS heads.
+
+    These are the ones under the entry, or as many that end with its first, from the chunk's on.
+    """
+    b_first = b_i.to(tl.int64) * UNDER
+    b_largest = tl.load(maxima + b_first, mask=mask, other=0.0)
     for head in range(HEADS):
         for j in range(UNDER):
-            b_score = tl.load(p_first + head * head_stride + j, mask=mask, other=0.0)
+            if CAUSAL:
+                b_j = b_first - j
+                exists = mask & (b_j >= chunk_start)
+            else:
+                b_j = b_first + j
+                exists = mask
+            b_score = tl.load(maxima + head * head_stride + b_j, mask=exists, other=float("-inf"))
             b_largest = tl.maximum(b_largest, b_score, propagate_nan=tl.PropagateNan.ALL)
     return b_largest
 
@@ -100,6 +118,7 @@ def _select_kernel(
     STRATA: tl.constexpr,  # per chunk
     CHUNKS: tl.constexpr,
     COVER_PREFIX: tl.constexpr,
+    CAUSAL: tl.constexpr,
     COARSEST_WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -108,6 +127,7 @@ def _select_kernel(
     level1 = seq_len // P
     per_chunk = seq_len // COARSEST_WIDTH // CHUNKS
     chunk = i_t // STRATA
+    chunk_start = chunk * (level1 // CHUNKS)
     # int64: strata times entries can exceed 2^31
     in_chunk = (i_t % STRATA).to(tl.int64)
     first = (chunk * per_chunk + in_chunk * per_chunk // STRATA).to(tl.int32)
@@ -135,7 +155,10 @@ def _select_kernel(
             i = start + tl.arange(0, BLOCK)
             in_i = i < count
             b_e = _entries(i, in_i, refined, first, LEVEL, L, P, M)
-            b_key = _key_of(_largest_under(query_maxima, b_e, in_i, P ** (LEVEL - 1), G, level1))
+            b_score = _score_of(
+                query_maxima, b_e, in_i, chunk_start, P ** (LEVEL - 1), CAUSAL, G, level1
+            )
+            b_key = _key_of(b_score)
             if COVER_PREFIX:
                 b_key = tl.where(b_e % chunk_size == 0, _FIRST, b_key)
             tl.store(keys + i, b_key, mask=in_i)
@@ -147,7 +170,10 @@ def _select_kernel(
             in_i = i < count
             by_query, seen = _taken(keys, i, count, t, equals, seen)
             b_e = _entries(i, in_i, refined, first, LEVEL, L, P, M)
-            b_key = _key_of(_largest_under(key_maxima, b_e, in_i, P ** (LEVEL - 1), 1, level1))
+            b_score = _score_of(
+                key_maxima, b_e, in_i, chunk_start, P ** (LEVEL - 1), CAUSAL, 1, level1
+            )
+            b_key = _key_of(b_score)
             tl.debug_barrier()
             tl.store(keys + i, tl.where(by_query, _EXCLUDED, b_key), mask=in_i)
         tl.debug_barrier()
@@ -206,6 +232,7 @@ def _select(
     stratum: int,
     num_chunks: int,
     cover_prefix: bool,
+    causal: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, kv_heads, level1 = key_maxima.shape
     seq_len = level1 * pooling_factor
@@ -218,6 +245,7 @@ def _select(
         stratum,
         num_chunks,
         cover_prefix,
+        causal,
     )
     slot.fill_(-1)
     strata = topk // stratum // num_chunks
@@ -244,6 +272,7 @@ def _select(
         STRATA=strata,
         CHUNKS=num_chunks,
         COVER_PREFIX=cover_prefix,
+        CAUSAL=causal,
         COARSEST_WIDTH=coarsest_width,
         BLOCK=min(_BLOCK, triton.next_power_of_2(capacity)),
     )
@@ -260,6 +289,7 @@ def _empty_outputs(
     stratum: int,
     num_chunks: int,
     cover_prefix: bool,
+    causal: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, kv_heads, level1 = key_maxima.shape
     seq_len = level1 * pooling_factor
@@ -284,4 +314,5 @@ def select(
         config.stratum,
         config.num_chunks,
         config.cover_prefix,
+        config.selection == "causal",
     )

@@ -1,4 +1,4 @@
-"""The one pass over every token: coarsest means, and the largest norm under each level-1 entry."""
+"""The one pass over every token: coarsest means, and the level-1 entries' scores by norm."""
 
 import torch
 import triton
@@ -25,7 +25,10 @@ def _summarize_kernel(
     D: tl.constexpr,
     P: tl.constexpr,
     WIDTH: tl.constexpr,  # tokens under a coarsest entry
+    CHUNKS: tl.constexpr,
     SCORED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    UNROLL: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BATCH_HEADS: tl.constexpr,
@@ -46,15 +49,33 @@ def _summarize_kernel(
 
     to_next = tl.full((), 1, tl.int64) * stride_n  # int64: windows can be long
     b_sum = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
+    b_largest = tl.zeros((BLOCK_E,), tl.float32)  # square of the norms in the window at hand
+    if SCORED and CAUSAL:
+        # The first window begins in the entry before, whose program reads these tokens as well.
+        in_before = mask & (i_e % (num_coarsest // CHUNKS) > 0)[:, None]
+        for token in tl.range(1, P, loop_unroll_factor=UNROLL):
+            b_x = tl.load(p_x - token * to_next, mask=in_before, other=0).to(tl.float32)
+            b_square = tl.sum(b_x * b_x, axis=1)
+            b_largest = tl.maximum(b_largest, b_square, propagate_nan=tl.PropagateNan.ALL)
     for child in range(WIDTH // P):
-        b_largest = tl.zeros((BLOCK_E,), tl.float32)
-        for token in tl.range(0, P, loop_unroll_factor=4):
-            b_x = tl.load(p_x + (child * P + token) * to_next, mask=mask, other=0).to(tl.float32)
+        p_child = p_x + child * P * to_next
+        b_x = tl.load(p_child, mask=mask, other=0).to(tl.float32)
+        b_sum += b_x
+        if SCORED:
+            b_square = tl.sum(b_x * b_x, axis=1)
+            if CAUSAL:
+                b_largest = tl.maximum(b_largest, b_square, propagate_nan=tl.PropagateNan.ALL)
+                tl.store(p_maxima + child, tl.sqrt_rn(b_largest), mask=in_e)
+                b_largest = tl.zeros((BLOCK_E,), tl.float32)
+            else:
+                b_largest = b_square
+        for token in tl.range(1, P, loop_unroll_factor=UNROLL):
+            b_x = tl.load(p_child + token * to_next, mask=mask, other=0).to(tl.float32)
             b_sum += b_x
             if SCORED:
                 b_square = tl.sum(b_x * b_x, axis=1)
                 b_largest = tl.maximum(b_largest, b_square, propagate_nan=tl.PropagateNan.ALL)
-        if SCORED:
+        if SCORED and not CAUSAL:
             tl.store(p_maxima + child, tl.sqrt_rn(b_largest), mask=in_e)
     p_coarsest = coarsest + ((i_bh.to(tl.int64) * num_coarsest + i_e) * D)[:, None] + i_d[None, :]
     tl.store(p_coarsest, tl.div_rn(b_sum, WIDTH * 1.0).to(coarsest.dtype.element_ty), mask=mask)
@@ -62,11 +83,16 @@ def _summarize_kernel(
 
 @torch.library.custom_op("lighthouse::summarize", mutates_args=())
 def _summarize(
-    x: Tensor, num_levels: int, pooling_factor: int, scored: bool
+    x: Tensor,
+    num_levels: int,
+    pooling_factor: int,
+    num_chunks: int,
+    scored: bool,
+    causal: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, heads, seq_len, head_dim = x.shape
     x = x if x.stride(3) == 1 else x.contiguous()
-    coarsest, maxima = _empty_outputs(x, num_levels, pooling_factor, scored)
+    coarsest, maxima = _empty_outputs(x, num_levels, pooling_factor, num_chunks, scored, causal)
     num_coarsest = coarsest.shape[2]
     block_d = triton.next_power_of_2(head_dim)
     block_e = max(1, _TILE // block_d)
@@ -84,7 +110,10 @@ def _summarize(
         D=head_dim,
         P=pooling_factor,
         WIDTH=seq_len // num_coarsest,
+        CHUNKS=num_chunks,
         SCORED=scored,
+        CAUSAL=causal,
+        UNROLL=min(pooling_factor - 1, 4),
         BLOCK_E=block_e,
         BLOCK_D=block_d,
         BATCH_HEADS=batch * heads,
@@ -94,7 +123,12 @@ def _summarize(
 
 @_summarize.register_fake
 def _empty_outputs(
-    x: Tensor, num_levels: int, pooling_factor: int, scored: bool
+    x: Tensor,
+    num_levels: int,
+    pooling_factor: int,
+    num_chunks: int,
+    scored: bool,
+    causal: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, heads, seq_len, head_dim = x.shape
     num_coarsest = seq_len // pooling_factor ** (num_levels - 1)
@@ -107,5 +141,12 @@ def summarize(
     x_BHND: Tensor, config: LighthouseConfig, *, scored: bool
 ) -> tuple[Tensor, Tensor | None]:
     """As in the reference; the coarsest means carry no gradient, ``gather`` accounts for it."""
-    coarsest, maxima = _summarize(x_BHND.detach(), config.num_levels, config.pooling_factor, scored)
+    coarsest, maxima = _summarize(
+        x_BHND.detach(),
+        config.num_levels,
+        config.pooling_factor,
+        config.num_chunks,
+        scored,
+        config.selection == "causal",
+    )
     return coarsest, maxima if scored else None
