@@ -9,11 +9,14 @@ import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch.distributed as dist
 
+from lighthouse.metrics_log import read_metrics
 from lighthouse.run_folder import all_steps, finished_steps, is_finished
+from lighthouse.titan.model import is_dense_step
 from lighthouse.titan.text_files import text_identity
 
 RECORD = "run.json"
@@ -35,6 +38,10 @@ def run_record(job_config: Any, data_parallel_degree: int) -> dict[str, Any]:
             "training.dataloader.num_workers": training.dataloader.num_workers,
         },
         "local_text": text_identity(training.dataset, training.dataset_path),
+        "lighthouse": {
+            name: getattr(job_config.lighthouse, name)
+            for name in ("enable", "dense_from_step", "selection")
+        },
     }
     for section, names in _STATE_IN_CHECKPOINT.items():
         values = asdict(getattr(job_config, section))
@@ -108,6 +115,8 @@ def check_resume(job_config: Any, data_parallel_degree: int) -> int:
         return data_parallel_degree  # not written by this trainer
     saved = json.loads(record_file.read_text())
     _check_record(checkpoint, saved, run_record(job_config, data_parallel_degree), config, steps)
+    if step is not None:
+        _check_selection(checkpoint, step, saved, job_config.lighthouse)
     written_at: int = saved["data_parallel_degree"]
     return written_at
 
@@ -178,6 +187,36 @@ def _check_record(
                     "or start afresh with checkpoint.exclude_from_loading = "
                     "['optimizer', 'lr_scheduler']"
                 )
+
+
+def _check_selection(checkpoint: Path, step: int, saved: dict[str, Any], section: Any) -> None:
+    """Refuse to go on in the Lighthouse stage with another selection than it began with."""
+    if is_dense_step(section, step + 1):
+        return
+    was = _selection_at(checkpoint, step, saved)
+    if was is not None and was != section.selection:
+        raise ValueError(
+            f"lighthouse.selection = {section.selection!r}: checkpoint {checkpoint} was trained "
+            f"with {was!r}, and the rest of its stage would be trained otherwise; set "
+            f"lighthouse.selection = {was!r} to go on as it began"
+        )
+
+
+def _selection_at(checkpoint: Path, step: int, saved: dict[str, Any]) -> str | None:
+    """Under which selection a checkpoint's step was trained; None for a dense one.
+
+    Records from before there was a choice say nothing: what the run has logged then tells the
+    stage, and the selection was the published one.
+    """
+    if "lighthouse" in saved:
+        section = SimpleNamespace(**saved["lighthouse"])
+        return None if is_dense_step(section, step) else section.selection
+    try:
+        logged = read_metrics(checkpoint.parents[1])
+    except (ValueError, IndexError):
+        return None
+    stages = [record.get("stage") for record in logged if record["step"] <= step]
+    return "published" if stages and stages[-1] == "lighthouse" else None
 
 
 def _check_data(checkpoint: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
