@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.config import TORCH_DTYPE_MAP
-from torchtitan.models.llama3 import Transformer, TransformerModelArgs, llama3_args
+from torchtitan.models.llama3 import TransformerModelArgs, llama3_args
 from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAdapter
 
 from lighthouse.titan.tokenizer import ByteTokenizer
+from lighthouse.titan.trained import load_weights
 
 # What a tokenizer folder may consist of; weights and configuration beside it are not copied.
 TOKENIZER_FILES = (
@@ -75,48 +73,6 @@ def export(
         for name in TOKENIZER_FILES:
             if (Path(tokenizer) / name).exists():
                 shutil.copy(Path(tokenizer) / name, output / name)
-
-
-def load_weights(checkpoint: Path, model_args: TransformerModelArgs) -> dict[str, torch.Tensor]:
-    """The model's weights, and nothing else, from a checkpoint of any sharding.
-
-    Raises:
-        ValueError: the folder is no finished checkpoint, or holds another model.
-    """
-    if not checkpoint.is_dir():
-        raise ValueError(f"checkpoint {checkpoint} is not a folder: name a step-N folder of a run")
-    if not (checkpoint / ".metadata").is_file():
-        raise ValueError(
-            f"checkpoint {checkpoint} has no .metadata: not a step-N folder, or its save was never "
-            "finished; take another step"
-        )
-    with torch.device("meta"):
-        expected = Transformer(model_args).state_dict()
-    stored = {
-        name: entry
-        for name, entry in FileSystemReader(checkpoint).read_metadata().state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    for name, weight in expected.items():
-        if name not in stored:
-            raise ValueError(f"checkpoint {checkpoint} has no {name}: the flavor does not fit")
-        if stored[name].size != weight.shape:
-            raise ValueError(
-                f"checkpoint {checkpoint} has {name} as {tuple(stored[name].size)}, the flavor as "
-                f"{tuple(weight.shape)}: the flavor does not fit"
-            )
-    deeper = [name for name in stored if name.startswith("layers.") and name not in expected]
-    if deeper:
-        raise ValueError(
-            f"checkpoint {checkpoint} has {deeper[0]} and {len(deeper) - 1} more weights that the "
-            "flavor lacks: the flavor does not fit"
-        )
-    weights = {
-        name: torch.empty(weight.shape, dtype=stored[name].properties.dtype)
-        for name, weight in expected.items()
-    }
-    dcp.load(weights, checkpoint_id=checkpoint, no_dist=True)
-    return weights
 
 
 def llama_config(

@@ -11,6 +11,7 @@ SHORT_NAMES = {
     "loss_metrics/global_avg_loss": "loss",
     "validation_metrics/loss": "validation_loss",
     "validation_metrics/dense_loss": "validation_dense_loss",
+    "validation_metrics/leak": "validation_leak",
     "throughput(tps)": "tokens_per_second",
     "n_tokens_seen": "tokens_seen",
     "memory/max_reserved(GiB)": "memory_gib",

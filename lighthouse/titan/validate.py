@@ -250,10 +250,23 @@ def _warn_of_pipeline(job_config: Any) -> None:
 
 def _check_reports(job_config: Any) -> None:
     section, log_freq = job_config.lighthouse, job_config.metrics.log_freq
-    if section.validate_dense and not job_config.validation.enable:
+    if section.validate_leak < 0:
         raise ValueError(
-            "lighthouse.validate_dense = true: validation.enable is false, so nothing would be "
-            "validated; set validation.enable = true"
+            f"lighthouse.validate_leak = {section.validate_leak}: must be a number of pairs of "
+            "batches, or 0 for none"
+        )
+    for key in ("validate_dense", "validate_leak"):
+        value = getattr(section, key)
+        if value and not job_config.validation.enable:
+            raise ValueError(
+                f"lighthouse.{key} = {str(value).lower()}: validation.enable is false, so nothing "
+                "would be validated; set validation.enable = true"
+            )
+    validation = job_config.validation
+    if section.validate_leak and validation.steps * validation.local_batch_size == 1:
+        raise ValueError(
+            "lighthouse.validate_leak: validation.steps * validation.local_batch_size = 1 sequence "
+            "has no other one to take another future from; use 2 or more"
         )
     freq = section.selection_log_freq
     if freq < 0 or (freq and freq % log_freq):

@@ -1,0 +1,188 @@
+"""How much of a run's loss is owed to tokens that come after: what its selection gives away.
+
+    python -m lighthouse.leak RUN_FOLDER [--step N] [--text PATH]
+
+At sampled positions of held-out text the loss is measured twice under the attention of the run's
+stage: with the text as it goes on, and with everything behind the position replaced by another
+text. A language model has the same loss both times. Beside them stands the loss of the same weights
+under dense attention, which sees no future. Prints a table and writes ``leak-step-N.json`` into the
+run's folder. One process, on a GPU if there is one; no gradient, nothing of the run is changed.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lighthouse.files import write_atomic
+from lighthouse.titan.future import Leak, draw_positions, leak_of, with_other_future
+from lighthouse.titan.model import dense_stage
+from lighthouse.titan.trained import Trained, load_run
+
+_TOKENS_AT_A_TIME = 65536
+
+
+@dataclass(frozen=True)
+class LeakReport:
+    """What :func:`measure` found.
+
+    Attributes:
+        step: of the weights.
+        seq_len, sequences: of the held-out text.
+        selections: of the Lighthouse layers.
+        own: losses under the stage's own attention at the sampled positions.
+        dense: mean loss under dense attention at the same positions.
+        own_everywhere, dense_everywhere: means over all positions of the same sequences.
+    """
+
+    step: int
+    seq_len: int
+    sequences: int
+    selections: list[str]
+    own: Leak
+    dense: float
+    own_everywhere: float
+    dense_everywhere: float
+
+
+def measure(
+    run: Trained, text: Sequence[tuple[Tensor, Tensor]], positions: int, seed: int = 0
+) -> LeakReport:
+    """Measure what the attention of a run's stage tells of the future.
+
+    Args:
+        text: pairs of tokens and labels, each int64 (N,) on the model's device, at least two. The
+            other future of each is the next one's.
+        positions: how many are drawn, shared out among the sequences.
+
+    Raises:
+        ValueError: no layer runs Lighthouse Attention in this stage.
+    """
+    modules = run.sparse_modules
+    if not modules:
+        raise ValueError(
+            f"step {run.step} is in a dense stage, which sees no future: name a step of a "
+            "Lighthouse stage with --step"
+        )
+    seq_len = text[0][0].shape[0]
+    at_a_time = max(1, _TOKENS_AT_A_TIME // seq_len)
+    true: list[float] = []
+    other: list[float] = []
+    dense: list[float] = []
+    everywhere: list[tuple[float, float]] = []
+    for number, (tokens_N, labels_N) in enumerate(text):
+        own_N = run.losses(tokens_N[None], labels_N[None])[0]
+        with dense_stage(modules):
+            dense_N = run.losses(tokens_N[None], labels_N[None])[0]
+        everywhere.append((own_N.mean().item(), dense_N.mean().item()))
+        count = positions * (number + 1) // len(text) - positions * number // len(text)
+        drawn = draw_positions(count, seq_len, seed + number)
+        position_P = torch.tensor(drawn, dtype=torch.int64, device=tokens_N.device)
+        true += own_N[position_P].tolist()
+        dense += dense_N[position_P].tolist()
+        future_N = text[(number + 1) % len(text)][0]
+        for at_B in position_P.split(at_a_time):
+            changed_BN = with_other_future(tokens_N[None], at_B, future_N[None])
+            other += run.losses(changed_BN, labels_N[at_B, None], at_B[:, None])[:, 0].tolist()
+        print(f"\rleak: {number + 1} of {len(text)} sequences", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    own_everywhere, dense_everywhere = map(statistics.fmean, zip(*everywhere, strict=True))
+    return LeakReport(
+        step=run.step,
+        seq_len=seq_len,
+        sequences=len(text),
+        selections=sorted({module.config.selection for module in modules}),
+        own=leak_of(true, other),
+        dense=statistics.fmean(dense),
+        own_everywhere=own_everywhere,
+        dense_everywhere=dense_everywhere,
+    )
+
+
+def table(report: LeakReport) -> str:
+    """The report for people."""
+    own = report.own
+    error = "" if own.standard_error is None else f" ± {own.standard_error:.4f}"
+    rows = [
+        ("selection", ", ".join(report.selections)),
+        ("step", f"{report.step:,}"),
+        ("text", f"{report.sequences} sequences of {report.seq_len:,} tokens"),
+        ("positions", f"{own.draws:,}"),
+        ("loss, true future", f"{own.true_future:.4f}"),
+        ("loss, another future", f"{own.other_future:.4f}"),
+        ("leak", f"{own.leak:.4f}{error}  (standard error)"),
+        ("loss, dense attention", f"{report.dense:.4f}"),
+        ("loss at all positions", f"{report.own_everywhere:.4f}"),
+        ("dense, all positions", f"{report.dense_everywhere:.4f}"),
+    ]
+    return "\n".join(f"{name:<22}  {value}" for name, value in rows)
+
+
+def held_out(run: Trained, sequences: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """The first sequences of the run's validation text.
+
+    Raises:
+        ValueError: it has fewer than two.
+    """
+    # Not imported above: they take seconds, and a wrong folder is found out before.
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    from lighthouse.titan.data import build_validation_dataloader
+
+    build_tokenizer = get_train_spec(run.job_config.model.name).build_tokenizer_fn
+    assert build_tokenizer is not None
+    loader = build_validation_dataloader(1, 0, build_tokenizer(run.job_config), run.job_config)
+    text = [
+        (tokens["input"][0].to(device), labels[0].to(device))
+        for tokens, labels in itertools.islice(loader, sequences)
+    ]
+    if len(text) < 2:
+        raise ValueError(
+            f"the held-out text makes {len(text)} sequence of "
+            f"{run.job_config.validation.seq_len:,} tokens: two or more are needed, since one's "
+            "other future is another one's text; name a longer text with --text"
+        )
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lighthouse.leak",
+        description="What the selection of a run's Lighthouse layers tells of later tokens.",
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN_FOLDER")
+    parser.add_argument("--step", type=int, help="of a checkpoint; default: the last")
+    parser.add_argument("--text", help="held-out files; default: the run's validation text")
+    parser.add_argument("--positions", type=int, default=384)
+    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    if options.positions < 2 or options.sequences < 2:
+        parser.error("--positions and --sequences must be at least 2")
+    overrides = ["--validation.local_batch_size", "1"]
+    if options.text is not None:
+        overrides += ["--validation.enable", "--validation.dataset", "local"]
+        overrides += ["--validation.dataset_path", options.text]
+    try:
+        device = torch.device(options.device)
+        run = load_run(options.folder, options.step, device, *overrides)
+        if not run.job_config.validation.enable:
+            raise ValueError(f"{options.folder} has no validation text: name some with --text")
+        report = measure(run, held_out(run, options.sequences, device), options.positions)
+    except ValueError as error:
+        parser.error(str(error))
+    output = options.folder / f"leak-step-{report.step}.json"
+    write_atomic(output, json.dumps(asdict(report), indent=1) + "\n")
+    print(table(report))
+    print(f"written: {output}")
+
+
+if __name__ == "__main__":
+    main()

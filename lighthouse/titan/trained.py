@@ -1,0 +1,164 @@
+"""The model of a run at one of its steps, whole and on one device."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torchtitan.config import ConfigManager
+from torchtitan.models.llama3 import Transformer, TransformerModelArgs
+from torchtitan.protocols.train_spec import get_train_spec
+
+from lighthouse.attention import LighthouseAttention
+from lighthouse.run_folder import RESOLVED_FILE, finished_steps
+from lighthouse.titan.config import num_chunks
+from lighthouse.titan.model import apply_lighthouse, lighthouse_modules, set_stage
+
+_LOGIT_TOKENS = 8192
+"""Tokens whose logits exist at a time."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model to measure.
+
+    Attributes:
+        job_config: the run's, for one process.
+        step: of the weights.
+        body: the model without its output layer, in the stage of ``step``.
+        output: the output layer.
+    """
+
+    job_config: Any
+    step: int
+    body: nn.Module
+    output: nn.Module
+
+    @property
+    def sparse_modules(self) -> list[LighthouseAttention]:
+        """The layers that run Lighthouse Attention in the stage at hand."""
+        return [module for module in lighthouse_modules([self.body]) if not module.dense]
+
+    @torch.no_grad()
+    def losses(
+        self, tokens_BN: Tensor, labels_BP: Tensor, position_BP: Tensor | None = None
+    ) -> Tensor:
+        """Cross-entropy of the predictions at some positions, fp32 (B, P), in nats.
+
+        Args:
+            tokens_BN: int64 (B, N).
+            labels_BP: int64 (B, P), what follows each position.
+            position_BP: int64 (B, P); None for all N.
+        """
+        device = tokens_BN.device.type
+        mixed = self.job_config.training.mixed_precision_param == "bfloat16" and device != "cpu"
+        with torch.autocast(device, torch.bfloat16) if mixed else nullcontext():
+            hidden_BPD = self.body(tokens_BN)
+            if position_BP is not None:
+                index_BPD = position_BP[..., None].expand(-1, -1, hidden_BPD.shape[-1])
+                hidden_BPD = hidden_BPD.gather(1, index_BPD)
+            pieces = zip(
+                hidden_BPD.flatten(0, 1).split(_LOGIT_TOKENS),
+                labels_BP.flatten().split(_LOGIT_TOKENS),
+                strict=True,
+            )
+            losses = [
+                F.cross_entropy(self.output(hidden).float(), labels, reduction="none")
+                for hidden, labels in pieces
+            ]
+        return torch.cat(losses).view_as(labels_BP)
+
+
+def load_run(folder: Path, step: int | None, device: torch.device, *overrides: str) -> Trained:
+    """The model that a run's folder has at a step.
+
+    Under the run's number of chunks, so that one device computes what its ranks did together; and
+    with validation at the length of training.
+
+    Args:
+        step: of a finished checkpoint; None for the last.
+        overrides: trainer flags that win over the run's configuration.
+
+    Raises:
+        ValueError: no run, no such checkpoint, or flags that the trainer would refuse.
+    """
+    if not (folder / RESOLVED_FILE).is_file():
+        raise ValueError(f"{folder} has no {RESOLVED_FILE}: not the folder of a run")
+    arguments = ["--job.config_file", str(folder / RESOLVED_FILE)]
+    of_run = ConfigManager(this_machine=False).parse_args(arguments)
+    chunks = num_chunks(of_run.lighthouse, of_run.parallelism)
+    arguments += ["--parallelism.context_parallel_degree", "1"]
+    arguments += ["--lighthouse.num_chunks", str(chunks)]
+    arguments += ["--validation.seq_len", str(of_run.training.seq_len), *overrides]
+    job_config = ConfigManager(this_machine=False).parse_args(arguments)
+
+    checkpoints = folder / job_config.checkpoint.folder
+    steps = finished_steps(checkpoints)
+    if not steps or (step is not None and step not in steps):
+        raise ValueError(
+            f"{checkpoints} has no finished checkpoint"
+            + (f" of step {step}; finished are {', '.join(map(str, steps))}" if steps else "")
+        )
+    step = steps[-1] if step is None else step
+    spec = get_train_spec(job_config.model.name)
+    model_args = spec.model_args[job_config.model.flavor]
+    model_args.update_from_config(job_config)
+    weights = load_weights(checkpoints / f"step-{step}", model_args)
+    with torch.device("meta"):
+        model = spec.model_cls(model_args)
+        apply_lighthouse(model, job_config)
+    model.to_empty(device=device)
+    with torch.no_grad():
+        model.init_weights(buffer_device=device)
+    model.load_state_dict(weights)
+    set_stage([model], job_config.lighthouse, step)
+    output, model.output = model.output, None  # without one, the forward pass ends before it
+    return Trained(job_config, step, model.eval(), output)
+
+
+def load_weights(checkpoint: Path, model_args: TransformerModelArgs) -> dict[str, torch.Tensor]:
+    """The model's weights, and nothing else, from a checkpoint of any sharding.
+
+    Raises:
+        ValueError: the folder is no finished checkpoint, or holds another model.
+    """
+    if not checkpoint.is_dir():
+        raise ValueError(f"checkpoint {checkpoint} is not a folder: name a step-N folder of a run")
+    if not (checkpoint / ".metadata").is_file():
+        raise ValueError(
+            f"checkpoint {checkpoint} has no .metadata: not a step-N folder, or its save was never "
+            "finished; take another step"
+        )
+    with torch.device("meta"):
+        expected = Transformer(model_args).state_dict()
+    stored = {
+        name: entry
+        for name, entry in FileSystemReader(checkpoint).read_metadata().state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    for name, weight in expected.items():
+        if name not in stored:
+            raise ValueError(f"checkpoint {checkpoint} has no {name}: the flavor does not fit")
+        if stored[name].size != weight.shape:
+            raise ValueError(
+                f"checkpoint {checkpoint} has {name} as {tuple(stored[name].size)}, the flavor as "
+                f"{tuple(weight.shape)}: the flavor does not fit"
+            )
+    deeper = [name for name in stored if name.startswith("layers.") and name not in expected]
+    if deeper:
+        raise ValueError(
+            f"checkpoint {checkpoint} has {deeper[0]} and {len(deeper) - 1} more weights that the "
+            "flavor lacks: the flavor does not fit"
+        )
+    weights = {
+        name: torch.empty(weight.shape, dtype=stored[name].properties.dtype)
+        for name, weight in expected.items()
+    }
+    dcp.load(weights, checkpoint_id=checkpoint, no_dist=True)
+    return weights
