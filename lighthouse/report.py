@@ -10,6 +10,7 @@ import argparse
 import itertools
 import math
 import statistics
+import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ matplotlib.use("Agg")  # writes files, needs no display
 import matplotlib.pyplot as plt
 
 from lighthouse.metrics_log import Record, join_runs, to_json
-from lighthouse.run_folder import newest_checkpoint
+from lighthouse.run_folder import RESOLVED_FILE, newest_checkpoint
 
 STAGES = ("lighthouse", "dense")
 COLORS = {"lighthouse": "tab:blue", "dense": "tab:orange"}
@@ -48,6 +49,9 @@ class Report:
             the stage that the run is in.
         lighthouse_tokens_per_second, dense_tokens_per_second: median per device, without the
             first logged step of the stage, which has warm-up and compilation in it.
+        leak: what the loss of the lighthouse stage owed to later tokens, when last measured.
+        sees_future: whether that stage's selection is one that tells of later tokens, so that its
+            loss is not that of a language model.
         checkpoint: newest finished checkpoint.
     """
 
@@ -63,13 +67,21 @@ class Report:
     final_steps: int
     lighthouse_tokens_per_second: float | None
     dense_tokens_per_second: float | None
+    leak: float | None
+    sees_future: bool
     checkpoint: str | None
 
 
-def summarize(records: Sequence[Record], checkpoint: Path | None = None) -> Report:
+def summarize(
+    records: Sequence[Record], checkpoint: Path | None = None, published: bool = False
+) -> Report:
     """Measure the switch in `records`, which are in order of steps.
 
     Records without a stage are dense: nothing but dense attention was configured.
+
+    Args:
+        checkpoint: the run's newest one.
+        published: whether the run's Lighthouse layers have the published selection.
 
     Raises:
         ValueError: no training record.
@@ -95,6 +107,7 @@ def summarize(records: Sequence[Record], checkpoint: Path | None = None) -> Repo
     final = [r["loss"] for r, stage in zip(steps, stages, strict=True) if stage == stages[-1]]
     final = final[-SMOOTH_STEPS:]
     foreseen = [record for record in records if "validation_dense_loss" in record]
+    leaks = [record["validation_leak"] for record in records if "validation_leak" in record]
     return Report(
         last_step=steps[-1]["step"],
         loss_before_switch=before,
@@ -108,8 +121,23 @@ def summarize(records: Sequence[Record], checkpoint: Path | None = None) -> Repo
         final_steps=len(final),
         lighthouse_tokens_per_second=_speed(steps, "lighthouse"),
         dense_tokens_per_second=_speed(steps, "dense"),
+        leak=leaks[-1] if leaks else None,
+        sees_future=published and "lighthouse" in stages,
         checkpoint=str(checkpoint) if checkpoint else None,
     )
+
+
+def has_published_selection(folder: Path) -> bool:
+    """Whether a run's Lighthouse layers may select by tokens that come later.
+
+    Runs from before there was a choice all do. False where the run's configuration is not there.
+    """
+    resolved = folder / RESOLVED_FILE
+    if not resolved.is_file():
+        return False
+    section = tomllib.loads(resolved.read_text(encoding="utf-8")).get("lighthouse", {})
+    in_layers = any("selection=published" in entry for entry in section.get("layer_overrides", ()))
+    return section.get("selection", "published") == "published" or in_layers
 
 
 def smoothed(values: Sequence[float], width: int) -> list[float]:
@@ -154,6 +182,11 @@ def format_table(report: Report) -> str:
         speed = getattr(report, f"{stage}_tokens_per_second")
         text = "not measured" if speed is None else f"{speed:,.0f} tokens/s per device"
         rows.append((f"{stage} speed", text))
+    if report.leak is not None:
+        rows.append(("owed to later tokens", f"{report.leak:.4f} of the lighthouse stage's loss"))
+    if report.sees_future:
+        why = 'lighthouse.selection = "published" tells of later tokens'
+        rows.append(("note", f"the lighthouse stage's loss is no language model's: {why}"))
     rows.append(("checkpoint", report.checkpoint or "none"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
@@ -210,7 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folders = parser.parse_args(arguments).folders
     try:
         records = join_runs(folders)
-        report = summarize(records, newest_checkpoint(folders[-1]))
+        published = any(map(has_published_selection, folders))
+        report = summarize(records, newest_checkpoint(folders[-1]), published)
     except ValueError as error:
         parser.error(str(error))
     output = folders[-1]

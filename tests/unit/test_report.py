@@ -6,7 +6,7 @@ import pytest
 
 from lighthouse.metrics_log import METRICS_FILE, Record, to_json
 from lighthouse.report import format_table, main, smoothed, summarize
-from lighthouse.run_folder import newest_checkpoint
+from lighthouse.run_folder import RESOLVED_FILE, newest_checkpoint
 
 
 def record(step: int, loss: float, stage: str = "lighthouse", speed: float = 100.0) -> Record:
@@ -48,6 +48,39 @@ def test_the_spike_foreseen_is_the_last_one_measured() -> None:
     assert "spike foreseen           4.8000  (dense validation loss at step 11)" in format_table(
         report
     )
+
+
+@pytest.mark.parametrize(
+    ("resolved", "noted"),
+    [
+        ('[lighthouse]\nselection = "published"', True),
+        ('[lighthouse]\nselection = "causal"', False),
+        ('[lighthouse]\nselection = "causal"\nlayer_overrides = ["2:selection=published"]', True),
+        ("[lighthouse]\nenable = true", True),  # from before there was a choice
+        (None, False),
+    ],
+)
+def test_a_selection_that_sees_the_future_is_named(
+    tmp_path: Path, resolved: str | None, noted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "run", recipe())
+    if resolved is not None:
+        (folder / RESOLVED_FILE).write_text(resolved)
+    main([str(folder)])
+    assert ("no language model's" in capsys.readouterr().out) == noted
+    assert json.loads((folder / "report.json").read_text())["sees_future"] == noted
+    dense = write(tmp_path / "dense", [record(1, 5.0, "dense"), record(2, 4.0, "dense")])
+    (dense / RESOLVED_FILE).write_text('[lighthouse]\nselection = "published"')
+    main([str(dense)])
+    assert "no language model's" not in capsys.readouterr().out
+
+
+def test_the_leak_is_the_last_one_measured() -> None:
+    measured = [{"step": step, "validation_leak": leak} for step, leak in ((4, 0.1), (9, 0.25))]
+    report = summarize([*recipe()[:9], *measured, *recipe()[9:]])
+    assert report.leak == 0.25
+    assert "owed to later tokens     0.2500" in format_table(report)
+    assert summarize(recipe()).leak is None
 
 
 def test_not_recovered_yet() -> None:
