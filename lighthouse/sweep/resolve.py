@@ -8,7 +8,8 @@ from typing import Any
 import tomli_w
 
 from lighthouse.cost import devices
-from lighthouse.sweep.runs import Run, folder_of, identity, run_names
+from lighthouse.sweep.identity import VERSION, identity, values_of
+from lighthouse.sweep.runs import Run, folder_of, run_names
 from lighthouse.sweep.spec import Point, Spec, refuse_secrets
 from lighthouse.titan.plan import Plan, parse, plan
 from lighthouse.titan.resolved import to_toml
@@ -63,10 +64,11 @@ def _resolve_point(spec: Spec, point: Point, name: str, commit: str | None) -> P
         )
     processes = spec.resources.processes
     estimate = plan(job, processes, spec.resources.gpu)
-    config: dict[str, Any] = job.to_dict()
-    refuse_secrets(config)
-    key = identity(config, processes)
-    folder = folder_of(spec.output, name, key)
+    refuse_secrets(job.to_dict())
+    values, defaults = (values_of(to_toml(config)) for config in (job, type(job)()))
+    key = identity(values, defaults, processes)
+    named = {**spec.overrides, **point}
+    folder = folder_of(spec.output, name, key, values, processes, named)
     job.job.dump_folder = str(folder)
     run = Run(
         folder=folder,
@@ -78,6 +80,7 @@ def _resolve_point(spec: Spec, point: Point, name: str, commit: str | None) -> P
         checkpoint_folder=job.checkpoint.folder,
         gpu_hours=estimate.gpu_hours if spec.resources.gpus_per_node else None,
         commit=commit,
+        version=VERSION,
     )
     return PlannedRun(run, to_toml(job), estimate)
 

@@ -11,19 +11,19 @@ CANCEL          asks for an end, and not to begin
 DONE            finished; written last of all
 """
 
-import hashlib
 import json
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lighthouse.files import write_atomic
 from lighthouse.run_folder import RESOLVED_FILE, finished_steps
+from lighthouse.sweep.identity import Values, is_first_versions
 from lighthouse.sweep.spec import Point
 
 RUN_FILE = "run.json"
@@ -84,6 +84,7 @@ class Run:
         steps: the run's last.
         checkpoint_folder: name of the folder of checkpoints in ``folder``.
         gpu_hours: the plan's estimate; ``None`` on CPUs.
+        version: of the identity.
     """
 
     folder: Path
@@ -95,6 +96,7 @@ class Run:
     checkpoint_folder: str
     gpu_hours: float | None
     commit: str | None
+    version: int = 1
 
     @property
     def done(self) -> bool:
@@ -153,21 +155,21 @@ def run_names(points: Sequence[Point]) -> list[str]:
     return [name(point)[:150] for point in points]
 
 
-def identity(config: dict[str, Any], processes: int) -> str:
-    """Hash of a resolved configuration and the number of processes that it runs on.
+def folder_of(
+    output: Path, name: str, key: str, values: Values, processes: int, named: Collection[str]
+) -> Path:
+    """The folder of a run, under whatever name it was made: sweeps of one output share runs.
 
-    The ``[job]`` section says where a run lives and how it is called, not what is trained, but for
-    the module that extends the configuration.
+    Args:
+        key: the run's identity; the other arguments are as in :mod:`lighthouse.sweep.identity`.
     """
-    trained = {k: v for k, v in config.items() if k != "job"}
-    trained["custom_config_module"] = config["job"]["custom_config_module"]
-    text = json.dumps([trained, processes], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def folder_of(output: Path, name: str, identity: str) -> Path:
-    """The folder of a run, under whatever name it was made: sweeps of one output share runs."""
-    return next(output.glob(f"*@{identity}"), output / f"{name}@{identity}")
+    for folder in sorted(output.glob(f"*@{key}")):
+        return folder
+    for folder in sorted(file.parent for file in output.glob(f"*/{RUN_FILE}")):
+        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        if is_first_versions(folder, record, values, processes, named):
+            return folder
+    return output / f"{name}@{key}"
 
 
 def write_run(run: Run, config_toml: str, diff: bytes) -> None:

@@ -2,12 +2,15 @@
 
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tomli_w
 
+from lighthouse.sweep import identity
 from lighthouse.sweep.resolve import resolve
+from lighthouse.sweep.runs import write_run
 from lighthouse.sweep.spec import read_spec
 
 SWEEPS = Path(__file__).parents[2] / "train_configs" / "sweeps"
@@ -71,8 +74,44 @@ def test_the_identity_is_of_what_is_trained_and_of_the_number_of_processes(tmp_p
     assert first == identity('name = "other"\noutput = "elsewhere"\n' + cpu)
     assert first == identity("[overrides]\nlighthouse.topk = 32\n" + cpu)
     assert first == identity('[overrides]\njob.description = "other"\n' + cpu)
+    assert first == identity("[overrides]\nmetrics.log_freq = 7\ncheckpoint.interval = 9\n" + cpu)
     assert first != identity("[overrides]\nlighthouse.topk = 16\n" + cpu)
     assert first != identity("[resources]\ngpus_per_node = 2\n")
+
+
+def test_a_key_that_the_trainer_gains_changes_no_identity():
+    values, defaults = {"training.steps": 5, "optimizer.lr": 0.1}, {"optimizer.lr": 0.1}
+    with_it = ({**values, "training.new": 1}, {**defaults, "training.new": 1})
+    assert identity.identity(values, defaults, 1) == identity.identity(*with_it, 1)
+    assert identity.identity(values, defaults, 1) != identity.identity(
+        {**values, "training.new": 2}, with_it[1], 1
+    )
+
+
+def test_a_folder_of_the_first_version_is_found_by_its_configuration(tmp_path):
+    """One whose configuration lacks what came later, and has an identity of every default."""
+    text = f'output = "{tmp_path}/out"\n[resources]\ngpus_per_node = 0\n'
+    spec = sweep(tmp_path, text)
+    (planned,) = resolve(spec, None)
+    assert planned.run.folder.name == f"base@{planned.run.identity}"
+    old = replace(planned.run, folder=tmp_path / "out" / "base@0123abcd", identity="0123abcd")
+    lines = planned.config_toml.splitlines(keepends=True)
+    config = "".join(
+        line for line in lines if not line.startswith(("selection =", "validate_leak"))
+    )
+    write_run(replace(old, version=1), config, b"")
+    assert resolve(spec, None)[0].run.folder == old.folder
+
+    def folder(overrides):
+        (other,) = resolve(sweep(tmp_path, f"{text}[overrides]\n{overrides}"), None)
+        return other.run.folder
+
+    # What it did without saying so, said; and what it did not do.
+    assert folder('lighthouse.selection = "published"') == old.folder
+    assert folder('lighthouse.selection = "causal"') != old.folder
+    assert folder("lighthouse.topk = 16") != old.folder
+    write_run(replace(old, version=1, processes=2), config, b"")
+    assert resolve(spec, None)[0].run.folder != old.folder
 
 
 def test_all_invalid_points_are_named(tmp_path):
