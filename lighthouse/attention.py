@@ -33,8 +33,8 @@ def lighthouse_attention(
 ) -> Tensor:
     """Pool, score, select, gather, attend, scatter back (arXiv 2605.06554).
 
-    For training only: which entries are refined depends on the whole sequence, later tokens
-    included, although what flows into an output never does.
+    For training only: which entries are refined depends on later tokens too, although what flows
+    into an output never does. ``config.selection`` says how: see docs/selection.md.
 
     Args:
         q_BHND: queries (B, Hq, N, D), rotary embedding applied; any strides.

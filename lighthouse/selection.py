@@ -34,7 +34,8 @@ def select(
 ) -> Selection:
     """Top-k cascade over the pyramid (definition, sections 3 and 4), without gradient.
 
-    Which entries are refined depends on the scores of the whole sequence, later tokens included.
+    All entries of a stratum compete for its places, so which are refined depends on later tokens
+    too; ``config.selection`` says whether an entry's own score does.
 
     Args:
         query_scores_BHN: level-0 query scores per key/value head, fp32 (B, Hkv, N), finite.
