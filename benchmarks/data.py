@@ -34,8 +34,9 @@ import torch
 from torchtitan.config import JobConfig
 
 from benchmarks.provenance import commit
-from lighthouse.titan.data import build_dataloader, python_pieces, read_pieces
-from lighthouse.titan.tokenizer import ByteTokenizer
+from lighthouse.titan.data.loaders import build_dataloader
+from lighthouse.titan.data.sources import python_pieces, read_pieces
+from lighthouse.titan.data.tokenizer import ByteTokenizer
 
 BAR = 10 * 100_000
 SEQ_LENS = (98304, 262144, 1048576)

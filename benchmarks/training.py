@@ -116,7 +116,7 @@ def run(name: str, case: Case, profiled: bool) -> dict[str, Any]:
         )
         result: dict[str, Any] = {"case": name, "gpus": gpus, "flags": flags}
         if done.returncode != 0:
-            errors = re.findall(r".*Error: .*", done.stdout)
+            errors = re.findall(r"^refused: .*|.*Error: .*", done.stdout, re.MULTILINE)
             return result | {"error": (errors or done.stdout.splitlines())[-1][-400:]}
         lines = list(map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines()))
         measured = [line for line in lines if line["step"] > WARMUP_STEPS]

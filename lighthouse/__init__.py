@@ -8,17 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lighthouse.attention import LighthouseAttention, lighthouse_attention
-    from lighthouse.config import LighthouseConfig
-    from lighthouse.selection import Selection, select
-
-__all__ = [
-    "LighthouseAttention",
-    "LighthouseConfig",
-    "Selection",
-    "lighthouse_attention",
-    "select",
-]
+    from lighthouse.attention import LighthouseAttention as LighthouseAttention
+    from lighthouse.attention import lighthouse_attention as lighthouse_attention
+    from lighthouse.config import LighthouseConfig as LighthouseConfig
+    from lighthouse.selection import Selection as Selection
+    from lighthouse.selection import select as select
 
 _MODULES = {
     "LighthouseAttention": "attention",
@@ -27,6 +21,8 @@ _MODULES = {
     "lighthouse_attention": "attention",
     "select": "selection",
 }
+
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -107,7 +107,7 @@ class LighthouseConfig:
         """The parameters of one of ``ranks`` context-parallel ranks, which owns whole chunks.
 
         Everything but attention stays inside a chunk, so with these a rank computes its share of
-        the sub-sequence from its share of the tokens (definition, section 8).
+        the sub-sequence from its share of the tokens (docs/method.md, section 8).
 
         Raises:
             ValueError: if ``ranks`` is not positive or does not divide ``num_chunks``.

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lighthouse.files import write_atomic
-from lighthouse.titan.future import Leak, draw_positions, leak_of, with_other_future
-from lighthouse.titan.model import dense_stage
+from lighthouse.runs.files import write_atomic
+from lighthouse.titan.llama3.layers import dense_stage
+from lighthouse.titan.run.future import Leak, draw_positions, leak_of, with_other_future
 from lighthouse.titan.trained import Trained, load_run
 
 _TOKENS_AT_A_TIME = 65536
@@ -134,7 +134,7 @@ def held_out(run: Trained, sequences: int, device: torch.device) -> list[tuple[T
     # Not imported above: they take seconds, and a wrong folder is found out before.
     from torchtitan.protocols.train_spec import get_train_spec
 
-    from lighthouse.titan.data import build_validation_dataloader
+    from lighthouse.titan.data.loaders import build_validation_dataloader
 
     build_tokenizer = get_train_spec(run.job_config.model.name).build_tokenizer_fn
     assert build_tokenizer is not None

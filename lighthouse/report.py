@@ -20,8 +20,8 @@ import matplotlib
 matplotlib.use("Agg")  # writes files, needs no display
 import matplotlib.pyplot as plt
 
-from lighthouse.metrics_log import Record, join_runs, to_json
-from lighthouse.run_folder import RESOLVED_FILE, newest_checkpoint
+from lighthouse.runs.folder import RESOLVED_FILE, newest_checkpoint
+from lighthouse.runs.metrics import Record, join_runs, to_json
 
 STAGES = ("lighthouse", "dense")
 COLORS = {"lighthouse": "tab:blue", "dense": "tab:orange"}
@@ -76,8 +76,6 @@ def summarize(
     records: Sequence[Record], checkpoint: Path | None = None, published: bool = False
 ) -> Report:
     """Measure the switch in `records`, which are in order of steps.
-
-    Records without a stage are dense: nothing but dense attention was configured.
 
     Args:
         checkpoint: the run's newest one.
@@ -146,7 +144,9 @@ def smoothed(values: Sequence[float], width: int) -> list[float]:
 
 
 def _stage(record: Record) -> str:
-    return record.get("stage", "dense")
+    # Older runs say "stage", and nothing where all layers are always dense.
+    stage: str = record.get("attention") or record.get("stage") or "dense"
+    return stage
 
 
 def _switch_index(stages: Sequence[str]) -> int | None:

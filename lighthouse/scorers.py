@@ -1,4 +1,4 @@
-"""Scores of the tokens, and of entries from them (definition, section 2).
+"""Scores of the tokens, and of entries from them (docs/method.md, section 2).
 
 No scorer has parameters or gradients, and none sees later tokens.
 

@@ -32,7 +32,7 @@ def select(
     config: LighthouseConfig,
     impl: str = "auto",
 ) -> Selection:
-    """Top-k cascade over the pyramid (definition, sections 3 and 4), without gradient.
+    """Top-k cascade over the pyramid (docs/method.md, sections 3, 4), without gradient.
 
     All entries of a stratum compete for its places, so which are refined depends on later tokens
     too; ``config.selection`` says whether an entry's own score does.

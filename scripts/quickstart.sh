@@ -29,10 +29,11 @@ else
     echo "quickstart: training; the full log is $run/train.log"
     failed=""
     # Every tenth step and whatever goes wrong on the screen, everything in the log.
-    .venv/bin/torchrun --standalone --nproc_per_node=1 -m torchtitan.train \
+    .venv/bin/python -m lighthouse.launch --processes 1 \
         --job.config_file train_configs/quickstart.toml 2>&1 |
         tee -a "$run/train.log" |
-        { grep --line-buffered -E 'step: +[0-9]*0 |starts at step|Error:' || true; } || failed=yes
+        { grep --line-buffered -E 'step: +[0-9]*0 |starts at step|Error:|^refused:' || true; } ||
+        failed=yes
     # Not by the exit code alone: a run that was stopped exits with 0 too.
     if [ ! -e "$last" ] && [ -n "$failed" ]; then
         echo "quickstart: training failed; the end of $run/train.log:" >&2

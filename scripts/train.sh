@@ -8,15 +8,4 @@
 # then continues.
 set -euo pipefail
 PATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin:$PATH"
-
-nproc=${NPROC:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
-
-# torchrun passes on few signals and kills workers 30 s later, which is too soon for a long step.
-# Given as variables, because an older torchrun would refuse them as options.
-export PET_SIGNALS_TO_HANDLE=${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}
-export PET_SHUTDOWN_TIMEOUT=${PET_SHUTDOWN_TIMEOUT:-600}
-
-# Long sequences come and go in large pieces; without this the allocator leaves gaps between them.
-export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
-
-exec torchrun --standalone --nproc_per_node="$nproc" -m torchtitan.train "$@"
+exec python -m lighthouse.launch "$@"

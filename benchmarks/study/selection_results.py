@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import commit
-from lighthouse.metrics_log import Record, read_metrics
 from lighthouse.report import smoothed
+from lighthouse.runs.metrics import Record, read_metrics
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/selection_study.json"

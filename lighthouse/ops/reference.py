@@ -1,4 +1,4 @@
-"""The specification in eager PyTorch: any device, any floating dtype, differentiable by autograd.
+"""The specification of docs/method.md in eager PyTorch: any device and floating dtype, autograd.
 
 Every other implementation is tested against this file; none imports it. Nothing here is fast.
 
@@ -37,7 +37,7 @@ def summarize(
 def select(
     query_maxima_BHE: Tensor, key_maxima_BKE: Tensor, config: LighthouseConfig
 ) -> tuple[Tensor, Tensor]:
-    """Cascade and order, sections 3 and 4 of the definition.
+    """Cascade and order, sections 3 and 4 of docs/method.md.
 
     Args:
         query_maxima_BHE: the level-1 entries' query scores, fp32 (B, H, n_1), for query heads or

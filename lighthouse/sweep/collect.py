@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lighthouse.files import write_atomic
-from lighthouse.metrics_log import read_metrics
 from lighthouse.report import summarize
-from lighthouse.run_folder import newest_checkpoint
-from lighthouse.sweep.runs import Run, active_seconds
+from lighthouse.runs.files import write_atomic
+from lighthouse.runs.folder import newest_checkpoint
+from lighthouse.runs.metrics import read_metrics
+from lighthouse.sweep.run_folder import Run, active_seconds
 
 Row = dict[str, Any]
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from lighthouse.run_folder import RESOLVED_FILE
+from lighthouse.runs.folder import RESOLVED_FILE
 
 VERSION = 2
 

@@ -25,6 +25,7 @@ class _Slot:
     gpus: list[str]
     index: int = -1
     worker: subprocess.Popen | None = None
+    told: bool = False  # to end
 
 
 def check_room(resources: Resources, at_a_time: int) -> None:
@@ -53,22 +54,24 @@ def run_local(submission: Submission, at_a_time: int) -> None:
     stopping = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        # A worker may be starting just now: the loop below tells each, when it is there.
         nonlocal stopping
         stopping = True
-        waiting.clear()
-        for slot in slots:
-            if slot.worker is not None:
-                slot.worker.terminate()
 
     before = {
         number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         while waiting or any(slot.worker for slot in slots):
+            if stopping:
+                waiting.clear()
             for slot in slots:
+                if slot.worker is not None and stopping and not slot.told:
+                    slot.worker.terminate()
+                    slot.told = True
                 if slot.worker is None and waiting:
                     slot.index = waiting.popleft()
-                    slot.worker = _start(submission, slot)
+                    slot.worker, slot.told = _start(submission, slot), False
                 elif slot.worker is not None and slot.worker.poll() is not None:
                     if slot.worker.returncode == AGAIN and not stopping:
                         waiting.appendleft(slot.index)

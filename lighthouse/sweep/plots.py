@@ -10,9 +10,9 @@ import matplotlib
 matplotlib.use("Agg")  # writes files, needs no display
 import matplotlib.pyplot as plt
 
-from lighthouse.metrics_log import read_metrics
 from lighthouse.report import SMOOTH_STEPS, smoothed
-from lighthouse.sweep.runs import Run, active_seconds
+from lighthouse.runs.metrics import read_metrics
+from lighthouse.sweep.run_folder import Run, active_seconds
 
 AXES = {"steps": "training step", "tokens": "tokens", "gpu_hours": "GPU-hours"}
 LOSS = "cross-entropy loss (nats per token)"

@@ -3,8 +3,8 @@
 import time
 from dataclasses import dataclass
 
-from lighthouse.metrics_log import ETA, read_metrics
-from lighthouse.sweep.runs import Run
+from lighthouse.runs.metrics import ETA, read_metrics
+from lighthouse.sweep.run_folder import Run
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 import tomli_w
 
-from lighthouse.cost import devices
 from lighthouse.sweep.identity import VERSION, identity, values_of
-from lighthouse.sweep.runs import Run, folder_of, run_names
+from lighthouse.sweep.run_folder import Run, folder_of, run_names
 from lighthouse.sweep.spec import Point, Spec, refuse_secrets
-from lighthouse.titan.plan import Plan, parse, plan
-from lighthouse.titan.resolved import to_toml
+from lighthouse.titan.config.check import Machine
+from lighthouse.titan.config.resolved_toml import to_toml
+from lighthouse.titan.plan import CPU, Plan, machine_of, parse, plan
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,8 @@ def resolve(spec: Spec, commit: str | None) -> list[PlannedRun]:
     """Let the trainer check every point for the resources given, and make the runs of them.
 
     Raises:
-        ValueError: with what is wrong at each invalid point, or points that are the same run; an
-            unknown ``resources.gpu``.
+        ValueError: with what is wrong at each invalid point, or points that are the same run.
     """
-    if spec.resources.gpu not in devices():
-        raise ValueError(
-            f"resources.gpu = {spec.resources.gpu!r}: must be one of {', '.join(devices())}"
-        )
     planned: list[PlannedRun] = []
     errors: list[str] = []
     for point, name in zip(spec.points, run_names(spec.points), strict=True):
@@ -55,15 +50,16 @@ def resolve(spec: Spec, commit: str | None) -> list[PlannedRun]:
 
 
 def _resolve_point(spec: Spec, point: Point, name: str, commit: str | None) -> PlannedRun:
-    job = _parse(spec, point)
+    processes = spec.resources.processes
+    device = spec.resources.gpu if spec.resources.gpus_per_node else CPU
+    job = _parse(spec, point, machine_of(device, processes))
     if not job.checkpoint.enable or job.checkpoint.load_only:
         raise ValueError(
             f"checkpoint.enable = {job.checkpoint.enable}, checkpoint.load_only = "
             f"{job.checkpoint.load_only}: a run that saves nothing can't be continued; set them to "
             "true and false"
         )
-    processes = spec.resources.processes
-    estimate = plan(job, processes, spec.resources.gpu)
+    estimate = plan(job, processes, device)
     refuse_secrets(job.to_dict())
     values, defaults = (values_of(to_toml(config)) for config in (job, type(job)()))
     key = identity(values, defaults, processes)
@@ -78,14 +74,14 @@ def _resolve_point(spec: Spec, point: Point, name: str, commit: str | None) -> P
         processes=processes,
         steps=job.training.steps,
         checkpoint_folder=job.checkpoint.folder,
-        gpu_hours=estimate.gpu_hours if spec.resources.gpus_per_node else None,
+        gpu_hours=estimate.gpu_hours,
         commit=commit,
         version=VERSION,
     )
     return PlannedRun(run, to_toml(job), estimate)
 
 
-def _parse(spec: Spec, point: Point) -> Any:
+def _parse(spec: Spec, point: Point, machine: Machine) -> Any:
     """The trainer's configuration of a point: the base, the common overrides, the point's."""
     values = {**spec.overrides, **point}
     overlay: dict[str, Any] = {"job": {"extends": str(spec.base)}}
@@ -103,7 +99,7 @@ def _parse(spec: Spec, point: Point) -> Any:
         file = Path(folder) / "overlay.toml"
         file.write_text(tomli_w.dumps(overlay), encoding="utf-8")
         try:
-            return parse(["--job.config_file", str(file)])
+            return parse(["--job.config_file", str(file)], machine)
         except ValueError as error:
             # The overlay is gone when this is read.
             raise ValueError(str(error).replace(f" (in {file})", "")) from None

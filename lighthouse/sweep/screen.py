@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lighthouse.sweep.progress import progress_of
-from lighthouse.sweep.runs import FAILED
+from lighthouse.sweep.run_folder import FAILED
 from lighthouse.sweep.state import DONE, QUEUED, RUNNING, RunState
 
 if TYPE_CHECKING:
@@ -36,16 +36,15 @@ def plan_table(planned: Sequence["PlannedRun"], states: Sequence[RunState]) -> G
     remarks: Counter[str] = Counter()
     for plan, state in zip(planned, states, strict=True):
         run, estimate = plan.run, plan.plan
-        if run.gpu_hours is not None:
-            remarks.update(estimate.remarks)
+        remarks.update(estimate.remarks)
         table.add_row(
             run.name,
             Text(state.state, style=_STYLES.get(state.state, "")),
-            f"{estimate.parameters:,}",
+            "-" if estimate.parameters is None else f"{estimate.parameters:,}",
             ", ".join(f"{rows:,}" for rows in estimate.gathered_len) or "-",
             f"{run.steps:,}",
             f"{estimate.tokens_per_step * run.steps:,}",
-            "-" if run.gpu_hours is None else f"{run.processes}",
+            "-" if estimate.device == "cpu" else f"{run.processes}",
             *(_estimates(plan)),
         )
     hours = [run.gpu_hours for run in (plan.run for plan in planned) if run.gpu_hours is not None]
@@ -89,10 +88,11 @@ def _table(*columns: str) -> Table:
 
 
 def _estimates(plan: "PlannedRun") -> tuple[str, str]:
-    """Memory and GPU-hours; nothing is known of CPUs."""
-    if plan.run.gpu_hours is None:
+    """Memory and GPU-hours."""
+    memory = [s.memory_gib for s in plan.plan.stages if s.memory_gib is not None]
+    if not memory or plan.run.gpu_hours is None:
         return "-", "-"
-    return f"{max(s.memory_gib for s in plan.plan.stages):.1f}", f"{plan.run.gpu_hours:,.1f}"
+    return f"{max(memory):.1f}", f"{plan.run.gpu_hours:,.1f}"
 
 
 def _duration(seconds: float | None) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lighthouse.sweep.resources import Resources, check_path
-from lighthouse.titan.typecheck import check_toml_types
+from lighthouse.toml_types import check_toml_types
 
 Point = dict[str, Any]
 """Overrides of the base configuration: dotted keys such as "lighthouse.topk", and values."""

@@ -5,12 +5,21 @@ Slurm's word on how a job ended is not asked: a job that stops in time is a TIME
 
 import os
 import socket
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lighthouse.sweep import slurm
-from lighthouse.sweep.runs import CANCEL_FILE, CANCELLED, FAILED, STOPPED, Attempt, Run
+from lighthouse import slurm
+from lighthouse.sweep.run_folder import (
+    ALIVE_FILE,
+    CANCEL_FILE,
+    CANCELLED,
+    FAILED,
+    STOPPED,
+    Attempt,
+    Run,
+)
 from lighthouse.sweep.submission import read_submissions
 
 DONE = "done"
@@ -21,6 +30,8 @@ INTERRUPTED = "interrupted"
 UNKNOWN = "unknown"
 
 AT_WORK = (RUNNING, QUEUED)
+
+ALIVE_SECONDS = 120.0  # without a touch, several times of what a worker waits between two
 
 
 @dataclass(frozen=True)
@@ -57,9 +68,13 @@ def run_states(runs: Sequence[Run], tasks: dict[str, slurm.Task] | None) -> list
 
 
 def is_alive(attempt: Attempt, run: Run) -> bool:
-    """Whether an attempt's launcher still runs, on this machine."""
+    """Whether an attempt is still at work.
+
+    On this machine its launcher's process tells. On another one that shares the disk, the file that
+    its worker touches does, by the clock of the disk; of Slurm's attempts the queue says more.
+    """
     if attempt.host != socket.gethostname():
-        return False
+        return attempt.job is None and _touched_lately(run.folder)
     try:
         words = os.fsdecode(Path(f"/proc/{attempt.pid}/cmdline").read_bytes()).split("\0")
     except OSError:
@@ -68,6 +83,16 @@ def is_alive(attempt: Attempt, run: Run) -> bool:
     folder = run.folder.resolve()
     paths = (Path(os.path.realpath(word)) for word in words if os.path.isabs(word))
     return any(path.is_relative_to(folder) for path in paths)
+
+
+def _touched_lately(folder: Path) -> bool:
+    try:
+        touched = (folder / ALIVE_FILE).stat().st_mtime
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".now-") as file:
+            now = os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return False
+    return now - touched < ALIVE_SECONDS
 
 
 def _run_state(run: Run, tasks: dict[str, slurm.Task] | None) -> RunState:
@@ -90,7 +115,7 @@ def _judge(
         return QUEUED, " ".join(filter(None, (f"({task.reason})", after)))
     if last is not None and last.end is None:
         if is_alive(last, run):
-            return RUNNING, ""
+            return RUNNING, "" if last.host == socket.gethostname() else f"on {last.host}"
         if last.job is not None and not slurm_answers:
             return UNKNOWN, f"job {last.job}"
         return INTERRUPTED, f"killed without notice on {last.host}"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lighthouse.files import write_atomic
+from lighthouse.runs.files import write_atomic
 from lighthouse.sweep.resources import Resources
 
 FOLDER = "submissions"

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lighthouse.files import write_atomic
-from lighthouse.sweep import code, slurm
+from lighthouse import slurm
+from lighthouse.runs.files import write_atomic
+from lighthouse.sweep import code
 from lighthouse.sweep.batch import batch_script
 from lighthouse.sweep.local import run_local
-from lighthouse.sweep.runs import (
+from lighthouse.sweep.run_folder import (
     CANCEL_FILE,
     RUN_FILE,
     Run,

@@ -7,21 +7,23 @@ after a failure that is worth another attempt, the worker puts its Slurm task ba
 Without Slurm it exits with `AGAIN` after such a failure.
 """
 
+import math
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
-from lighthouse.files import write_atomic
-from lighthouse.run_folder import STOP_FILE
-from lighthouse.sweep import code, slurm
-from lighthouse.sweep.launch import command, environment
-from lighthouse.sweep.runs import (
+from lighthouse import slurm
+from lighthouse.launch import Launch, environment
+from lighthouse.refusal import EXIT_CODE, REFUSED
+from lighthouse.runs.files import write_atomic
+from lighthouse.runs.folder import RESOLVED_FILE, STOP_FILE
+from lighthouse.sweep import code
+from lighthouse.sweep.run_folder import (
+    ALIVE_FILE,
     CANCEL_FILE,
     CANCELLED,
     DONE_FILE,
@@ -41,7 +43,7 @@ from lighthouse.sweep.submission import Submission, read_submission
 
 AGAIN = 75  # EX_TEMPFAIL
 LOOK_SECONDS = 0.5
-REQUEUE_WAITS = (0, 5, 15, 40, 120, 300)  # a controller is seldom away for longer
+TOUCH_SECONDS = 20.0
 LOG_TAIL = 200_000
 
 # A traceback's last line, or what Slurm says of a job step. torchrun prefixes what workers print;
@@ -51,25 +53,14 @@ _ERROR = re.compile(
     r"((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b(?::.*)?|srun: error: .*)$",
     re.MULTILINE,
 )
+_REFUSED = re.compile(rf"^{REFUSED}(.*)$", re.MULTILINE)
 _CAUSE = "The above exception was the direct cause of the following exception:"
 _NOT_WHY = ("ChildFailedError", "Exited with exit code")
 
 
-class Notice:
-    """Whether the process was told that its end is near."""
-
-    def __init__(self) -> None:
-        self.given = False
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.given = True
-
-
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code: 0 unless the run failed."""
-    notice = Notice()
+    notice = slurm.Notice()
     submission = read_submission(Path(arguments[0]))
     run = read_run(submission.output / submission.runs[int(arguments[1])])
     if run.done or (run.folder / CANCEL_FILE).exists():
@@ -90,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
             return 1
     elif outcome.reason in (CANCELLED, STOPPED):
         return 0
-    return _requeue() if submission.slurm else AGAIN
+    return _requeue(slurm.own_task()) if submission.slurm else AGAIN
 
 
 def given_up(attempts: Sequence[Attempt], submission: Submission) -> str | None:
@@ -99,6 +90,8 @@ def given_up(attempts: Sequence[Attempt], submission: Submission) -> str | None:
     Only failures of the same submission count, so that sending a run again gives it a new chance.
     """
     failures = [a for a in attempts if a.reason == FAILED and a.submission == submission.number]
+    if failures and failures[-1].exit_code == EXIT_CODE:
+        return "refused, and would be again"
     if len(failures) > submission.resources.retries:
         return f"failed {len(failures)} times"
     same = {(_same_way(a.error or ""), a.step) for a in failures[-2:]}
@@ -107,6 +100,8 @@ def given_up(attempts: Sequence[Attempt], submission: Submission) -> str | None:
 
 def error_of(log: str, exit_code: int) -> str:
     """One line on why a process failed: its first error, as explained, or how it ended."""
+    if exit_code == EXIT_CODE and (refused := _REFUSED.findall(log)):
+        return refused[-1][:500]
     cause, _, rest = log.rpartition(_CAUSE)
     if found := _errors(rest) or _errors(cause):
         return found[0].strip()[:500]
@@ -132,19 +127,22 @@ def _close_lost_attempts(run: Run) -> None:
         if attempt.end is not None:
             continue
         if is_alive(attempt, run):
-            raise RuntimeError(f"{run.folder}: process {attempt.pid} is training it already")
+            raise RuntimeError(
+                f"{run.folder}: process {attempt.pid} on {attempt.host} is training it already"
+            )
         written = (run.folder / LOG_FILE).stat().st_mtime
         end = {"number": attempt.number, "end": max(written, attempt.start), "reason": LOST}
         run.log_attempt(end | {"step": run.checkpoint_step()})
 
 
-def _attempt(run: Run, submission: Submission, notice: Notice) -> Attempt:
+def _attempt(run: Run, submission: Submission, notice: slurm.Notice) -> Attempt:
     """Train until the end, one way or another, and write it down."""
     began_at = run.checkpoint_step()
-    log_path = run.folder / LOG_FILE
-    task = _task() if submission.slurm else None
+    log_path, config = run.folder / LOG_FILE, run.folder / RESOLVED_FILE
+    task = slurm.own_task() if submission.slurm else None
     stop = run.folder / STOP_FILE
     reason: str | None = None
+    touched = -math.inf
     with log_path.open("ab") as log:
         log_start = log.tell()
         number = len(run.attempts()) + 1
@@ -158,9 +156,9 @@ def _attempt(run: Run, submission: Submission, notice: Notice) -> Attempt:
         try:
             # A session of its own: Ctrl-C in a terminal is for this process to pass on, as a file.
             process = subprocess.Popen(
-                command(run, submission),
+                _launch(run, submission).command(["--job.config_file", str(config)]),
                 cwd=submission.directory,
-                env=environment(run, submission),
+                env=_environment(run, submission),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -172,7 +170,11 @@ def _attempt(run: Run, submission: Submission, notice: Notice) -> Attempt:
             run.log_attempt(begun | end | {"error": f"{type(refused).__name__}: {refused}"})
             return _logged(run, number)
         run.log_attempt(begun | {"pid": process.pid, "commit": code.commit()})
+        alive = run.folder / ALIVE_FILE
         while process.poll() is None:
+            if time.monotonic() - touched > TOUCH_SECONDS:
+                alive.touch()
+                touched = time.monotonic()
             if reason is None:
                 if (run.folder / CANCEL_FILE).exists():
                     reason = CANCELLED
@@ -183,32 +185,54 @@ def _attempt(run: Run, submission: Submission, notice: Notice) -> Attempt:
                 stop.touch()
             time.sleep(LOOK_SECONDS)
     stop.unlink(missing_ok=True)
+    alive.unlink(missing_ok=True)
 
-    step, error = run.checkpoint_step(), None
+    step, error, exit_code = run.checkpoint_step(), None, process.returncode
     if step >= run.steps:
         reason = FINISHED
     elif reason is None or (reason == TIME_LIMIT and step == began_at):
-        if process.returncode == 0 and reason == TIME_LIMIT:
+        if exit_code == 0 and reason == TIME_LIMIT:
             error = f"no checkpoint within resources.time = {submission.resources.time}"
-        elif process.returncode == 0:
+        elif exit_code == 0:
             error = "training ended before its last step without being asked to"
         else:
             with log_path.open("rb") as log:
                 log.seek(max(log_start, log_path.stat().st_size - LOG_TAIL))
-                error = error_of(log.read().decode(errors="replace"), process.returncode)
+                text = log.read().decode(errors="replace")
+            # Of several nodes srun gives the exit code of the launchers that it killed then.
+            if submission.resources.nodes > 1 and _REFUSED.search(text):
+                exit_code = EXIT_CODE
+            error = error_of(text, exit_code)
         reason = FAILED
-    end = {"end": time.time(), "reason": reason, "exit_code": process.returncode, "step": step}
+    end = {"end": time.time(), "reason": reason, "exit_code": exit_code, "step": step}
     run.log_attempt({"number": number} | end | {"error": error})
     return _logged(run, number)
 
 
+def _launch(run: Run, submission: Submission) -> Launch:
+    resources = submission.resources
+    srun = list(resources.srun)
+    if resources.cpus_per_task is not None:  # which srun does not take over from sbatch
+        srun.insert(0, f"--cpus-per-task={resources.cpus_per_task}")
+    return Launch(
+        processes=resources.processes_per_node,
+        nodes=resources.nodes,
+        python=tuple(resources.python),
+        srun=tuple(srun) if submission.slurm else None,
+        run_id=run.identity,
+    )
+
+
+def _environment(run: Run, submission: Submission) -> dict[str, str]:
+    """That of a training, and how the run is called in Weights & Biases."""
+    names = {"WANDB_RUN_GROUP": submission.sweep, "WANDB_RUN_NAME": run.name}
+    # One for all runs would mix them; the trainer keeps one for each folder.
+    inherited = {k: v for k, v in os.environ.items() if k != "WANDB_RUN_ID"}
+    return environment(inherited) | names
+
+
 def _logged(run: Run, number: int) -> Attempt:
     return next(attempt for attempt in run.attempts() if attempt.number == number)
-
-
-def _task() -> str:
-    # In this form, because the last task's own id is that of the whole array.
-    return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
 
 
 def _reason_of_notice(task: str | None) -> str:
@@ -225,22 +249,9 @@ def _reason_of_notice(task: str | None) -> str:
     return TIME_LIMIT if job["JobState"] == "RUNNING" else CANCELLED
 
 
-def _requeue() -> int:
-    """Put this task back into the queue and wait for Slurm to end this process."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing left to save
-    task = _task()
-    for wait in REQUEUE_WAITS:
-        time.sleep(wait)
-        try:
-            if slurm.job(task)["JobState"] != "RUNNING":
-                return AGAIN  # Slurm has decided already
-            slurm.requeue(task)
-        except slurm.SlurmError as error:
-            print(f"back into the queue: {error}", flush=True)
-        else:
-            time.sleep(300)
-            return AGAIN
-    print("not back in the queue; `resume` of the sweep continues the run", flush=True)
+def _requeue(task: str) -> int:
+    if not slurm.go_back_into_the_queue(task):
+        print("`resume` of the sweep continues the run", flush=True)
     return AGAIN
 
 

@@ -19,7 +19,7 @@ from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.models.llama3 import TransformerModelArgs, llama3_args
 from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAdapter
 
-from lighthouse.titan.tokenizer import ByteTokenizer
+from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.trained import load_weights
 
 # What a tokenizer folder may consist of; weights and configuration beside it are not copied.

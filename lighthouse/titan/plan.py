@@ -2,43 +2,44 @@
 
     python -m lighthouse.titan.plan --gpus 8 --job.config_file X.toml [any trainer flag]
 
-Nothing is started and no GPU is needed. ``--device`` names the kind of GPU, ``--json`` prints
-everything for programs. The estimate is that of ``lighthouse/cost.py``; validation, checkpoints
-and waiting for data are not in it.
+Nothing is started and no GPU is needed. ``--device`` names the kind of GPU, or ``cpu``; ``--json``
+prints everything for programs. The estimate is that of ``lighthouse/cost/``; validation,
+checkpoints and waiting for data are not in it. What it does not cover is left blank, with the
+reason.
 """
 
 import argparse
 import json
-import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from lighthouse.config import LighthouseConfig
-from lighthouse.cost import (
-    GIB,
-    Cost,
-    Layout,
-    Model,
-    Work,
-    cost,
-    devices,
-    flops_per_token,
-    load_rates,
-)
-from lighthouse.titan.config import layer_configs, num_chunks
-from lighthouse.titan.layout import accumulation_steps, layout_of
-from lighthouse.titan.validate import check_ring
+from lighthouse.cost.memory import GIB
+from lighthouse.cost.rates import devices, load_rates
+from lighthouse.cost.sizes import Layout, Model, Work, flops_per_token
+from lighthouse.cost.step import Cost, cost
+from lighthouse.refusal import refuse
+from lighthouse.titan.config.check import Machine
+from lighthouse.titan.config.section import layer_configs, num_chunks
+from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.distributed.layout import accumulation_steps, layout_of
+
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
+
+CPU = "cpu"
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stretch of steps with the same attention.
+class PlannedStage:
+    """What a stage would take; None for what is not estimated.
 
     Attributes:
-        name: ``"lighthouse"`` or ``"dense"``; ``"all dense"`` for the run without Lighthouse.
+        name: its attention; ``"all dense"`` for the run without Lighthouse.
         steps: optimizer steps.
         flops_per_token: by torchtitan's conventions.
         step_seconds: of one optimizer step.
@@ -50,126 +51,126 @@ class Stage:
 
     name: str
     steps: int
-    flops_per_token: int
-    step_seconds: float
-    tokens_per_second: float
-    memory_gib: float
-    hours: float
+    flops_per_token: int | None
+    step_seconds: float | None
+    tokens_per_second: float | None
+    memory_gib: float | None
+    hours: float | None
     seconds_by_part: dict[str, float]
     gib_by_part: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job would take.
+    """What a job would take; None for what is not estimated.
 
     Attributes:
+        parameters: of the model.
         gathered_len: S of each Lighthouse layer, and how many layers have it.
         stages: in order of training.
         all_dense: the same job with dense attention throughout.
-        gpu_hours, speedup: of the whole job; the latter over ``all_dense``.
+        hours, gpu_hours, speedup: of the whole job; the last over ``all_dense``.
         memory_limit_gib: of the device.
-        remarks: what the estimate does not know, and what does not fit.
+        remarks: why there is no estimate, what it does not know, and what does not fit.
     """
 
     flavor: str
     device: str
     gpus: int
     layout: Layout
-    parameters: int
+    parameters: int | None
     seq_len: int
     tokens_per_step: int
     accumulation: int
     gathered_len: dict[int, int]
-    stages: tuple[Stage, ...]
-    all_dense: Stage
-    hours: float
-    gpu_hours: float
-    speedup: float
-    memory_limit_gib: float
+    stages: tuple[PlannedStage, ...]
+    all_dense: PlannedStage
+    hours: float | None
+    gpu_hours: float | None
+    speedup: float | None
+    memory_limit_gib: float | None
     remarks: tuple[str, ...]
 
 
-def plan(job_config: Any, gpus: int, device: str = "h100") -> Plan:
-    """Estimate a job that ``ConfigManager`` has parsed, and so checked but for the number of GPUs.
+def machine_of(device: str, processes: int) -> Machine:
+    """The machine that a kind of GPU, or ``"cpu"``, stands for."""
+    return Machine(CPU if device == CPU else "cuda", processes, here=False)
 
-    Raises:
-        ValueError: for degrees, a batch or a sequence that do not suit ``gpus``; for an unknown
-            device; for what the estimate does not cover. Names the key.
+
+def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
+    """Estimate a job that :func:`parse` has checked for as many GPUs.
+
+    Args:
+        gpus: processes, where ``device`` is ``"cpu"``.
+        device: a kind of GPU; one without rates is not estimated.
     """
-    rates = load_rates(device)
-    model, layout, work = job_of(job_config, gpus)
-    dense_work = replace(work, attention=(None,) * model.layers)
-    tokens = layout.batch * work.local_batch * work.accumulation * work.seq_len
+    layout = layout_of(job_config, gpus)
+    accumulation = accumulation_steps(job_config, layout)
+    training = job_config.training
+    tokens = layout.batch * training.local_batch_size * accumulation * training.seq_len
+    reason = _why_not_estimated(job_config, device)
+    is_llama = job_config.model.name == "llama3"
+    model = model_of(job_config.model.flavor) if is_llama else None
+    work = None if model is None else work_of(job_config, layout, model.layers)
 
-    def stage(name: str, steps: int, work: Work) -> Stage:
-        estimate = cost(model, layout, work, rates)
-        return _stage(name, steps, flops_per_token(model, work), estimate, tokens / layout.gpus)
+    def planned(name: str, steps: int, dense: bool) -> PlannedStage:
+        if model is None or work is None:
+            return _planned_stage(name, steps, None, None, 0)
+        of_stage = replace(work, attention=(None,) * model.layers) if dense else work
+        estimate = None if reason else cost(model, layout, of_stage, load_rates(device))
+        flops = flops_per_token(model, of_stage)
+        return _planned_stage(name, steps, flops, estimate, tokens / layout.gpus)
 
-    steps = job_config.training.steps
-    before = _steps_before_dense(job_config.lighthouse, steps)
-    stages = [stage("lighthouse", before, work)] if before else []
-    if before < steps:
-        stages.append(stage("dense", steps - before, dense_work))
-    all_dense = stage("all dense", steps, dense_work)
-    hours = sum(s.hours for s in stages)
-    limit = rates.memory / GIB
-    rows = Counter(c.gathered_len(work.seq_len) for c in work.attention if c is not None)
+    stages = [planned(s.attention, s.steps, s.dense) for s in Stages.of(job_config)]
+    all_dense = planned("all dense", training.steps, dense=True)
+    hours = None if reason else sum(stage.hours or 0.0 for stage in stages)
+    limit = None if reason else load_rates(device).memory / GIB
+    layers = () if work is None else work.attention
+    rows = Counter(c.gathered_len(training.seq_len) for c in layers if c is not None)
     return Plan(
         flavor=job_config.model.flavor,
         device=device,
         gpus=gpus,
         layout=layout,
-        parameters=model.parameters,
-        seq_len=work.seq_len,
+        parameters=None if model is None else model.parameters,
+        seq_len=training.seq_len,
         tokens_per_step=tokens,
-        accumulation=work.accumulation,
+        accumulation=accumulation,
         gathered_len=dict(rows),
         stages=tuple(stages),
         all_dense=all_dense,
         hours=hours,
-        gpu_hours=hours * gpus,
-        speedup=all_dense.hours / hours,
+        gpu_hours=None if hours is None else hours * gpus,
+        speedup=None if hours is None or all_dense.hours is None else all_dense.hours / hours,
         memory_limit_gib=limit,
-        remarks=_remarks(job_config, stages, limit),
+        remarks=(reason,) if reason else _remarks(job_config, stages, limit),
     )
 
 
-def job_of(job_config: Any, gpus: int) -> tuple[Model, Layout, Work]:
-    """What :func:`lighthouse.cost.cost` takes; the work is that of the first stage.
-
-    Raises:
-        ValueError: as :func:`plan`.
-    """
-    layout = layout_of(job_config, gpus)
-    _refuse_what_is_not_modelled(job_config)
-    model = model_of(job_config.model.flavor)
+def work_of(job_config: "JobConfig", layout: Layout, layers: int) -> Work:
+    """A step of the Lighthouse stage, or of the dense one where there is no other."""
     training, section = job_config.training, job_config.lighthouse
-    configs: list[LighthouseConfig | None] = [None] * model.layers
+    configs: list[LighthouseConfig | None] = [None] * layers
     if section.enable:
         chunks = num_chunks(section, job_config.parallelism)
-        configs = layer_configs(section, model.layers, training.seq_len, chunks)
+        configs = layer_configs(section, layers, training.seq_len, chunks)
     checkpoint = job_config.activation_checkpoint
     selective = checkpoint.mode == "selective"
     element, residual = _activation_bytes(job_config, layout)
-    return (
-        model,
-        layout,
-        Work(
-            seq_len=training.seq_len,
-            attention=tuple(configs),
-            local_batch=training.local_batch_size,
-            accumulation=accumulation_steps(job_config, layout),
-            checkpointing=checkpoint.selective_ac_option if selective else checkpoint.mode,
-            loss_chunk_tokens=training.loss_chunk_tokens,
-            element_bytes=element,
-            residual_bytes=residual,
-            reshard=job_config.parallelism.fsdp_reshard_after_forward != "never",
-        ),
+    return Work(
+        seq_len=training.seq_len,
+        attention=tuple(configs),
+        local_batch=training.local_batch_size,
+        accumulation=accumulation_steps(job_config, layout),
+        checkpointing=checkpoint.selective_ac_option if selective else checkpoint.mode,
+        loss_chunk_tokens=training.loss_chunk_tokens,
+        element_bytes=element,
+        residual_bytes=residual,
+        reshard=job_config.parallelism.fsdp_reshard_after_forward != "never",
     )
 
 
-def _activation_bytes(job_config: Any, layout: Layout) -> tuple[int, int]:
+def _activation_bytes(job_config: "JobConfig", layout: Layout) -> tuple[int, int]:
     """Of activations, and of the residual stream, as torchtitan's mixed precision has them."""
     if job_config.training.mixed_precision_param == "float32":
         return 4, 4
@@ -196,29 +197,34 @@ def model_of(flavor: str) -> Model:
     )
 
 
-def _refuse_what_is_not_modelled(job_config: Any) -> None:
-    def refuse(key: str, value: Any, way_out: str) -> ValueError:
-        return ValueError(f"{key} = {value!r}: the estimate does not cover it; {way_out}")
+def _why_not_estimated(job_config: "JobConfig", device: str) -> str | None:
+    if device == CPU:
+        return "no estimate: there are no rates of CPUs"
+    if device not in devices():
+        return f"no estimate: there are no rates of {device!r}, only of {', '.join(devices())}"
+    not_modelled = {
+        "model.name": (job_config.model.name, ("llama3",)),
+        "parallelism.pipeline_parallel_degree": (
+            job_config.parallelism.pipeline_parallel_degree,
+            (1,),
+        ),
+        "activation_checkpoint.mode": (
+            job_config.activation_checkpoint.mode,
+            ("none", "selective", "full"),
+        ),
+    }
+    for key, (value, covered) in not_modelled.items():
+        if value not in covered:
+            return f"no estimate: it does not cover {key} = {value!r}"
+    return None
 
-    name, parallel = job_config.model.name, job_config.parallelism
-    if name != "llama3":
-        raise refuse("model.name", name, "use 'llama3'")
-    if parallel.pipeline_parallel_degree > 1:
-        degree = parallel.pipeline_parallel_degree
-        raise refuse("parallelism.pipeline_parallel_degree", degree, "use 1")
-    mode = job_config.activation_checkpoint.mode
-    if mode == "memory_budget":
-        raise refuse("activation_checkpoint.mode", mode, "use none, selective or full")
 
-
-def _steps_before_dense(section: Any, steps: int) -> int:
-    if not section.enable:
-        return 0
-    return steps if section.dense_from_step is None else min(steps, section.dense_from_step - 1)
-
-
-def _stage(name: str, steps: int, flops: int, estimate: Cost, tokens_of_a_gpu: float) -> Stage:
-    return Stage(
+def _planned_stage(
+    name: str, steps: int, flops: int | None, estimate: Cost | None, tokens_of_a_gpu: float
+) -> PlannedStage:
+    if estimate is None:
+        return PlannedStage(name, steps, flops, None, None, None, None, {}, {})
+    return PlannedStage(
         name=name,
         steps=steps,
         flops_per_token=flops,
@@ -231,11 +237,13 @@ def _stage(name: str, steps: int, flops: int, estimate: Cost, tokens_of_a_gpu: f
     )
 
 
-def _remarks(job_config: Any, stages: list[Stage], limit: float) -> tuple[str, ...]:
+def _remarks(
+    job_config: "JobConfig", stages: Sequence[PlannedStage], limit: float | None
+) -> tuple[str, ...]:
     remarks = [
         f"stage {stage.name}: {stage.memory_gib:.1f} GiB do not fit the device's {limit:.1f} GiB"
         for stage in stages
-        if stage.memory_gib > limit
+        if stage.memory_gib is not None and limit is not None and stage.memory_gib > limit
     ]
     if not job_config.compile.enable:
         remarks.append("compile.enable = false: the rates are those of compiled blocks")
@@ -258,9 +266,11 @@ def table(result: Plan) -> str:
         "tensor parallel": layout.tp,
     }
     gathered = ", ".join(f"{s:,} in {n} layers" for s, n in result.gathered_len.items()) or "-"
+    size = "" if result.parameters is None else f", {result.parameters:,} parameters"
+    kind = "CPU processes" if result.device == CPU else f"x {result.device}"
     lines = [
-        f"model             {result.flavor}, {result.parameters:,} parameters",
-        f"GPUs              {result.gpus} x {result.device}: "
+        f"model             {result.flavor}{size}",
+        f"GPUs              {result.gpus} {kind}: "
         + ", ".join(f"{name} {degree}" for name, degree in degrees.items()),
         f"step              {result.tokens_per_step:,} tokens in sequences of {result.seq_len:,}, "
         f"{result.accumulation} micro-batches",
@@ -269,36 +279,44 @@ def table(result: Plan) -> str:
     ]
     columns = [*result.stages, result.all_dense]
 
-    def row(title: str, cells: list[str]) -> None:
-        lines.append(f"{title:<28}" + "".join(f"{cell:>14}" for cell in cells))
+    def row(title: str, cells: Sequence[float | None], form: str) -> None:
+        if any(cell is not None for cell in cells):
+            shown = ("-" if cell is None else format(cell, form) for cell in cells)
+            lines.append(f"{title:<28}" + "".join(f"{cell:>14}" for cell in shown))
 
-    row("", [stage.name for stage in columns])
-    row("steps", [f"{stage.steps:,}" for stage in columns])
-    row("GFLOPs per token", [f"{stage.flops_per_token / 1e9:.2f}" for stage in columns])
-    row("tokens/s per GPU", [f"{stage.tokens_per_second:,.0f}" for stage in columns])
-    row("seconds per step", [f"{stage.step_seconds:.3f}" for stage in columns])
+    lines.append(f"{'':<28}" + "".join(f"{stage.name:>14}" for stage in columns))
+    row("steps", [stage.steps for stage in columns], ",")
+    gflops = [s.flops_per_token and s.flops_per_token / 1e9 for s in columns]
+    row("GFLOPs per token", gflops, ".2f")
+    row("tokens/s per GPU", [stage.tokens_per_second for stage in columns], ",.0f")
+    row("seconds per step", [stage.step_seconds for stage in columns], ".3f")
     for part in result.all_dense.seconds_by_part:
         seconds = [stage.seconds_by_part[part] for stage in columns]
         if any(seconds):
-            row(f"  {part}", [f"{s:.3f}" for s in seconds])
-    row("GiB per GPU", [f"{stage.memory_gib:.1f}" for stage in columns])
+            row(f"  {part}", seconds, ".3f")
+    row("GiB per GPU", [stage.memory_gib for stage in columns], ".1f")
     for part in result.all_dense.gib_by_part:
-        row(f"  {part}", [f"{stage.gib_by_part[part]:.1f}" for stage in columns])
-    row("hours", [f"{stage.hours:.1f}" for stage in columns])
-    lines += [
-        "",
-        f"the run           {result.hours:.1f} hours, {result.gpu_hours:,.0f} GPU-hours, "
-        f"{result.speedup:.2f} x as fast as all dense",
-    ]
+        row(f"  {part}", [stage.gib_by_part[part] for stage in columns], ".1f")
+    row("hours", [stage.hours for stage in columns], ".1f")
+    lines.append("")
+    if result.hours is not None:
+        lines.append(
+            f"the run           {result.hours:.1f} hours, {result.gpu_hours:,.0f} GPU-hours, "
+            f"{result.speedup:.2f} x as fast as all dense"
+        )
     lines += [f"note              {remark}" for remark in result.remarks]
     return "\n".join(lines)
 
 
-def parse(args: list[str]) -> Any:
-    """A job's configuration for another machine: all checks but those of this one."""
+def parse(args: list[str], machine: Machine) -> "JobConfig":
+    """A job's configuration, checked for a machine.
+
+    Raises:
+        ValueError: the trainer would refuse it there.
+    """
     from torchtitan.config import ConfigManager
 
-    return ConfigManager(this_machine=False).parse_args(args)
+    return ConfigManager(machine=machine).parse_args(args)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -309,15 +327,17 @@ def main(args: list[str] | None = None) -> None:
         epilog="All other flags are the trainer's, --job.config_file above all.",
     )
     parser.add_argument("--gpus", type=int, required=True, help="GPUs in all")
-    parser.add_argument("--device", choices=devices(), default="h100")
+    known = ", ".join([*devices(), CPU])
+    parser.add_argument("--device", default="h100", help=f"{known}; of others nothing is estimated")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options, trainer = parser.parse_known_args(args)
+    if options.gpus < 1:
+        parser.error(f"--gpus {options.gpus}: must be at least 1")
     try:
-        job_config = parse(trainer)
-        result = plan(job_config, options.gpus, options.device)
-        check_ring(job_config, "cuda")
+        job_config = parse(trainer, machine_of(options.device, options.gpus))
     except ValueError as error:
-        sys.exit(f"refused: {error}")
+        refuse(error)
+    result = plan(job_config, options.gpus, options.device)
     print(json.dumps(asdict(result), indent=1) if options.json else table(result))
 
 

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -16,9 +16,13 @@ from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 from torchtitan.protocols.train_spec import get_train_spec
 
 from lighthouse.attention import LighthouseAttention
-from lighthouse.run_folder import RESOLVED_FILE, finished_steps
-from lighthouse.titan.config import num_chunks
-from lighthouse.titan.model import apply_lighthouse, lighthouse_modules, set_stage
+from lighthouse.runs.folder import RESOLVED_FILE, finished_steps
+from lighthouse.titan.config.section import num_chunks
+from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.llama3.layers import apply_lighthouse, lighthouse_modules, set_stage
+
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
 
 _LOGIT_TOKENS = 8192
 """Tokens whose logits exist at a time."""
@@ -35,7 +39,7 @@ class Trained:
         output: the output layer.
     """
 
-    job_config: Any
+    job_config: "JobConfig"
     step: int
     body: nn.Module
     output: nn.Module
@@ -91,12 +95,12 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
     if not (folder / RESOLVED_FILE).is_file():
         raise ValueError(f"{folder} has no {RESOLVED_FILE}: not the folder of a run")
     arguments = ["--job.config_file", str(folder / RESOLVED_FILE)]
-    of_run = ConfigManager(this_machine=False).parse_args(arguments)
+    of_run = ConfigManager(checked=False).parse_args(arguments)
     chunks = num_chunks(of_run.lighthouse, of_run.parallelism)
     arguments += ["--parallelism.context_parallel_degree", "1"]
     arguments += ["--lighthouse.num_chunks", str(chunks)]
     arguments += ["--validation.seq_len", str(of_run.training.seq_len), *overrides]
-    job_config = ConfigManager(this_machine=False).parse_args(arguments)
+    job_config = ConfigManager(checked=False).parse_args(arguments)
 
     checkpoints = folder / job_config.checkpoint.folder
     steps = finished_steps(checkpoints)
@@ -117,7 +121,7 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
     with torch.no_grad():
         model.init_weights(buffer_device=device)
     model.load_state_dict(weights)
-    set_stage([model], job_config.lighthouse, step)
+    set_stage([model], Stages.of(job_config).at(step))
     output, model.output = model.output, None  # without one, the forward pass ends before it
     return Trained(job_config, step, model.eval(), output)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.processes import run_module
-from tests.integration.runs import train
+from tests.support.processes import run_module
+from tests.support.trainer import train
 
 GPUS = torch.cuda.device_count()
 DEGREES = [degree for degree in (2, 4) if not GPUS or degree <= GPUS]
@@ -15,7 +15,7 @@ DEGREES = [degree for degree in (2, 4) if not GPUS or degree <= GPUS]
 @pytest.mark.parametrize("ranks", DEGREES)
 def test_layers_equal_those_of_one_device(ranks: int) -> None:
     """All scorers, grouped-query heads, with and without balancing: see ring.py."""
-    code, output = run_module("tests.integration.ring", "cuda" if GPUS else "cpu", ranks=ranks)
+    code, output = run_module("tests.support.ring", "cuda" if GPUS else "cpu", ranks=ranks)
     assert code == 0, output
     assert f"24 cases agree on {ranks} ranks" in output
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from tests.integration.trainer import Sources, logged, run_trainer, write_sources
+from tests.support.trainer import Run, Sources, train, write_sources
 
 # All arithmetic in float32, so that layouts differ by the order of sums alone.
 FLOAT32 = "--training.mixed_precision_param=float32"
 CHECKPOINT = "--checkpoint.enable"
+SEED_CHECKPOINT = "--checkpoint.create_seed_checkpoint"
 LAYOUTS = {
     "fsdp": ["--parallelism.data_parallel_shard_degree=2", "--training.local_batch_size=1"],
     "tp": ["--parallelism.tensor_parallel_degree=2"],
@@ -19,6 +20,17 @@ LAYOUTS = {
 STEPS = 5
 VALIDATE = "--validation.enable --validation.dataset=c4_test --validation.seq_len=128".split()
 VALIDATE += "--validation.local_batch_size=2 --validation.steps=2 --validation.freq=5".split()
+
+
+def debug_run(folder: Path, sources: Sources, *options: str, processes: int = 1) -> Run:
+    """Train upstream's debug model on CPUs."""
+    return train(
+        folder,
+        *options,
+        base=sources.debug_model(),
+        env=sources.environment(),
+        processes=processes,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -30,30 +42,28 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
 def seed_checkpoint(tmp_path_factory: pytest.TempPathFactory, sources: Sources) -> Path:
     """A checkpoint of step 0: layouts draw different random numbers, so they all load this one."""
     folder = tmp_path_factory.mktemp("seed")
-    run_trainer(folder, sources, CHECKPOINT, "--checkpoint.create_seed_checkpoint")
-    return folder / "checkpoint" / "step-0"
+    return debug_run(folder, sources, CHECKPOINT, SEED_CHECKPOINT).checkpoint(0)
 
 
 @pytest.fixture(scope="module")
 def one_process(
     tmp_path_factory: pytest.TempPathFactory, sources: Sources, seed_checkpoint: Path
-) -> Path:
+) -> Run:
     """The run that the others are compared with; it also writes a profile."""
     folder = tmp_path_factory.mktemp("one")
     load = f"--checkpoint.initial_load_path={seed_checkpoint}"
     profile = ["--profiling.enable_profiling", "--profiling.profile_freq=5"]
     validate = [*VALIDATE, f"--validation.dataset_path={sources.data}"]
-    run_trainer(folder, sources, FLOAT32, CHECKPOINT, load, *profile, *validate)
-    return folder
+    return debug_run(folder, sources, FLOAT32, CHECKPOINT, load, *profile, *validate)
 
 
-def test_profiler_writes_a_trace(one_process: Path) -> None:
-    assert list((one_process / "profile_traces").rglob("rank0_trace.json"))
+def test_profiler_writes_a_trace(one_process: Run) -> None:
+    assert list((one_process.folder / "profile_traces").rglob("rank0_trace.json"))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_processes_agree_with_one(
-    tmp_path: Path, sources: Sources, seed_checkpoint: Path, one_process: Path, layout: str
+    tmp_path: Path, sources: Sources, seed_checkpoint: Path, one_process: Run, layout: str
 ) -> None:
     options = [FLOAT32, CHECKPOINT, f"--checkpoint.initial_load_path={seed_checkpoint}", *VALIDATE]
     data = sources.data
@@ -61,27 +71,22 @@ def test_two_processes_agree_with_one(
         data = sources.split_data
         options += [f"--training.dataset_path={data}", "--validation.local_batch_size=1"]
     options.append(f"--validation.dataset_path={data}")
-    run_trainer(tmp_path, sources, *options, *LAYOUTS[layout], processes=2)
+    run = debug_run(tmp_path, sources, *options, *LAYOUTS[layout], processes=2)
     for tag, steps, tolerance in (
         ("loss_metrics/global_avg_loss", STEPS, 1e-5),
         ("grad_norm", STEPS, 1e-4),
         ("validation_metrics/loss", 2, 1e-5),
     ):
-        expected = logged(one_process, tag)
+        expected = one_process.tensorboard(tag)
         assert len(expected) == steps
-        assert logged(tmp_path, tag) == pytest.approx(expected, rel=tolerance), tag
+        assert run.tensorboard(tag) == pytest.approx(expected, rel=tolerance), tag
 
 
 @pytest.mark.parametrize("layout", ["fsdp", "tp"])
 def test_shards_draw_distinct_weights(tmp_path: Path, sources: Sources, layout: str) -> None:
-    run_trainer(
-        tmp_path,
-        sources,
-        *LAYOUTS[layout],
-        *[CHECKPOINT, "--checkpoint.interval=1", "--training.steps=1", "--optimizer.lr=1e-9"],
-        processes=2,
-    )
-    dcp_to_torch_save(tmp_path / "checkpoint" / "step-1", tmp_path / "model.pt")
+    options = [CHECKPOINT, "--checkpoint.interval=1", "--training.steps=1", "--optimizer.lr=1e-9"]
+    run = debug_run(tmp_path, sources, *LAYOUTS[layout], *options, processes=2)
+    dcp_to_torch_save(run.checkpoint(1), tmp_path / "model.pt")
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     first, second = weights["layers.0.attention.wq.weight"].chunk(2)
     assert first.std() == pytest.approx(0.02, rel=0.05)

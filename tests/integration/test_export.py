@@ -7,8 +7,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs, llama3_args
 
+from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.export import export, main
-from lighthouse.titan.tokenizer import ByteTokenizer
 
 SIZE = {"dim": 64, "n_layers": 2, "n_heads": 4, "multiple_of": 32, "vocab_size": 264}
 

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.runs import Run, train
+from lighthouse.runs.metrics import METRICS_FILE
+from tests.support.trainer import Run, train
 
 OPTIONS = (
     *"--training.steps 8 --checkpoint.enable --checkpoint.interval 3".split(),
     *"--checkpoint.no-last_save_model_only --lighthouse.enable".split(),
     *"--lighthouse.dense_from_step 6".split(),
 )
-FILL = ("--experimental.custom_import", "tests.integration.fill_disk")
+FILL = ("--experimental.custom_import", "tests.support.fill_disk")
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +37,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     ids=["in a save", "in the background", "before a save"],
 )
 def test_a_disk_fills_up(
-    undisturbed: Run, small_disk: Path, left: int, mode: str, noticed: int
+    undisturbed: Run,
+    small_disk: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    left: int,
+    mode: str,
+    noticed: int,
 ) -> None:
+    # The metrics go elsewhere, or it would depend on their length who finds the disk full first.
+    (small_disk / "run").mkdir()
+    (small_disk / "run" / METRICS_FILE).symlink_to(tmp_path_factory.mktemp("else") / METRICS_FILE)
     options = (small_disk / "run", *OPTIONS, "--checkpoint.async_mode", mode)
     full = train(*options, *FILL, env={"FILL_DISK": f"6 {left}"}, ok=False)
     assert f"SaveError: step {noticed}: a checkpoint could not be written" in full.output

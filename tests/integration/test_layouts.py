@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.processes import ROOT
-from tests.integration.runs import Run, train
+from tests.support import ROOT
+from tests.support.trainer import Run, train
 
 SEQ_LEN = 512
 STEPS = 4

@@ -9,8 +9,8 @@ from torchtitan.config import ConfigManager
 from torchtitan.protocols.train_spec import get_train_spec
 
 from lighthouse import leak
-from lighthouse.titan.model import apply_lighthouse
-from tests.integration.runs import Run, train
+from lighthouse.titan.llama3.layers import apply_lighthouse
+from tests.support.trainer import Run, train
 
 OPTIONS = "--lighthouse.enable --lighthouse.dense_from_step 7 --training.steps 8"
 OPTIONS += " --lr_scheduler.total_steps 8 --checkpoint.enable --checkpoint.interval 4"
@@ -84,8 +84,9 @@ def test_a_resume_with_another_selection_is_refused(run: Run) -> None:
         again = train(run.folder, *OPTIONS.split(), ok=False)
     finally:
         (run.folder / "checkpoint" / "later").rename(run.folder / "checkpoint" / "step-8")
-    assert "lighthouse.selection = 'causal'" in again.output
-    assert "set lighthouse.selection = 'published'" in again.output
+    assert again.returncode == 2 and "Traceback" not in again.output
+    assert again.refusal().startswith("lighthouse.selection = 'causal'")
+    assert "set lighthouse.selection = 'published'" in again.refusal()
 
 
 def build(selection: str) -> torch.nn.Module:

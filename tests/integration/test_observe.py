@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.integration.runs import Run, train
+from tests.support.trainer import Run, train
 
 STEPS = 4
 VALIDATION = "--validation.enable --validation.dataset python --validation.seq_len 128".split()
@@ -42,14 +41,9 @@ def test_statistics_are_logged_where_they_belong(observed: Run) -> None:
     assert list(observed.values("lighthouse/layer_03/selection_change")) == [2]
     assert not observed.values("lighthouse/layer_00/full_resolution_share")
 
-    (log,) = (observed.folder / "tb").rglob("events.out.tfevents.*")
-    events = EventAccumulator(str(log))
-    events.Reload()
-    logged = {event.step: event.value for event in events.Scalars(first)}
-    assert logged == pytest.approx(shares)
-    assert {f"lighthouse/layer_02/{kind}_score_p90" for kind in ("query", "key")} <= set(
-        events.Tags()["scalars"]
-    )
+    assert observed.tensorboard(first) == pytest.approx(shares)
+    for kind in ("query", "key"):
+        assert observed.tensorboard(f"lighthouse/layer_02/{kind}_score_p90")
 
 
 def test_the_dense_loss_is_that_of_the_same_weights(observed: Run, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
-from tests.integration.processes import ROOT
-from tests.integration.runs import Run, train
+from tests.support import ROOT
+from tests.support.trainer import Run, train
 
 
 def test_the_resolved_configuration_repeats_the_run(tmp_path):

@@ -1,11 +1,10 @@
 """Both ways to dense, and resumes, give the losses of an uninterrupted run, bit for bit."""
 
-import re
 import shutil
 
 import pytest
 
-from tests.integration.runs import train
+from tests.support.trainer import train
 
 SAVES = (
     *"--checkpoint.enable --checkpoint.no-last_save_model_only".split(),
@@ -33,11 +32,6 @@ def stage1_copy(stage1, tmp_path):
     return folder
 
 
-def errors(run) -> str:
-    """The errors a run printed, without line breaks."""
-    return " ".join(re.findall(r"ValueError: (.*)", run.output))
-
-
 def test_the_switch_changes_the_loss(undisturbed, stage1, tmp_path):
     on = train(tmp_path, *SAVES, *LIGHTHOUSE, "--training.steps", "7")
     assert list(undisturbed.losses()) == list(range(1, 9))
@@ -62,7 +56,7 @@ def test_killed_in_the_middle_of_a_save(undisturbed, tmp_path):
     killed = train(
         tmp_path,
         *(*ONE_RUN, "--training.steps", "8"),
-        *("--experimental.custom_import", "tests.integration.kill_in_save"),
+        *("--experimental.custom_import", "tests.support.kill_in_save"),
         env={"KILL_IN_SAVE_OF_STEP": "6"},
         ok=False,
     )
@@ -78,7 +72,7 @@ def test_killed_in_the_middle_of_the_first_save(undisturbed, tmp_path):
     train(
         tmp_path,
         *(*ONE_RUN, "--training.steps", "8"),
-        *("--experimental.custom_import", "tests.integration.kill_in_save"),
+        *("--experimental.custom_import", "tests.support.kill_in_save"),
         env={"KILL_IN_SAVE_OF_STEP": "3"},
         ok=False,
     )
@@ -101,16 +95,17 @@ def test_second_run_in_a_new_folder(undisturbed, stage1, tmp_path):
     assert run.losses() == {step: undisturbed.losses()[step] for step in (6, 7, 8)}
 
 
-def test_a_step_already_reached(stage1_copy):
-    run = train(stage1_copy, *SAVES, "--training.steps", "5", ok=False)
-    assert "training.steps = 5: checkpoint" in errors(run)
-    assert "already at step 5" in errors(run)
+def test_a_finished_run_says_so_and_changes_nothing(stage1, stage1_copy):
+    run = train(stage1_copy, *SAVES, "--training.steps", "5")
+    assert f"nothing is left to train: checkpoint {run.checkpoint(5)} is at step 5" in run.output
+    assert "Traceback" not in run.output and "Training starts" not in run.output
+    assert run.lines() == stage1.lines()
 
 
 def test_a_changed_data_parallel_degree(stage1_copy):
     more = (*SAVES, "--training.steps", "8")
     run = train(stage1_copy, *more, processes=2, ok=False)
-    assert "data-parallel degree = 2" in errors(run)
-    assert "exclude_from_loading = ['dataloader']" in errors(run)
+    assert run.refusal().startswith("data-parallel degree = 2")
+    assert "exclude_from_loading = ['dataloader']" in run.refusal()
     run = train(stage1_copy, *more, "--checkpoint.exclude_from_loading", "dataloader", processes=2)
     assert max(run.losses()) == 8

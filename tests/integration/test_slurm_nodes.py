@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from lighthouse.sweep.runs import read_runs
-from tests.integration.processes import ROOT, run_module
-from tests.integration.runs import Run
-from tests.integration.slurm_cluster import (
+from lighthouse.sweep import run_folder as sweeps
+from lighthouse.sweep.run_folder import FAILED
+from tests.support import ROOT
+from tests.support.processes import run_module
+from tests.support.slurm_cluster import (
     PATIENCE,
     Cluster,
     needs_slurm,
     slurm_cluster,
     wait_for,
 )
+from tests.support.trainer import Run
 
 pytestmark = needs_slurm
 
@@ -65,7 +67,7 @@ def test_the_launcher_stops_in_time_and_continues(
         *(f"--chdir={ROOT}", f"--output={log}"),
         f"--export=ALL,OMP_NUM_THREADS=1,HOLD_FOLDER={held}",
         *(str(ROOT / "scripts" / "train.sbatch"), str(folder), *command_line()),
-        "--experimental.custom_import=tests.integration.held",
+        "--experimental.custom_import=tests.support.held",
     ).strip()
     wait_for((folder / "metrics.jsonl").exists, PATIENCE)
     cluster.set_time_limit(job, 1)
@@ -78,20 +80,36 @@ def test_the_launcher_stops_in_time_and_continues(
 
 
 def test_a_sweep_of_runs_on_two_nodes(cluster: Cluster, two_ranks: Run, tmp_path: Path) -> None:
-    overrides = "".join(f"{key} = {value}\n" for key, value in OPTIONS.items())
-    file, output = tmp_path / "sweep.toml", tmp_path / "out put"
+    run = submit(cluster, tmp_path, "")
+    wait_for(lambda: run.done, PATIENCE)
+    assert run.processes == 2
+    assert Run(run.folder, 0, "").losses() == two_ranks.losses()
+
+
+def test_a_refusal_on_two_nodes_is_not_tried_again(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / f"refuse-{STEPS}").touch()
+    run = submit(cluster, tmp_path, 'experimental.custom_import = "tests.support.held"\n')
+    wait_for(lambda: [a for a in run.attempts() if a.end is not None], PATIENCE)
+    wait_for(lambda: not cluster.run("squeue", "-h", "-o", "%i"), PATIENCE)
+    sentence = f"training.steps = {STEPS}: must be something else"
+    assert [(a.reason, a.exit_code, a.error) for a in run.attempts()] == [(FAILED, 2, sentence)]
+
+
+def submit(cluster: Cluster, folder: Path, overrides: str) -> sweeps.Run:
+    """Send a sweep of one run on two nodes."""
+    overrides += "".join(f"{key} = {value}\n" for key, value in OPTIONS.items())
+    file, output = folder / "sweep.toml", folder / "out put"
     file.write_text(
         f'base = "{CONFIG}"\noutput = "{output}"\n[overrides]\n{overrides}'
         "[axes]\ndebug.seed = [42]\n[resources]\nnodes = 2\ngpus_per_node = 0\n"
     )
+    environment = {"OMP_NUM_THREADS": "1", "HOLD_FOLDER": str(folder), "PYTHONPATH": str(ROOT)}
     subprocess.run(
-        [sys.executable, "scripts/sweep.py", "submit", str(file)],
+        [sys.executable, "-m", "lighthouse.sweep", "submit", str(file)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | cluster.environment,
+        env=os.environ | environment | cluster.environment,
         check=True,
         timeout=PATIENCE,
     )
-    (run,) = read_runs(output)
-    wait_for(lambda: run.done, PATIENCE)
-    assert run.processes == 2
-    assert Run(run.folder, 0, "").losses() == two_ranks.losses()
+    (run,) = sweeps.read_runs(output)
+    return run

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
-from tests.integration.runs import Run, train
+from tests.support.trainer import Run, train
 
 OPTIONS = (
     *"--checkpoint.enable --training.steps 8 --checkpoint.interval 100".split(),
     *"--lighthouse.enable --lighthouse.dense_from_step 6 --metrics.enable_wandb".split(),
 )
-STOP = ("--experimental.custom_import", "tests.integration.stop_in_step")
+STOP = ("--experimental.custom_import", "tests.support.stop_in_step")
 
 
 @pytest.fixture(scope="module")

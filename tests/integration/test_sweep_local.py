@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from lighthouse.sweep.__main__ import collect_command, resume_command
 from lighthouse.sweep.local import check_room, run_local
 from lighthouse.sweep.resources import Resources
-from lighthouse.sweep.runs import FAILED, FINISHED, STOPPED, read_runs, write_members
-from scripts.sweep import collect_command, resume_command
-from tests.sweeps import fake_python, make_run, make_submission
-
-ROOT = Path(__file__).parents[2]
+from lighthouse.sweep.run_folder import FAILED, FINISHED, STOPPED, read_runs, write_members
+from tests.support import ROOT
+from tests.support.sweeps import fake_python, make_run, make_submission
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def sweep(tmp_path):
 
 def start(*arguments: str | Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "scripts/sweep.py", *map(str, arguments)],
+        [sys.executable, "-m", "lighthouse.sweep", *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -66,7 +65,7 @@ def test_ctrl_c_stops_with_checkpoints_and_resume_goes_on(sweep):
     process = start("resume", "--local", "-j", "2", sweep)
     wait_for_step(output, "k=0")
     wait_for_step(output, "k=1")
-    assert "another command is sending or running it" in finish(start("resume", sweep), 1)
+    assert "another command is sending or running it" in finish(start("resume", sweep), 2)
     process.send_signal(signal.SIGINT)
     printed = finish(process, 1)
     assert "2 stopped, 1 not started" in printed
@@ -80,7 +79,7 @@ def test_ctrl_c_stops_with_checkpoints_and_resume_goes_on(sweep):
     reasons = [[a.reason for a in run.attempts()] for run in read_runs(output)]
     assert reasons == [[STOPPED, FINISHED], [STOPPED, FINISHED], [FINISHED]]
     assert "no run is called k=9; there are: k=0 k=1 k=2" in finish(
-        start("cancel", sweep, "k=9"), 1
+        start("cancel", sweep, "k=9"), 2
     )
 
 
@@ -92,6 +91,14 @@ def test_one_failure_does_not_stop_the_rest(tmp_path):
     failed = runs[1].attempts()
     assert [a.reason for a in failed] == [FAILED, FAILED]
     assert "FileNotFoundError" in (failed[-1].error or "")
+
+
+def test_a_refused_run_is_not_tried_again_and_says_why(sweep):
+    sweep.write_text(sweep.read_text().replace('"slow"', '"refuse"'))
+    printed = finish(start("resume", "--local", sweep, "k=1"), 1)
+    assert "training.steps = 20: must be something else" in printed
+    (run,) = (run for run in read_runs(sweep.parent / "out") if run.name == "k=1")
+    assert [(a.reason, a.exit_code) for a in run.attempts()] == [(FAILED, 2)]
 
 
 def test_resume_refuses_other_resources_than_the_runs_have(sweep):
@@ -106,7 +113,7 @@ def test_an_output_folder_may_be_given_through_a_link(sweep, capsys):
     link = sweep.parent / "link"
     link.symlink_to("out")
     collect_command(Namespace(sweep=link))
-    assert f"{sweep.parent}/out/results/link/results.csv\n" in capsys.readouterr().out
+    assert f"{sweep.parent}/out/results/out/results.csv\n" in capsys.readouterr().out
 
 
 def test_the_first_entry_that_names_no_gpu_ends_the_list(monkeypatch):

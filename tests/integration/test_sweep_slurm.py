@@ -1,4 +1,4 @@
-"""A sweep on a real Slurm: preempted, out of time, failing, resumed, its controller killed.
+"""A sweep on a real Slurm: preempted, out of time, failing, refused, its controller killed.
 
 The same sweep, undisturbed and without Slurm, is what all of it must lead to.
 """
@@ -15,8 +15,9 @@ import pytest
 
 from lighthouse.sweep.collect import TIMES, collect
 from lighthouse.sweep.progress import progress_of
-from lighthouse.sweep.runs import FAILED, FINISHED, PREEMPTED, TIME_LIMIT, Run, read_runs
-from tests.integration.slurm_cluster import (
+from lighthouse.sweep.run_folder import FAILED, FINISHED, PREEMPTED, TIME_LIMIT, Run, read_runs
+from tests.support import ROOT
+from tests.support.slurm_cluster import (
     PATIENCE,
     Cluster,
     needs_slurm,
@@ -26,14 +27,13 @@ from tests.integration.slurm_cluster import (
 
 pytestmark = needs_slurm
 
-ROOT = Path(__file__).parents[2]
 
 SWEEP = """
 base = "{root}/train_configs/quickstart.toml"
 output = "{output}"
 
 [overrides]
-experimental.custom_import = "tests.integration.held"
+experimental.custom_import = "tests.support.held"
 training.seq_len = 256
 training.local_batch_size = 1
 lighthouse.dense_from_step = 9
@@ -49,6 +49,10 @@ lighthouse.topk = 8
 [[points]]
 training.steps = 12
 lighthouse.topk = 8
+
+[[points]]
+training.steps = 10
+lighthouse.topk = 8
 training.dataset = "local"
 training.dataset_path = "{data}"
 
@@ -59,7 +63,8 @@ partition = "low"
 notice_seconds = 10
 max_running = 3
 """
-SHORT, LONG, FAILING = ("steps=16,topk=8", "steps=16,topk=16"), "steps=24", "steps=12"
+SHORT, LONG = ("steps=16,topk=8", "steps=16,topk=16"), "steps=24"
+FAILING, REFUSED = "steps=12", "steps=10"
 
 
 @dataclass
@@ -74,7 +79,7 @@ class Swept:
 
     def command(self, *arguments: str, ok: bool = True) -> str:
         done = subprocess.run(
-            [sys.executable, "scripts/sweep.py", *arguments],
+            [sys.executable, "-m", "lighthouse.sweep", *arguments],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | self.environment,
             stdout=subprocess.PIPE,
@@ -121,19 +126,25 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return tmp_path_factory.mktemp("data") / "text"
+    """A text, which is not there while the disturbed sweep begins."""
+    folder = tmp_path_factory.mktemp("data") / "text"
+    folder.mkdir()
+    shutil.copy(ROOT / "LICENSE", folder / "a.txt")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def disturbed(cluster: Cluster, data: Path, tmp_path_factory) -> Swept:
     sweep = write_sweep(tmp_path_factory.mktemp("slurm"), data, cluster.environment)
     file = str(sweep.file)
-    hold_short, hold_long = sweep.held / "16", sweep.held / "24"
-    hold_short.touch()
-    hold_long.touch()
+    hold_short, hold_long, fail = (sweep.held / name for name in ("16", "24", "fail-12"))
+    for file_ in (hold_short, hold_long, fail):
+        file_.touch()
     sweep.printed["submit"] = sweep.command("submit", file)
     # At once: a run that has failed for good is sent again, and one is about to.
     sweep.printed["submit again"] = sweep.command("submit", file)
+    # Three runs at a time are held, and the others begin later.
+    away = data.rename(data.with_name("away"))
 
     # Three of four CPUs are taken, and this asks for two.
     for name in (*SHORT, LONG):
@@ -150,10 +161,14 @@ def disturbed(cluster: Cluster, data: Path, tmp_path_factory) -> Swept:
     hold_short.unlink()
     wait_for(lambda: all(sweep.run(name).done for name in SHORT), PATIENCE)
     wait_for(lambda: reasons(sweep, FAILING) == [FAILED, FAILED], PATIENCE)
-    failing = f"{sweep.run(FAILING).attempts()[-1].job}|"
-    wait_for(lambda: failing not in cluster.run("squeue", "-h", "-r", "-o", "%i|"), PATIENCE)
+    wait_for(lambda: reasons(sweep, REFUSED) == [FAILED], PATIENCE)
+    for name in (FAILING, REFUSED):
+        ended = f"{sweep.run(name).attempts()[-1].job}|"
+        wait_for(lambda e=ended: e not in cluster.run("squeue", "-h", "-r", "-o", "%i|"), PATIENCE)
     wait_for(lambda: sweep.under_way(LONG), PATIENCE)
     sweep.printed["status"] = sweep.command("status", file)
+    away.rename(data)
+    fail.unlink()
 
     cluster.save_state(task)
     cluster.stop("slurmctld", kill=True)
@@ -161,15 +176,15 @@ def disturbed(cluster: Cluster, data: Path, tmp_path_factory) -> Swept:
     sweep.printed["submit to the dead"] = sweep.command("submit", file, ok=False)
     cluster.start_controller()
 
-    data.mkdir()
-    shutil.copy(ROOT / "LICENSE", data / "a.txt")
+    sweep.printed["resume the refused"] = sweep.command("resume", file, REFUSED + "*")
     sweep.printed["resume"] = sweep.command("resume", file, FAILING + "*")
     sweep.printed["cancel"] = sweep.command("cancel", file, FAILING + "*")
-    wait_for(lambda: "0002" not in cluster.run("squeue", "-h", "-o", "%j"), PATIENCE)
+    wait_for(lambda: "0003" not in cluster.run("squeue", "-h", "-o", "%j"), PATIENCE)
     sweep.printed["status of the cancelled"] = sweep.command("status", file)
     sweep.printed["second resume"] = sweep.command("resume", file, FAILING + "*")
     hold_long.unlink()
-    wait_for(lambda: sweep.run(LONG).done and sweep.run(FAILING).done, PATIENCE)
+    for name in (LONG, FAILING, REFUSED):
+        wait_for(lambda n=name: sweep.run(n).done, PATIENCE)
     return sweep
 
 
@@ -185,7 +200,7 @@ def reasons(sweep: Swept, name: str) -> list[str | None]:
 
 
 def test_one_array_is_sent_and_not_sent_again(disturbed: Swept) -> None:
-    assert "sent 4 runs as job" in disturbed.printed["submit"]
+    assert "sent 5 runs as job" in disturbed.printed["submit"]
     assert "nothing to send" in disturbed.printed["submit again"]
 
 
@@ -208,10 +223,22 @@ def test_a_run_out_of_time_continues(disturbed: Swept) -> None:
 def test_a_failing_run_stops_and_shows_why(disturbed: Swept) -> None:
     status = disturbed.printed["status"]
     (line,) = (line for line in status.splitlines() if line.startswith(FAILING))
-    assert "failed" in line and "ValueError: training.dataset_path" in line
+    assert "failed" in line and "RuntimeError: runs of 12 steps are to fail" in line
     assert reasons(disturbed, FAILING)[:2] == [FAILED, FAILED]
     assert "sent 1 runs" in disturbed.printed["resume"]
     assert reasons(disturbed, FAILING)[-1] == FINISHED
+
+
+def test_a_refused_run_is_not_tried_again_and_shows_why(disturbed: Swept) -> None:
+    status = disturbed.printed["status"]
+    (line,) = (line for line in status.splitlines() if line.startswith(REFUSED))
+    assert "failed" in line and "training.dataset_path = " in line
+    assert "sent 1 runs" in disturbed.printed["resume the refused"]
+    assert reasons(disturbed, REFUSED) == [FAILED, FINISHED]
+    refused, finished = disturbed.run(REFUSED).attempts()
+    assert (refused.exit_code, finished.exit_code) == (2, 0)
+    assert str(refused.error).startswith("training.dataset_path = ")
+    assert "no such file" in str(refused.error)
 
 
 def test_a_cancelled_run_leaves_the_queue_until_it_is_resumed(disturbed: Swept) -> None:
@@ -225,17 +252,17 @@ def test_a_dead_controller_is_named_and_nothing_is_sent(disturbed: Swept) -> Non
     assert "squeue: " in status and "states are from the run folders alone" in status
     assert status.count(" done ") >= 2
     assert "sweep: squeue: " in disturbed.printed["submit to the dead"]
-    assert len(list(disturbed.output.glob("submissions/*"))) == 3
+    assert len(list(disturbed.output.glob("submissions/*"))) == 4
 
 
 def test_losses_are_those_of_undisturbed_runs(disturbed: Swept, undisturbed: Swept) -> None:
     assert progress_of(undisturbed.run(LONG), running=False).eta == 0
-    for name in (*SHORT, LONG, FAILING):
+    for name in (*SHORT, LONG, FAILING, REFUSED):
         assert disturbed.losses(name) == undisturbed.losses(name)
 
 
 def test_tables_agree_but_for_times(disturbed: Swept, undisturbed: Swept) -> None:
     table = disturbed.table()
     assert table == undisturbed.table()
-    assert [row["steps"] for row in table] == [16, 16, 24, 12]
+    assert [row["steps"] for row in table] == [16, 16, 24, 12, 10]
     assert all(row["done"] and row["spike"] is not None for row in table)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import titan_tree
-from tests.integration.processes import ROOT
-from tests.integration.trainer import logged, run_trainer, write_sources
+from tests.support import ROOT
+from tests.support.trainer import train, write_sources
 
 # Upstream cannot train on a CPU. This is the least that lets it: the device, the barrier's
 # argument, and a memory monitor that reports nothing.
@@ -50,11 +50,10 @@ def test_dense_training_is_bitwise_upstream(tmp_path: Path) -> None:
     sources = write_sources(tmp_path)
     options = ["--training.steps=8", "--activation_checkpoint.mode=selective"]
 
-    output = run_trainer(
-        tmp_path / "theirs", sources, *options, module="upstream_on_cpu", path=upstream
-    )
-    assert f"imported torchtitan from {upstream}" in output
-    run_trainer(tmp_path / "ours", sources, *options)
+    how = {"base": sources.debug_model(), "env": sources.environment()}
+    theirs = train(tmp_path / "theirs", *options, module="upstream_on_cpu", path=upstream, **how)
+    assert f"imported torchtitan from {upstream}" in theirs.output
+    ours = train(tmp_path / "ours", *options, **how)
     for tag in (
         "loss_metrics/global_avg_loss",
         "loss_metrics/global_max_loss",
@@ -62,6 +61,5 @@ def test_dense_training_is_bitwise_upstream(tmp_path: Path) -> None:
         "lr",
         "n_tokens_seen",
     ):
-        theirs, ours = (logged(tmp_path / run, tag) for run in ("theirs", "ours"))
-        assert len(theirs) == 8
-        assert ours == theirs, tag
+        assert len(theirs.tensorboard(tag)) == 8
+        assert ours.tensorboard(tag) == theirs.tensorboard(tag), tag

@@ -16,8 +16,17 @@ from torch.utils.checkpoint import checkpoint
 
 from lighthouse import LighthouseAttention, LighthouseConfig, lighthouse_attention, select
 from lighthouse.scorers import level0_scores
-from tests import eager, oracle
-from tests.inputs import QKV, build, geometries, in_projection_order, leaves, normal, qkv, to
+from tests.support import eager, oracle
+from tests.support.inputs import (
+    QKV,
+    build,
+    geometries,
+    in_projection_order,
+    leaves,
+    normal,
+    qkv,
+    to,
+)
 
 # name: ((batch, tokens, head dimension), (query heads, key/value heads), configuration)
 SHAPES = {

@@ -2,23 +2,22 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SWEEPS = (
-    "lighthouse.report, lighthouse.sweep.collect, lighthouse.sweep.plots, lighthouse.sweep.worker"
-)
+from tests.support import ROOT
+
+COMMANDS = "lighthouse.launch, lighthouse.report, lighthouse.sweep.__main__"
+COMMANDS += ", lighthouse.sweep.collect, lighthouse.sweep.plots, lighthouse.sweep.worker"
 
 
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
         ("from lighthouse import *; lighthouse_attention, LighthouseConfig, select", "torchtitan"),
-        (f"import sys; sys.path.append('scripts'); import sweep, {SWEEPS}", "torch"),
+        (f"import {COMMANDS}", "torch"),
     ],
-    ids=["the library without the trainer", "sweeps and reports without PyTorch"],
+    ids=["the library without the trainer", "launcher, sweeps and reports without PyTorch"],
 )
 def test_not_imported(statement: str, absent: str) -> None:
     script = f"{statement}\nimport sys\nassert {absent!r} not in sys.modules"

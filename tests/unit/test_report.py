@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lighthouse.metrics_log import METRICS_FILE, Record, to_json
 from lighthouse.report import format_table, main, smoothed, summarize
-from lighthouse.run_folder import RESOLVED_FILE, newest_checkpoint
+from lighthouse.runs.folder import RESOLVED_FILE, newest_checkpoint
+from lighthouse.runs.metrics import METRICS_FILE, Record, to_json
 
 
 def record(step: int, loss: float, stage: str = "lighthouse", speed: float = 100.0) -> Record:
@@ -73,6 +73,16 @@ def test_a_selection_that_sees_the_future_is_named(
     (dense / RESOLVED_FILE).write_text('[lighthouse]\nselection = "published"')
     main([str(dense)])
     assert "no language model's" not in capsys.readouterr().out
+
+
+def test_a_step_says_its_attention_in_one_way_or_the_other() -> None:
+    """Older runs say "stage", and nothing where all layers are always dense."""
+    older = recipe()
+    newer = [{k if k != "stage" else "attention": v for k, v in r.items()} for r in older]
+    assert summarize(newer) == summarize(older)
+    dense = [record(1, 5.0, "dense"), record(2, 4.0, "dense")]
+    silent = [{k: v for k, v in r.items() if k != "stage"} for r in dense]
+    assert summarize(silent) == summarize(dense)
 
 
 def test_the_leak_is_the_last_one_measured() -> None:

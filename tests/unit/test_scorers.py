@@ -7,8 +7,8 @@ import torch
 
 from lighthouse import LighthouseConfig
 from lighthouse.scorers import level0_scores
-from tests import oracle
-from tests.inputs import QKV, in_projection_order, leaves, normal, to
+from tests.support import oracle
+from tests.support.inputs import QKV, in_projection_order, leaves, normal, to
 
 SCORERS = ["norm", "dilated", "gla"]
 
@@ -184,10 +184,8 @@ def test_gla_is_in_float32_under_autocast_too() -> None:
     assert all(map(torch.equal, got, want))
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available() or importlib.util.find_spec("fla") is not None,
-    reason="needs a GPU without fla-core",
-)
+@pytest.mark.gpu
+@pytest.mark.skipif(importlib.util.find_spec("fla") is not None, reason="fla-core is installed")
 def test_gla_on_a_gpu_names_the_missing_extra() -> None:
     q, k, v = (x.bfloat16().cuda() for x in make("grouped", "gla")[1])
     with pytest.raises(ModuleNotFoundError, match="fla-core"):

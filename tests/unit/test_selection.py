@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lighthouse import LighthouseConfig, select
-from tests import oracle
-from tests.inputs import geometries, normal
+from tests.support import oracle
+from tests.support.inputs import geometries, normal
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -21,9 +21,9 @@ the pooling factor, L the levels, G the query heads of a key/value head.
 import torch
 import triton
 
-from lighthouse.ops.triton.cascade import select
-from lighthouse.ops.triton.move import gather, scatter
-from lighthouse.ops.triton.summary import summarize
+from lighthouse.ops.triton.gather_scatter import gather, scatter
+from lighthouse.ops.triton.select import select
+from lighthouse.ops.triton.summarize import summarize
 
 __all__ = ["DTYPES", "INTERPRETED", "gather", "runs_on", "scatter", "select", "summarize"]
 

@@ -1,0 +1,121 @@
+"""Sizes of a model, of its layout over GPUs, and of a step's work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lighthouse.config import LighthouseConfig
+from lighthouse.scorers import scoring_flops_per_token
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of a Llama."""
+
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    ffn_dim: int
+    vocab_size: int
+
+    @property
+    def kv_dim(self) -> int:
+        return self.dim // self.heads * self.kv_heads
+
+    @property
+    def layer_matrices(self) -> int:
+        """Weights of a layer that multiply each token."""
+        return 2 * self.dim * (self.dim + self.kv_dim) + 3 * self.dim * self.ffn_dim
+
+    @property
+    def matrices(self) -> int:
+        """Weights that multiply each token: all but the embedding and the norms."""
+        return self.layers * self.layer_matrices + self.dim * self.vocab_size
+
+    @property
+    def parameters(self) -> int:
+        norms = (2 * self.layers + 1) * self.dim
+        return self.matrices + self.dim * self.vocab_size + norms
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Degrees of parallelism; their product is the number of GPUs."""
+
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    cp: int = 1
+    tp: int = 1
+    pp: int = 1
+
+    @property
+    def batch(self) -> int:
+        """Processes, or groups of them, that read different data."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def fsdp(self) -> int:
+        """Shards of each parameter: torchtitan shards over context parallel ranks too."""
+        return self.dp_shard * self.cp
+
+    @property
+    def gpus(self) -> int:
+        return self.batch * self.cp * self.tp * self.pp
+
+
+@dataclass(frozen=True)
+class Work:
+    """One optimizer step.
+
+    Attributes:
+        seq_len: N, tokens of a sequence, over all context parallel ranks.
+        attention: each layer's Lighthouse parameters, ``None`` for a dense layer.
+        local_batch: sequences of a micro-batch.
+        accumulation: micro-batches of a step.
+        checkpointing: ``"none"``, ``"op"`` (selective), ``"full"``, or every how many layers one is
+            checkpointed fully, as a numeral.
+        loss_chunk_tokens: tokens whose logits exist at a time; 0 for all.
+        element_bytes: of activations and of parameters in use.
+        residual_bytes: of the residual stream.
+        reshard: parameters are gathered again for backward.
+    """
+
+    seq_len: int
+    attention: Sequence[LighthouseConfig | None]
+    local_batch: int = 1
+    accumulation: int = 1
+    checkpointing: str = "none"
+    loss_chunk_tokens: int = 0
+    element_bytes: int = 2
+    residual_bytes: int = 2
+    reshard: bool = True
+
+    @property
+    def checkpointed(self) -> float:
+        """Share of layers whose forward runs again in backward."""
+        if self.checkpointing in ("none", "op"):
+            return 0.0
+        return 1.0 if self.checkpointing == "full" else 1 / int(self.checkpointing)
+
+
+def rows(config: LighthouseConfig | None, seq_len: int) -> int:
+    """Rows that a layer's attention has: of its sub-sequence, or all tokens in a dense one."""
+    return seq_len if config is None else config.gathered_len(seq_len)
+
+
+def flops_per_token(model: Model, work: Work) -> int:
+    """FLOPs per token and step by torchtitan's conventions.
+
+    6 per weight, 12 * dim * rows per token of attention: forward and backward, no discount for the
+    causal mask, no recomputation; scoring once. The embedding is no product, norms count as
+    upstream counts them. The trainer logs the same (``lighthouse/titan/llama3/flops.py``).
+    """
+    weights = model.parameters - model.dim * model.vocab_size
+    attended = sum(rows(config, work.seq_len) ** 2 / work.seq_len for config in work.attention)
+    head_dim = model.dim // model.heads
+    scoring = sum(
+        scoring_flops_per_token(config, work.seq_len, model.heads, head_dim)
+        for config in work.attention
+        if config is not None
+    )
+    return round(6 * weights + 12 * model.dim * attended + scoring)

@@ -1,0 +1,76 @@
+"""A user's mistake, said in one sentence: last on the screen, exit code 2, and no traceback.
+
+A trainer is many processes under a launcher. They all refuse alike, or one alone does; the launcher
+is told through a file, so that it can say the sentence once, after everything else.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+EXIT_CODE = 2
+"""Of a process that refused: trying again does the same again."""
+
+FILE_VARIABLE = "LIGHTHOUSE_LAST_WORD"
+"""Names the file that a launcher reads the sentence from."""
+
+REFUSED = "refused: "
+"""Begins a refusal's line."""
+
+_AFTER_RANK_0 = 5.0  # seconds, in which a rank that says the same is ended by torchrun
+
+
+class Refusal(ValueError):
+    """One sentence that names what the user gave, and says what would do."""
+
+
+class NothingToDo(Exception):
+    """What was asked for is done already, in one sentence; no mistake."""
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Inside, a ``ValueError`` is a user's mistake: it leaves as a :class:`Refusal`."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+
+
+def say_last(sentence: str) -> None:
+    """Say a sentence of a trainer's process, through its launcher where there is one."""
+    file = os.environ.get(FILE_VARIABLE)
+    if file is None:
+        print(sentence, file=sys.stderr, flush=True)
+    else:
+        Path(file).write_text(sentence, encoding="utf-8")
+
+
+def refuse(sentence: object) -> None:
+    """End a command with the sentence. Does not return."""
+    print(f"{REFUSED}{sentence}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_CODE)
+
+
+def refuse_in_a_rank(sentence: object, rank: int) -> None:
+    """End a trainer's process: rank 0 says the sentence, or the one rank that is concerned.
+
+    A rank cannot know whether others refuse as well. Where rank 0 does, torchrun ends the others
+    before they speak. Does not return.
+    """
+    # Else torchrun's report shows the traceback that its decorator has noted.
+    noted = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if noted:
+        Path(noted).unlink(missing_ok=True)
+    if rank != 0:
+        time.sleep(_AFTER_RANK_0)
+        sentence = f"rank {rank}: {sentence}"
+    say_last(f"{REFUSED}{sentence}")
+    sys.stdout.flush()
+    # Without the exit handlers of process groups, which wait for ranks that are gone.
+    os._exit(EXIT_CODE)

@@ -1,0 +1,45 @@
+"""What stands in a run's folder, for those who read it without the trainer.
+
+A checkpoint ``step-N`` is finished when its ``.metadata`` exists, which the distributed checkpoint
+writer renames into place last, or the index that ends weights in Hugging Face's format.
+"""
+
+import os
+import re
+from pathlib import Path
+
+RESOLVED_FILE = "config.toml"
+STOP_FILE = "STOP"
+
+
+def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
+    """Whether a ``step-N`` folder was written to its end."""
+    folder = Path(checkpoint)
+    return (folder / ".metadata").is_file() or (folder / "model.safetensors.index.json").is_file()
+
+
+def all_steps(folder: str | os.PathLike[str]) -> list[int]:
+    """Steps of the checkpoints under ``folder``, ascending; empty if it doesn't exist."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
+
+
+def finished_steps(folder: str | os.PathLike[str]) -> list[int]:
+    """Those of `all_steps` whose checkpoint is finished."""
+    return [step for step in all_steps(folder) if is_finished(Path(folder, f"step-{step}"))]
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The finished checkpoint of the highest step in any folder of a run's folder."""
+    found = [(s, path / f"step-{s}") for path in folder.iterdir() for s in finished_steps(path)]
+    return max(found, default=(0, None))[1]
+
+
+def stale_checkpoints(folder: str, keep: int) -> list[str]:
+    """What to delete so that the newest ``keep`` finished checkpoints stay, and later ones.
+
+    Before the newest there may also be what a killed save or a killed deletion has left.
+    """
+    finished = finished_steps(folder)
+    earlier = [step for step in all_steps(folder) if step < max(finished, default=0)]
+    return [os.path.join(folder, f"step-{s}") for s in earlier if s not in finished[-keep:]]

@@ -1,0 +1,229 @@
+"""A run's folder: its name, what is written into it, and what it tells about the run.
+
+run.json        who it is: name, identity, overrides, code; written last when it is made
+config.toml     the resolved configuration, which the trainer starts from
+git.diff        changes of the working tree against the commit in run.json
+batch.sh        the batch script that it was last submitted with
+attempts.jsonl  two lines an attempt: its start, its end
+train.log       all that the attempts printed
+metrics.jsonl   the trainer's metrics, and its checkpoints beside them
+ALIVE           touched by the worker while an attempt is at work
+CANCEL          asks for an end, and not to begin
+DONE            finished; written last of all
+"""
+
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lighthouse.runs.files import write_atomic
+from lighthouse.runs.folder import RESOLVED_FILE, finished_steps
+from lighthouse.sweep.identity import Values, is_first_versions
+from lighthouse.sweep.spec import Point
+
+RUN_FILE = "run.json"
+MEMBERS_FILE = "{}.runs.json"
+ATTEMPTS_FILE = "attempts.jsonl"
+ALIVE_FILE = "ALIVE"
+CANCEL_FILE = "CANCEL"
+DONE_FILE = "DONE"
+LOG_FILE = "train.log"
+
+# Why an attempt ended.
+FINISHED = "finished"
+PREEMPTED = "preempted"
+TIME_LIMIT = "time limit"
+CANCELLED = "cancelled"
+STOPPED = "stopped"
+FAILED = "failed"
+LOST = "lost"
+
+# Keys that say nothing without their section.
+_VAGUE = ("enable", "mode", "name")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the trainer.
+
+    Attributes:
+        number: from 1.
+        submission: the sweep's submission that it belongs to.
+        start, end: Unix seconds.
+        host, pid: of the launcher; ``job``: Slurm's ARRAY_TASK, ``None`` without Slurm.
+        commit: of the code; "+" behind it if the working tree differed.
+        reason: one of the above.
+        step: of the newest checkpoint at the end.
+        error: of a failure, one line.
+    """
+
+    number: int
+    submission: int
+    start: float
+    host: str
+    pid: int
+    job: str | None
+    commit: str | None
+    end: float | None = None
+    reason: str | None = None
+    exit_code: int | None = None
+    step: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and its ``run.json``.
+
+    Attributes:
+        identity: hash of all that decides what is trained.
+        steps: the run's last.
+        checkpoint_folder: name of the folder of checkpoints in ``folder``.
+        gpu_hours: the plan's estimate; ``None`` on CPUs.
+        version: of the identity.
+    """
+
+    folder: Path
+    name: str
+    identity: str
+    overrides: Point
+    processes: int
+    steps: int
+    checkpoint_folder: str
+    gpu_hours: float | None
+    commit: str | None
+    version: int = 1
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / DONE_FILE).exists()
+
+    def checkpoint_step(self) -> int:
+        """Step of the newest finished checkpoint, 0 without one."""
+        return max(finished_steps(self.folder / self.checkpoint_folder), default=0)
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts in order; what a killed process left half written is skipped."""
+        path = self.folder / ATTEMPTS_FILE
+        records: dict[int, dict[str, Any]] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                records.setdefault(record["number"], {}).update(record)
+        return [Attempt(**record) for _, record in sorted(records.items())]
+
+    def log_attempt(self, record: dict[str, Any]) -> None:
+        """Append a line on an attempt; a later one of the same number adds to the earlier."""
+        path = self.folder / ATTEMPTS_FILE
+        torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n" * torn + json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def run_names(points: Sequence[Point]) -> list[str]:
+    """A name for each point, made of its overrides: ``topk=1536,seed=1``.
+
+    Keys go without their section where that is clear. Characters other than letters, digits and
+    ``._+-`` become ``_``, and long values are cut: what tells runs apart is their identity.
+    """
+    keys = {key for point in points for key in point}
+    last = Counter(key.rpartition(".")[2] for key in keys)
+
+    def short(key: str) -> str:
+        name = key.rpartition(".")[2]
+        return key if last[name] > 1 or name in _VAGUE else name
+
+    def text(value: Any) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, list):
+            return "+".join(map(text, value)) or "none"
+        return re.sub(r"[^A-Za-z0-9._+-]", "_", str(value))[:40]
+
+    def name(point: Point) -> str:
+        return ",".join(f"{short(key)}={text(value)}" for key, value in point.items()) or "base"
+
+    return [name(point)[:150] for point in points]
+
+
+def folder_of(
+    output: Path, name: str, key: str, values: Values, processes: int, named: Collection[str]
+) -> Path:
+    """The folder of a run, under whatever name it was made: sweeps of one output share runs.
+
+    Args:
+        key: the run's identity; the other arguments are as in :mod:`lighthouse.sweep.identity`.
+    """
+    for folder in sorted(output.glob(f"*@{key}")):
+        return folder
+    for folder in sorted(file.parent for file in output.glob(f"*/{RUN_FILE}")):
+        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        if is_first_versions(folder, record, values, processes, named):
+            return folder
+    return output / f"{name}@{key}"
+
+
+def write_run(run: Run, config_toml: str, diff: bytes) -> None:
+    """Make a run's folder, ``run.json`` last."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(run.folder / RESOLVED_FILE, config_toml)
+    (run.folder / "git.diff").write_bytes(diff)
+    record = {key: value for key, value in asdict(run).items() if key != "folder"}
+    write_atomic(run.folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def read_run(folder: Path) -> Run:
+    """The run of a folder that `write_run` made."""
+    record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    return Run(folder=folder, **record)
+
+
+def write_members(output: Path, sweep: str, runs: Sequence[Run]) -> None:
+    """Note which runs a sweep consists of, as of now and in order, and what it calls them."""
+    members = [{"folder": r.folder.name, "name": r.name, "overrides": r.overrides} for r in runs]
+    write_atomic(output / MEMBERS_FILE.format(sweep), json.dumps(members, indent=2) + "\n")
+
+
+def read_runs(output: Path, sweep: str | None = None) -> list[Run]:
+    """The runs of a sweep in its order and by its names, or all that its output folder has.
+
+    Runs of the sweep whose folder is gone are left out, with a note on the standard error.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if sweep is None:
+        folders = sorted(file.parent for file in output.glob(f"*/{RUN_FILE}"))
+        runs = [read_run(folder) for folder in folders]
+    else:
+        file = output / MEMBERS_FILE.format(sweep)
+        members = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        runs = []
+        for member in members:
+            # Older files have folders alone. A run that sweeps share is called otherwise in each.
+            own = {"folder": member} if isinstance(member, str) else dict(member)
+            folder = output / own.pop("folder")
+            if (folder / RUN_FILE).exists():
+                runs.append(replace(read_run(folder), **own))
+            else:
+                print(f"note: {folder} is gone; `submit` makes it again", file=sys.stderr)
+    if not runs:
+        raise ValueError(f"{output} has no runs{f' of {sweep}' if sweep else ''}: submit it first")
+    return runs
+
+
+def active_seconds(attempts: Iterable[Attempt], until: float) -> float:
+    """Time spent in attempts up to a moment, Unix seconds; an unended one counts up to then."""
+    spans = ((a.start, until if a.end is None else min(a.end, until)) for a in attempts)
+    return sum(max(0.0, end - start) for start, end in spans)

@@ -1,0 +1,123 @@
+"""Whether a run's folder can take what the run writes: asked at the start, told where it fails."""
+
+import functools
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.distributed.checkpoint.api import CheckpointException
+
+from lighthouse.cost.memory import GIB
+from lighthouse.runs.folder import finished_steps
+
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
+
+# A weight and the two moments of Adam, each in float32.
+BYTES_PER_PARAMETER = 12
+
+
+def check_writable(job_config: "JobConfig") -> None:
+    """Make the run's folder, and write a byte there that does not stay.
+
+    Raises:
+        ValueError: naming job.dump_folder, where that fails.
+    """
+    folder = Path(job_config.job.dump_folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise ValueError(
+            f"job.dump_folder = {str(folder)!r}: can't be written ({error}); name a folder that "
+            "can, or make room there"
+        ) from error
+
+
+def check_space(job_config: "JobConfig", parameters: int) -> None:
+    """Refuse a disk that can't hold the checkpoints that will stand there side by side.
+
+    Args:
+        job_config: torchtitan's ``JobConfig``.
+        parameters: of the whole model.
+
+    Raises:
+        ValueError: naming job.dump_folder.
+    """
+    config = job_config.checkpoint
+    if not config.enable or config.load_only or config.create_seed_checkpoint:
+        return
+    folder = Path(job_config.job.dump_folder) / config.folder
+    # An old checkpoint is deleted when a newer one is finished, so there is one more than are kept.
+    count = job_config.training.steps // config.interval + 1
+    if config.keep_latest_k > 0:
+        count = min(count, config.keep_latest_k + 1)
+    count = max(1, count - len(finished_steps(folder)))
+    needed = count * parameters * BYTES_PER_PARAMETER
+    disk = _disk_usage(folder)
+    # Some network file systems don't say how large they are.
+    if disk.total > 0 and disk.free < needed:
+        raise ValueError(
+            f"job.dump_folder = {job_config.job.dump_folder!r}: {disk.free / GIB:.2f} GiB are free "
+            f"on that disk, and {count} checkpoint(s) of {parameters:,} parameters need about "
+            f"{needed / GIB:.2f} GiB; make room, name a folder on another disk, or keep fewer "
+            "with checkpoint.keep_latest_k"
+        )
+
+
+def _disk_usage(folder: Path) -> Any:
+    """Total, used and free bytes where a folder is or will be."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir()))
+
+
+class SaveError(RuntimeError):
+    """A checkpoint was not written, because of the disk."""
+
+
+def explain_failed_save(save: Callable[..., None]) -> Callable[..., None]:
+    """Decorate ``CheckpointManager.save`` to tell what its failure means for the run.
+
+    PyTorch's own message for a full disk is of positions in a file. Failures that are not the
+    disk's, such as those of memory or of a network, stay what they are, with a note. A save in the
+    background fails in the call after it.
+    """
+
+    @functools.wraps(save)
+    def explained(manager: Any, curr_step: int, *args: Any, **kwargs: Any) -> None:
+        try:
+            save(manager, curr_step, *args, **kwargs)
+        except (OSError, RuntimeError, CheckpointException) as error:
+            folder = Path(manager.folder)
+            steps = finished_steps(folder)
+            left = f"continues from step {steps[-1]}" if steps else "starts over"
+            whole = f"finished ones are whole, the same command {left}"
+            if not any(map(_is_of_the_disk, _causes(error))):
+                error.add_note(f"The checkpoint of step {curr_step} is not written; {whole}.")
+                raise
+            free = _disk_usage(folder).free / GIB
+            raise SaveError(
+                f"step {curr_step}: a checkpoint could not be written to {str(folder)!r}, where "
+                f"{free:.2f} GiB are free; {whole}"
+            ) from error
+
+    return explained
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, or what it says of each rank."""
+    if isinstance(error, CheckpointException):
+        return [failure[0] for failure in error.failures.values()]
+    return [error]
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) or (
+        # PyTorch's writer, as an error of its own and of C++ streams.
+        type(error) is RuntimeError
+        and any(
+            sign in str(error) for sign in ("PytorchStreamWriter", "unexpected pos", "iostream")
+        )
+    )

@@ -1,0 +1,112 @@
+"""What each checkpoint says of its run, for a later resume.
+
+The record, ``resume.json``, is written before the rest of the checkpoint.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from lighthouse.runs.folder import is_finished
+from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.data.text_files import text_identity
+
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
+
+RECORD = "resume.json"
+_FIRST_RECORD = "run.json"  # what the file was called at first
+
+STATE_IN_CHECKPOINT = {
+    "optimizer": ("name", "lr", "beta1", "beta2", "eps", "weight_decay"),
+    "lr_scheduler": ("warmup_steps", "total_steps", "decay_ratio", "decay_type", "min_lr_factor"),
+}
+"""Settings that a full resume takes from the checkpoint, whatever the new TOML says."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a later resume must agree with.
+
+    Attributes:
+        data_parallel_degree: ranks that read text of their own.
+        data: keys that a place in the data belongs to.
+        local_text: which local files it belongs to; None for other datasets.
+        stages: of the run; None in records from before stages were written down.
+        optimizer, lr_scheduler: the settings of ``STATE_IN_CHECKPOINT``.
+        model_only: whether the checkpoint holds weights alone.
+    """
+
+    data_parallel_degree: int
+    data: dict[str, Any]
+    local_text: str | None
+    stages: Stages | None
+    optimizer: dict[str, Any]
+    lr_scheduler: dict[str, Any]
+    model_only: bool = False
+
+    @classmethod
+    def of(cls, job_config: "JobConfig", data_parallel_degree: int) -> "RunRecord":
+        """That of a run as it is configured."""
+        training = job_config.training
+        kept: dict[str, dict[str, Any]] = {}
+        for section, names in STATE_IN_CHECKPOINT.items():
+            values = asdict(getattr(job_config, section))
+            kept[section] = {name: values[name] for name in names}
+        if kept["lr_scheduler"]["total_steps"] is None:
+            kept["lr_scheduler"]["total_steps"] = training.steps
+        return cls(
+            data_parallel_degree=data_parallel_degree,
+            data={
+                "training.dataset": training.dataset,
+                "training.dataloader.num_workers": training.dataloader.num_workers,
+            },
+            local_text=text_identity(training.dataset, training.dataset_path),
+            stages=Stages.of(job_config),
+            optimizer=kept["optimizer"],
+            lr_scheduler=kept["lr_scheduler"],
+        )
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> "RunRecord | None":
+        """That of a checkpoint; None for one that this trainer has not written."""
+        files = (checkpoint / name for name in (RECORD, _FIRST_RECORD))
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            return None
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        stages = saved.get("stages")
+        return cls(
+            data_parallel_degree=saved["data_parallel_degree"],
+            data=saved.get("data", {}),
+            local_text=saved.get("local_text"),
+            stages=None if stages is None else Stages.from_record(stages),
+            optimizer=saved["optimizer"],
+            lr_scheduler=saved["lr_scheduler"],
+            model_only=saved["model_only"],
+        )
+
+    def write(self, checkpoint: Path, model_only: bool) -> None:
+        """Put it into a checkpoint's folder, which is made if it is not there."""
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        stages = None if self.stages is None else self.stages.record()
+        values = asdict(self) | {"stages": stages, "model_only": model_only}
+        (checkpoint / RECORD).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def begin_save(checkpoint: str, record: RunRecord | None, model_only: bool) -> None:
+    """Clear what a killed save left in ``checkpoint`` and write the record; rank 0 only acts.
+
+    The other ranks write nothing before rank 0 takes part in planning the save.
+    """
+    if dist.is_initialized() and dist.get_rank() != 0:
+        return
+    folder = Path(checkpoint)
+    if folder.exists() and not is_finished(folder):
+        shutil.rmtree(folder)
+    if record is not None:
+        record.write(folder, model_only)

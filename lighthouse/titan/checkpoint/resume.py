@@ -1,0 +1,184 @@
+"""Checks of a checkpoint before it is loaded: would the run go on as the user thinks?"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lighthouse.refusal import NothingToDo
+from lighthouse.runs.folder import finished_steps, is_finished
+from lighthouse.runs.metrics import read_metrics
+from lighthouse.titan.checkpoint.record import STATE_IN_CHECKPOINT, RunRecord
+from lighthouse.titan.config.stages import Stages
+
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
+
+
+def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> int:
+    """Refuse a load that would train something else than the user thinks.
+
+    Returns:
+        The data-parallel degree under which the checkpoint's tokens were counted, each rank its
+        own; the given one if nothing is resumed.
+
+    Raises:
+        NothingToDo: the step is reached already.
+        ValueError: for a checkpoint without what a resume needs, one whose optimizer, schedule,
+            data or data-parallel degree differ from this job's, a ``load_step`` that is not there
+            or has later checkpoints beside it, an ``initial_load_path`` without a finished
+            checkpoint.
+    """
+    config = job_config.checkpoint
+    if not config.enable:
+        return data_parallel_degree
+    own_folder = Path(job_config.job.dump_folder) / config.folder
+    checkpoint = _checkpoint_to_load(config, own_folder)
+    if checkpoint is None:
+        return data_parallel_degree  # from scratch, or weights alone
+    step = _step_of(checkpoint)
+    if step == 0:
+        return data_parallel_degree  # a seed checkpoint is loaded as the model alone
+    if "train_state" in config.exclude_from_loading and checkpoint.parent == own_folder:
+        raise ValueError(
+            f"checkpoint.exclude_from_loading = {config.exclude_from_loading}: without "
+            f"'train_state' steps count from 1 again, and would overwrite the finished checkpoints "
+            f"in {own_folder}; use another job.dump_folder, with checkpoint.initial_load_path = "
+            f"{str(checkpoint)!r}"
+        )
+    steps = job_config.training.steps
+    if step is not None and step >= steps:
+        raise NothingToDo(
+            f"nothing is left to train: checkpoint {checkpoint} is at step {step}, training.steps "
+            f"= {steps}; raise training.steps to go on, or use another job.dump_folder"
+        )
+    if not (checkpoint / ".metadata").is_file():
+        raise ValueError(
+            f"checkpoint {checkpoint} is in Hugging Face's format and can't be resumed; start from "
+            "it with checkpoint.initial_load_path and checkpoint.initial_load_in_hf = true in "
+            "another job.dump_folder"
+        )
+    saved = RunRecord.read(checkpoint)
+    if saved is None:
+        return data_parallel_degree
+    current = RunRecord.of(job_config, data_parallel_degree)
+    _check_record(checkpoint, saved, current, config, steps)
+    if step is not None:
+        _check_selection(checkpoint, step, saved, Stages.of(job_config))
+    return saved.data_parallel_degree
+
+
+def _step_of(checkpoint: Path) -> int | None:
+    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    return int(match[1]) if match else None
+
+
+def _checkpoint_to_load(config: Any, folder: Path) -> Path | None:
+    """The folder that the checkpoint manager is about to load in full, or None."""
+    steps = finished_steps(folder)
+    if config.load_step != -1:
+        if config.load_step not in steps:
+            raise ValueError(
+                f"checkpoint.load_step = {config.load_step}: no such finished checkpoint in "
+                f"{folder}; finished are {steps or 'none'}"
+            )
+        if config.load_step < steps[-1]:
+            later = [step for step in steps if step > config.load_step]
+            raise ValueError(
+                f"checkpoint.load_step = {config.load_step}: {folder} also holds steps {later}, "
+                "and the next restart would load those; move them away, or branch off into "
+                "another job.dump_folder with checkpoint.initial_load_path"
+            )
+        return folder / f"step-{config.load_step}"
+    if steps:
+        return folder / f"step-{steps[-1]}"
+    if not config.initial_load_path or config.initial_load_in_hf:
+        return None
+    path = Path(config.initial_load_path)
+    if not is_finished(path):
+        inside = finished_steps(path)
+        hint = f"; use {path / f'step-{inside[-1]}'}" if inside else "; it names a step-N folder"
+        raise ValueError(
+            f"checkpoint.initial_load_path = {config.initial_load_path!r}: is not a finished "
+            f"checkpoint{hint}"
+        )
+    return None if config.initial_load_model_only else path
+
+
+def _check_record(
+    checkpoint: Path, saved: RunRecord, current: RunRecord, config: Any, steps: int
+) -> None:
+    if saved.model_only:
+        raise ValueError(
+            f"checkpoint {checkpoint} holds the model alone (it was saved under "
+            "checkpoint.last_save_model_only = true) and can't be resumed; start from it with "
+            "checkpoint.initial_load_path in another job.dump_folder"
+        )
+    excluded = config.exclude_from_loading
+    if "dataloader" not in excluded:
+        _check_data(checkpoint, saved, current)
+    end = saved.lr_scheduler["total_steps"]
+    if end < steps and "lr_scheduler" not in excluded:
+        up_to_there = "" if _step_of(checkpoint) == end else f"use training.steps = {end}, or "
+        raise ValueError(
+            f"training.steps = {steps}: the schedule of checkpoint {checkpoint} ends at step {end} "
+            f"(lr_scheduler.total_steps), which a resume keeps; {up_to_there}start a new schedule "
+            "with checkpoint.exclude_from_loading = ['optimizer', 'lr_scheduler']"
+        )
+    for section, names in STATE_IN_CHECKPOINT.items():
+        was, now = getattr(saved, section), getattr(current, section)
+        for name in names:
+            if section not in excluded and was[name] != now[name]:
+                raise ValueError(
+                    f"{section}.{name} = {now[name]!r}: checkpoint {checkpoint} was written with "
+                    f"{was[name]!r}, which a resume keeps; set it to that, or start afresh with "
+                    "checkpoint.exclude_from_loading = ['optimizer', 'lr_scheduler']"
+                )
+
+
+def _check_selection(checkpoint: Path, step: int, saved: RunRecord, stages: Stages) -> None:
+    """Refuse to go on in a Lighthouse stage with another selection than it began with."""
+    was, now = _selection_at(checkpoint, step, saved), stages.at(step + 1).selection
+    if was is not None and now is not None and was != now:
+        raise ValueError(
+            f"lighthouse.selection = {now!r}: checkpoint {checkpoint} was trained with {was!r}, "
+            "and the rest of its stage would be trained otherwise; set "
+            f"lighthouse.selection = {was!r} to go on as it began"
+        )
+
+
+def _selection_at(checkpoint: Path, step: int, saved: RunRecord) -> str | None:
+    """Under which selection a checkpoint's step was trained; None for a dense one.
+
+    Records from before there was a choice say nothing: what the run has logged then tells the
+    stage, and the selection was the published one.
+    """
+    if saved.stages is not None:
+        return saved.stages.at(step).selection
+    try:
+        logged = read_metrics(checkpoint.parents[1])
+    except (ValueError, IndexError):
+        return None
+    # Validation's lines say no stage.
+    trained = [record for record in logged if record["step"] <= step and "loss" in record]
+    return "published" if trained and trained[-1].get("stage") == "lighthouse" else None
+
+
+def _check_data(checkpoint: Path, saved: RunRecord, current: RunRecord) -> None:
+    afresh = "set checkpoint.exclude_from_loading = ['dataloader'] to start the data afresh"
+    degree, text = saved.data_parallel_degree, saved.local_text
+    if degree != current.data_parallel_degree:
+        raise ValueError(
+            f"data-parallel degree = {current.data_parallel_degree}: checkpoint {checkpoint} was "
+            f"written at {degree} and the data order belongs to that; use {degree}, or {afresh}"
+        )
+    if text and current.local_text and text != current.local_text:
+        raise ValueError(
+            f"training.dataset_path has {current.local_text}: checkpoint {checkpoint} was written "
+            f"with {text} and its place in the data belongs to those; put them back, or {afresh}"
+        )
+    for key, was in saved.data.items():
+        if was != current.data[key]:
+            raise ValueError(
+                f"{key} = {current.data[key]!r}: checkpoint {checkpoint} was written with "
+                f"{was!r} and its place in the data belongs to that; use {was!r}, or {afresh}"
+            )

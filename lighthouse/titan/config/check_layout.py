@@ -1,0 +1,79 @@
+"""Checks of degrees, batch, activation checkpointing and compilation, whatever the model."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lighthouse.titan.distributed.layout import DEGREES, EXPERT_DEGREES, layout_of
+
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
+
+    from lighthouse.titan.config.check import Machine
+
+
+def check_layout(job_config: "JobConfig", machine: "Machine") -> None:
+    """Refuse settings that contradict each other or the number of processes.
+
+    Raises:
+        ValueError: naming the key, the value it got and what would do.
+    """
+    section, shard = job_config.parallelism, job_config.parallelism.data_parallel_shard_degree
+    for key in (*DEGREES, *EXPERT_DEGREES):
+        if getattr(section, key) < 1:
+            raise ValueError(f"parallelism.{key} = {getattr(section, key)}: must be at least 1")
+    if shard < 1 and shard != -1:
+        raise ValueError(
+            f"parallelism.data_parallel_shard_degree = {shard}: must be at least 1, or -1 to take "
+            "all processes that the other degrees leave"
+        )
+    _check_compiler(job_config.compile)
+    compiles = job_config.compile.enable and "model" in job_config.compile.components
+    tensor = section.tensor_parallel_degree
+    if section.enable_async_tensor_parallel and (tensor == 1 or not compiles):
+        raise ValueError(
+            "parallelism.enable_async_tensor_parallel = true: needs tensor_parallel_degree > 1, "
+            "compile.enable = true and 'model' among compile.components"
+        )
+    _check_activation_checkpoint(job_config.activation_checkpoint, compiles, tensor)
+    # Fake process groups have as many processes as they like.
+    if machine.processes is not None and job_config.comm.mode == "default":
+        _check_processes(job_config, machine.processes)
+
+
+def _check_compiler(section: Any) -> None:
+    # The list is torch._dynamo's, which takes long to import.
+    if section.enable and section.backend != "inductor":
+        known = torch.compiler.list_backends(exclude_tags=())
+        if section.backend not in known:
+            raise ValueError(
+                f"compile.backend = {section.backend!r}: must be one of {', '.join(known)}"
+            )
+
+
+def _check_activation_checkpoint(section: Any, compiles: bool, tensor: int) -> None:
+    option = section.selective_ac_option
+    if section.mode == "selective" and option != "op" and not (option.isdecimal() and int(option)):
+        raise ValueError(
+            f"activation_checkpoint.selective_ac_option = {option!r}: must be 'op', or n for every "
+            "n-th layer, such as '2'"
+        )
+    if section.mode == "memory_budget" and not compiles:
+        raise ValueError(
+            "activation_checkpoint.mode = 'memory_budget': is for the compiler to keep, so set "
+            "compile.enable = true with 'model' among compile.components, or use 'selective'"
+        )
+    if section.mode == "memory_budget" and tensor > 1:
+        raise ValueError(
+            f"activation_checkpoint.mode = 'memory_budget': torch 2.13 fails to plan it under "
+            f"parallelism.tensor_parallel_degree = {tensor}; use 'selective' or 'full'"
+        )
+
+
+def _check_processes(job_config: "JobConfig", processes: int) -> None:
+    if job_config.checkpoint.create_seed_checkpoint and processes > 1:
+        raise ValueError(
+            f"checkpoint.create_seed_checkpoint = true: is for one process, and this is one of "
+            f"{processes}; start it with torchrun --nproc_per_node=1"
+        )
+    layout_of(job_config, processes)

@@ -1,0 +1,125 @@
+"""Checks of the ``[lighthouse]`` section against model, lengths, layout and the other sections."""
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+import torch
+
+from lighthouse.config import nearest_multiple
+from lighthouse.ops import implementation
+from lighthouse.titan.config.check_llama3 import flavor_args
+from lighthouse.titan.config.section import layer_configs, num_chunks
+from lighthouse.titan.config.stages import Stages
+
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
+
+    from lighthouse.titan.config.check import Machine
+
+
+def check_lighthouse(job_config: "JobConfig", machine: "Machine") -> None:
+    """Refuse Lighthouse layers that could not run, and reports that could not be made.
+
+    Raises:
+        ValueError: naming the key, the value it got and what would do.
+    """
+    _check_reports(job_config)
+    if job_config.lighthouse.enable:
+        _check_layers(job_config, machine)
+        _check_stage_can_be_resumed(job_config)
+
+
+def _check_layers(job_config: "JobConfig", machine: "Machine") -> None:
+    section = job_config.lighthouse
+    if job_config.model.name != "llama3":
+        raise ValueError(
+            f"model.name = {job_config.model.name!r}: lighthouse.enable needs 'llama3'"
+        )
+    model_args = flavor_args(job_config)
+    if model_args.attn_type != "sdpa" or model_args.attn_mask_type != "causal":
+        raise ValueError(
+            f"model.flavor = {job_config.model.flavor!r}: has {model_args.attn_type} attention "
+            f"under a {model_args.attn_mask_type} mask; lighthouse.enable needs sdpa attention "
+            "under the plain causal mask, for instance a flavor without _flex or _varlen"
+        )
+    chunks = num_chunks(section, job_config.parallelism)
+    configs = layer_configs(section, model_args.n_layers, job_config.training.seq_len, chunks)
+    uses_gla = any(config and config.scorer == "gla" for config in configs)
+    _check_implementation(section.impl, machine, uses_gla)
+    if job_config.validation.enable:
+        length = job_config.validation.seq_len
+        layer_configs(section, model_args.n_layers, length, chunks, "validation")
+    if section.dense_from_step is not None and section.dense_from_step < 1:
+        raise ValueError(
+            f"lighthouse.dense_from_step = {section.dense_from_step}: steps count from 1; "
+            "leave it out to stay in the Lighthouse stage"
+        )
+    degree = job_config.parallelism.pipeline_parallel_degree
+    if degree > 1:
+        raise ValueError(
+            f"parallelism.pipeline_parallel_degree = {degree}: lighthouse.enable is not available "
+            "under pipeline parallelism, where torchtitan 0.2.2 leaves gradients undivided by the "
+            "number of tokens and clipping cuts them all; use 1, with data or tensor parallelism"
+        )
+
+
+def _check_implementation(impl: str, machine: "Machine", uses_gla: bool) -> None:
+    if impl != "auto":
+        try:
+            implementation(impl, torch.device(machine.device), torch.bfloat16)
+        except ValueError as error:
+            raise ValueError(f"lighthouse.{error}") from None
+    needs_fla = uses_gla and machine.device != "cpu" and machine.here
+    if needs_fla and importlib.util.find_spec("fla") is None:
+        raise ValueError(
+            "lighthouse.scorer = 'gla': needs fla-core on a GPU; "
+            "pip install 'lighthouse-attention[gla]', or use 'norm' or 'dilated'"
+        )
+
+
+def _check_reports(job_config: "JobConfig") -> None:
+    section, log_freq = job_config.lighthouse, job_config.metrics.log_freq
+    if section.validate_leak < 0:
+        raise ValueError(
+            f"lighthouse.validate_leak = {section.validate_leak}: must be a number of pairs of "
+            "batches, or 0 for none"
+        )
+    for key in ("validate_dense", "validate_leak"):
+        value = getattr(section, key)
+        if value and not job_config.validation.enable:
+            raise ValueError(
+                f"lighthouse.{key} = {str(value).lower()}: validation.enable is false, so nothing "
+                "would be validated; set validation.enable = true"
+            )
+    validation = job_config.validation
+    if section.validate_leak and validation.steps * validation.local_batch_size == 1:
+        raise ValueError(
+            "lighthouse.validate_leak: validation.steps * validation.local_batch_size = 1 sequence "
+            "has no other one to take another future from; use 2 or more"
+        )
+    freq = section.selection_log_freq
+    if freq < 0 or (freq and freq % log_freq):
+        raise ValueError(
+            f"lighthouse.selection_log_freq = {freq}: must be 0 for none, or a multiple of "
+            f"metrics.log_freq = {log_freq}, at whose steps metrics are written; nearest is "
+            f"{nearest_multiple(freq, log_freq) if freq > 0 else 0}"
+        )
+
+
+def _check_stage_can_be_resumed(job_config: "JobConfig") -> None:
+    """A run that ends in the Lighthouse stage is meant to be resumed under dense attention."""
+    checkpoint, steps = job_config.checkpoint, job_config.training.steps
+    saves = checkpoint.enable and not checkpoint.load_only and not checkpoint.create_seed_checkpoint
+    if Stages.of(job_config).end_dense or not saves:
+        return
+    if checkpoint.last_save_model_only:
+        raise ValueError(
+            "checkpoint.last_save_model_only = true: this run ends in the Lighthouse stage and its "
+            "last checkpoint could not be resumed under dense attention; set it to false"
+        )
+    if job_config.lr_scheduler.total_steps is None:
+        raise ValueError(
+            "lr_scheduler.total_steps is not set: this run ends in the Lighthouse stage at step "
+            f"{steps}, and the dense stage would resume on a schedule that has already ended; set "
+            "it to the number of steps of both stages together"
+        )

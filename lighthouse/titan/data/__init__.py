@@ -1,0 +1,1 @@
+"""Text: which files, documents from them, packing into sequences, tokenizers, loaders."""

@@ -1,0 +1,91 @@
+"""The loaders of training and validation.
+
+An upstream dataset read with a Hugging Face tokenizer keeps upstream's loader, so that its batches
+stay the ones that upstream gives.
+"""
+
+from dataclasses import asdict
+
+from torchtitan.components.dataloader import ParallelAwareDataloader
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.config import JobConfig
+from torchtitan.config.job_config import Training, Validation
+from torchtitan.hf_datasets import text_datasets as upstream
+
+from lighthouse.refusal import refusals
+from lighthouse.titan.data.packing import PackedTextDataset
+from lighthouse.titan.data.sources import open_source
+from lighthouse.titan.data.tokenizer import ByteTokenizer
+
+
+def _is_upstreams(dataset: str, tokenizer: BaseTokenizer) -> bool:
+    return dataset in upstream.DATASETS and not isinstance(tokenizer, ByteTokenizer)
+
+
+def _build(
+    section_name: str,
+    section: Training | Validation,
+    tokenizer: BaseTokenizer,
+    dp_world_size: int,
+    dp_rank: int,
+    infinite: bool,
+) -> ParallelAwareDataloader:
+    documents, text_of = open_source(section_name, section.dataset.lower(), section.dataset_path)
+    packed = PackedTextDataset(
+        documents,
+        text_of,
+        tokenizer,
+        seq_len=section.seq_len,
+        dp_rank=dp_rank,
+        dp_world_size=dp_world_size,
+        infinite=infinite,
+    )
+    return ParallelAwareDataloader(
+        packed,
+        dp_rank=dp_rank,
+        dp_world_size=dp_world_size,
+        batch_size=section.local_batch_size,
+        **asdict(section.dataloader),
+    )
+
+
+@refusals()
+def build_dataloader(
+    dp_world_size: int,
+    dp_rank: int,
+    tokenizer: BaseTokenizer,
+    job_config: JobConfig,
+    infinite: bool = True,
+) -> ParallelAwareDataloader:
+    """The loader of `training.dataset`: upstream's signature.
+
+    Raises:
+        Refusal: an unknown dataset, or a path without usable files.
+    """
+    section = job_config.training
+    if _is_upstreams(section.dataset.lower(), tokenizer):
+        return upstream.build_text_dataloader(
+            dp_world_size, dp_rank, tokenizer, job_config, infinite
+        )
+    return _build("training", section, tokenizer, dp_world_size, dp_rank, infinite)
+
+
+@refusals()
+def build_validation_dataloader(
+    dp_world_size: int,
+    dp_rank: int,
+    tokenizer: BaseTokenizer,
+    job_config: JobConfig,
+    infinite: bool = False,
+) -> ParallelAwareDataloader:
+    """The loader of `validation.dataset`; each validation sees the same sequences.
+
+    Raises:
+        Refusal: an unknown dataset, or a path without usable files.
+    """
+    section = job_config.validation
+    if _is_upstreams(section.dataset.lower(), tokenizer):
+        return upstream.build_text_validation_dataloader(
+            dp_world_size, dp_rank, tokenizer, job_config, infinite
+        )
+    return _build("validation", section, tokenizer, dp_world_size, dp_rank, infinite)

@@ -1,0 +1,148 @@
+"""Documents packed into token sequences of any length, up to millions of tokens.
+
+The state of a stream is a few hundred bytes, and a resumed one goes on at the very token.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets.distributed import split_dataset_by_node
+from torch.distributed.checkpoint.stateful import Stateful
+from torch.utils.data import IterableDataset
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.tools.logging import logger
+
+from lighthouse.refusal import Refusal
+from lighthouse.titan.data.tokenizer import ByteTokenizer
+
+
+class PackedTextDataset(IterableDataset, Stateful):
+    """Documents, each between a bos and an eos token, packed into sequences without a gap.
+
+    Sequence i holds tokens i*seq_len .. (i+1)*seq_len of the rank's stream: the label of its last
+    token is the first token of the next one, and every token but the first is a label once per
+    epoch.
+
+    A fresh iterator starts at the beginning of the stream, unless `load_state_dict` came before it.
+
+    Args:
+        documents: stream of samples.
+        text_of: the text in a sample.
+        tokenizer: a `ByteTokenizer` is used through buffer copies, any other through `encode`.
+        seq_len: tokens per sequence.
+        dp_rank, dp_world_size: which share of the documents to read; shares do not overlap.
+        infinite: start over when the documents end; otherwise stop without the last, incomplete
+            sequence.
+
+    Yields:
+        ({"input": int64 (seq_len,)}, label int64 (seq_len,)).
+
+    Raises:
+        Refusal: this rank or worker gets no tokens, or a finite stream has no complete sequence.
+    """
+
+    def __init__(
+        self,
+        documents: datasets.IterableDataset,
+        text_of: Callable[[dict[str, Any]], str],
+        tokenizer: BaseTokenizer,
+        seq_len: int,
+        dp_rank: int,
+        dp_world_size: int,
+        infinite: bool,
+    ) -> None:
+        self._documents = split_dataset_by_node(documents, dp_rank, dp_world_size)
+        self._text_of = text_of
+        self._tokenizer = tokenizer
+        self._seq_len = seq_len
+        self._share = f"data-parallel rank {dp_rank} of {dp_world_size}"
+        self._infinite = infinite
+        self._state = _stream_start()
+        self._resume = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position after the latest sequence.
+
+        `epoch`: passes over the documents finished; `source`: state of `datasets` before the
+        current document, None at the start of a pass; `offset`: tokens of that document already
+        used; `last_token`: the token that the next sequence begins with, None before the first.
+        """
+        return dict(self._state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state = dict(state_dict)
+        self._resume = True
+
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+        if not self._resume:
+            self._state = _stream_start()
+        self._resume = False
+        epoch, source = self._state["epoch"], self._state["source"]
+        offset, last_token = self._state["offset"], self._state["last_token"]
+        from_start = last_token is None
+
+        sequence = np.empty(self._seq_len + 1, dtype=np.int64)
+        filled = 0
+        if last_token is not None:
+            sequence[0] = last_token
+            filled = 1
+
+        while True:
+            whole_epoch = source is None and offset == 0
+            epoch_tokens = 0
+            # Always said, also with None: `datasets` would begin the next epoch where it resumed.
+            self._documents.load_state_dict(source)
+            for sample in self._documents:
+                # Taken now, because before its first sample `datasets` does not report the state
+                # that it was given, and a second resume would then start over.
+                next_source = self._documents.state_dict()
+                tokens = self._encode(self._text_of(sample))
+                epoch_tokens += len(tokens)
+                while offset < len(tokens):
+                    taken = min(len(sequence) - filled, len(tokens) - offset)
+                    sequence[filled : filled + taken] = tokens[offset : offset + taken]
+                    filled += taken
+                    offset += taken
+                    if filled == len(sequence):
+                        last_token = int(sequence[-1])
+                        self._state = {
+                            "epoch": epoch,
+                            "source": source,
+                            "offset": offset,
+                            "last_token": last_token,
+                        }
+                        pair = torch.from_numpy(sequence)
+                        yield {"input": pair[:-1]}, pair[1:]
+                        sequence = np.empty_like(sequence)
+                        sequence[0] = last_token
+                        filled = 1
+                source, offset = next_source, 0
+
+            if whole_epoch and epoch_tokens == 0:
+                raise Refusal(
+                    f"no text for {self._share}: use a dataset with at least as many documents as "
+                    "data-parallel ranks and as many files as dataloader.num_workers"
+                )
+            if not self._infinite:
+                if from_start and last_token is None:
+                    raise Refusal(
+                        f"seq_len = {self._seq_len}: the dataset has only {filled} tokens for "
+                        f"{self._share}, {self._seq_len + 1} make one sequence"
+                    )
+                logger.info(f"The dataset has run out for {self._share}")
+                return
+            epoch += 1
+            source = None
+            logger.info(f"The dataset starts over for {self._share}: epoch {epoch}")
+
+    def _encode(self, text: str) -> np.ndarray:
+        if isinstance(self._tokenizer, ByteTokenizer):
+            return self._tokenizer.encode_array(text, add_bos=True, add_eos=True)
+        return np.asarray(self._tokenizer.encode(text, add_bos=True, add_eos=True), dtype=np.int64)
+
+
+def _stream_start() -> dict[str, Any]:
+    return {"epoch": 0, "source": None, "offset": 0, "last_token": None}

@@ -1,0 +1,45 @@
+"""What torch.compile of single transformer blocks needs beyond upstream."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+
+from lighthouse.titan.llama3.layers import lighthouse_modules
+
+
+def prepare_to_compile(model: Any) -> None:
+    """Get a Transformer ready whose blocks are about to be compiled one by one."""
+    _allow_all_variants(model)
+    if model.tok_embeddings is not None:
+        model.tok_embeddings.register_forward_hook(_wait)
+
+
+def _allow_all_variants(model: nn.Module) -> None:
+    """Let torch.compile specialise the blocks' one code for each kind of layer.
+
+    A kind is compiled for training and for validation, in either stage. Beyond PyTorch's limit a
+    run would stop, perhaps as late as at the switch to dense.
+    """
+    kinds = len({module.config for module in lighthouse_modules([model])})
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 8 + 4 * kinds)
+
+
+class _Waited(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, x: AsyncCollectiveTensor) -> Tensor:
+        return x.wait()
+
+    @staticmethod
+    def backward(_ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def _wait(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
+    """Under tensor parallelism, wait for the collective that the embedding ends with.
+
+    torch 2.13 loses the gradient of a compiled block's input that is still on its way.
+    """
+    return _Waited.apply(embedded) if isinstance(embedded, AsyncCollectiveTensor) else embedded

@@ -1,0 +1,42 @@
+"""Model FLOPs of what the layers really do."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lighthouse.scorers import scoring_flops_per_token
+from lighthouse.titan.llama3.layers import lighthouse_modules
+
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
+
+
+def flops_per_token(
+    model_parts: Iterable[nn.Module],
+    dense_flops_per_token: int,
+    model_args: Any,
+    job_config: "JobConfig",
+) -> int:
+    """FLOPs per token and step in the present stage, by torchtitan's conventions.
+
+    Those count 12 * heads * head dimension * N per token for attention (forward and backward, no
+    discount for the causal mask, no recomputation). A layer in the Lighthouse stage attends S x S
+    instead of N x N, after scoring, which has no backward; pooling, norms and scatter are bandwidth
+    and count nothing.
+
+    Args:
+        model_parts: the model, in its present stage.
+        dense_flops_per_token: of the same model with dense attention everywhere.
+        model_args: torchtitan's, for the number and width of a Llama's heads.
+        job_config: torchtitan's ``JobConfig``, for N and the ranks that share a sequence.
+    """
+    seq_len, ranks = job_config.training.seq_len, job_config.parallelism.context_parallel_degree
+    flops: float = dense_flops_per_token
+    for module in lighthouse_modules(model_parts):
+        if not module.dense:
+            heads, head_dim = model_args.n_heads, model_args.dim // model_args.n_heads
+            rows = ranks * module.config.gathered_len(seq_len // ranks)
+            flops += 12 * model_args.dim * (rows**2 / seq_len - seq_len)
+            flops += scoring_flops_per_token(module.config, seq_len // ranks, heads, head_dim)
+    return round(flops)

@@ -1,0 +1,37 @@
+"""How a trainer's process ends where it has nothing to train, by mistake or because it is done."""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from lighthouse.refusal import NothingToDo, Refusal, refuse_in_a_rank, say_last
+
+
+def ends_in_one_sentence(main: Callable[..., None]) -> Callable[..., None]:
+    """Decorate torchtitan's ``main``: a refusal is a line and exit code 2, a finished run a line.
+
+    Without a traceback; any other error is raised as it is.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        rank = int(os.environ.get("RANK", "0"))
+        try:
+            main(*args, **kwargs)
+        except Refusal as refusal:
+            refuse_in_a_rank(_sentence(refusal), rank)
+        except NothingToDo as done:
+            if rank == 0:
+                say_last(str(done))
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+    return wrapped
+
+
+def _sentence(refusal: Refusal) -> str:
+    """What it says; of one from a loader's worker, what stands behind that process's traceback."""
+    return str(refusal).strip().splitlines()[-1].removeprefix(f"{Refusal.__module__}.Refusal: ")

@@ -1,0 +1,48 @@
+"""Compile every kernel for an H100, which needs no GPU: the interpreter accepts more than Triton.
+
+Run in a process without TRITON_INTERPRET; exits with the compiler's error.
+"""
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lighthouse.ops.triton.pull import _pull_kernel
+from lighthouse.ops.triton.select import _select_kernel
+from lighthouse.ops.triton.summarize import _summarize_kernel
+from lighthouse.ops.triton.windows import _windows_kernel
+
+HEADS = {"H": 8, "G": 2, "BATCH_HEADS": 8}
+H100 = GPUTarget("cuda", 90, 32)
+
+
+def compile_kernel(kernel, pointers: dict[str, str], constants: dict[str, object]) -> None:
+    constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+    signature = {name: pointers.get(name, "i32") for name in kernel.arg_names}
+    signature |= dict.fromkeys(constants, "constexpr")
+    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places)
+    triton.compile(source, target=H100)
+    print(kernel.__name__, constants)
+
+
+for (levels, p), chunks, dtype, dim in (
+    ((3, 4), 1, "bf16", 128),
+    ((2, 3), 2, "fp32", 48),
+    ((5, 2), 1, "fp16", 256),
+):
+    rows = dict.fromkeys(("x", "rows", "coarsest"), f"*{dtype}")
+    rows |= {"index": "*i32", "slot": "*i32", "maxima": "*fp32"}
+    block = {"D": dim, "BLOCK_D": triton.next_power_of_2(dim), "BLOCK_E": 8}
+    block |= {"BLOCK_S": 8, "BLOCK_N": 8}
+    shape = {"L": levels, "P": p, "CHUNKS": chunks, "WIDTH": p ** (levels - 1)}
+    for flag in (True, False):
+        common = HEADS | block | shape | {"SCORED": True, "SPOKEN": flag, "CAUSAL": flag}
+        compile_kernel(_summarize_kernel, rows, common | {"UNROLL": min(p - 1, 4)})
+        compile_kernel(_windows_kernel, rows, common)
+        compile_kernel(_pull_kernel, rows, common)
+        scores = {"query_maxima": "*fp32", "key_maxima": "*fp32"}
+        ints = dict.fromkeys(("index", "slot", "scratch"), "*i32")
+        strata = {"M": 128, "STRATA": 12, "COVER_PREFIX": flag, "BLOCK": 512}
+        strata |= {"COARSEST_WIDTH": p ** (levels - 1)}
+        compile_kernel(_select_kernel, scores | ints, common | strata)

@@ -1,0 +1,25 @@
+"""Models of jobs, as the trainer builds them first: on the meta device."""
+
+from typing import Any
+
+import torch
+
+from lighthouse import LighthouseAttention
+from lighthouse.titan.llama3.layers import apply_lighthouse
+
+
+def on_meta(job_config: Any) -> Any:
+    """The job's model with its Lighthouse layers."""
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    spec = get_train_spec(job_config.model.name)
+    with torch.device("meta"):
+        model = spec.model_cls(spec.model_args[job_config.model.flavor])
+        apply_lighthouse(model, job_config)
+    return model
+
+
+def lighthouse_layers(model: Any) -> dict[int, LighthouseAttention]:
+    """Attention modules of the Lighthouse layers, by layer."""
+    modules = {int(i): block.attention.inner_attention for i, block in model.layers.items()}
+    return {i: m for i, m in modules.items() if isinstance(m, LighthouseAttention)}

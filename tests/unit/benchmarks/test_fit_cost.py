@@ -1,0 +1,55 @@
+"""The rates are fitted to the results, and what was measured is predicted."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from benchmarks import fit_cost
+from lighthouse.cost.memory import GIB
+from lighthouse.cost.rates import RATES_FILE, devices, load_rates
+from lighthouse.cost.step import cost
+
+N = 98304
+RATES = load_rates("h100")
+
+
+def test_the_rates_are_those_of_the_results():
+    content = json.loads(RATES_FILE.read_text())["devices"]
+    assert list(content) == devices()
+    assert content == fit_cost.rounded({d: asdict(r) for d, r in fit_cost.fit().items()})
+
+
+def test_measured_steps_are_predicted():
+    for device in ("h100", "h200"):
+        for run in fit_cost.runs_of(device):
+            predicted = cost(*fit_cost.job(run), load_rates(device))
+            assert predicted.step_seconds == pytest.approx(fit_cost.step_seconds(run), rel=0.06)
+            assert predicted.peak_bytes / GIB == pytest.approx(run["memory_gib"], rel=0.08)
+
+
+def test_a_fit_finds_the_rates_that_made_the_steps():
+    truth = replace(RATES, matmul=5e14, elementwise=1.5e12)
+    dense = "--lighthouse.no-enable --activation_checkpoint.mode"
+    runs = [{"gpus": 1, "flags": f"{dense} {mode}"} for mode in ("none", "full")]
+    runs.append({"gpus": 1, "flags": "--activation_checkpoint.mode none"})
+    for run in runs:
+        seconds = cost(*fit_cost.job(run), truth).step_seconds
+        run["tokens_per_second"] = N / seconds
+    fitted = fit_cost.fit_steps(RATES, runs)
+    assert fitted.matmul == pytest.approx(truth.matmul, rel=1e-6)
+    assert fitted.elementwise == pytest.approx(truth.elementwise, rel=1e-6)
+    slower = fit_cost.scaled(truth, 0.5, 0.25)
+    assert fit_cost.fit_factors(slower, runs) == pytest.approx((2, 4), rel=0.05)
+
+
+def test_the_link_is_fitted_to_what_a_ring_takes_beyond_its_share():
+    # Products are slower than the rates say, on one GPU as on two.
+    truth = replace(RATES, nvlink=5e9, matmul=0.9 * RATES.matmul)
+    alone = {"gpus": 1, "flags": ""}
+    ring = {"gpus": 2, "flags": "--parallelism.context_parallel_degree 2"}
+    for run in (alone, ring):
+        seconds = cost(*fit_cost.job(run), truth).step_seconds
+        run["tokens_per_second"] = N / run["gpus"] / seconds
+    fitted = fit_cost.fit_link(RATES, [(alone, ring)])
+    assert fitted.nvlink == pytest.approx(truth.nvlink, rel=0.03)

@@ -1,0 +1,109 @@
+"""The cost model: its limits and its scaling."""
+
+from dataclasses import replace
+
+import pytest
+
+from lighthouse.config import LighthouseConfig
+from lighthouse.cost.rates import devices, load_rates
+from lighthouse.cost.sizes import Layout, Model, Work
+from lighthouse.cost.step import cost
+
+BODY = Model(dim=1024, layers=30, heads=8, kv_heads=8, ffn_dim=1536, vocab_size=264)
+CONFIG = LighthouseConfig(num_levels=3, pooling_factor=4, topk=1536)
+DENSE_LAYERS = (0, 1, 28, 29)
+LIGHTHOUSE = tuple(None if layer in DENSE_LAYERS else CONFIG for layer in range(30))
+N = 98304
+WORK = Work(seq_len=N, attention=LIGHTHOUSE)
+DENSE = replace(WORK, attention=(None,) * 30)
+RATES = load_rates("h100")
+ONE = Layout()
+
+
+def test_attention_is_quadratic_and_the_rest_linear():
+    once, twice = (cost(BODY, ONE, replace(DENSE, seq_len=n), RATES).seconds for n in (N, 2 * N))
+    assert twice["dense attention"] == pytest.approx(4 * once["dense attention"], rel=1e-3)
+    for part in ("matmuls", "elementwise", "loss"):
+        assert twice[part] == pytest.approx(2 * once[part])
+
+
+def test_lighthouse_saves_attention_alone():
+    lighthouse, dense = (cost(BODY, ONE, work, RATES).seconds for work in (WORK, DENSE))
+    same = ("matmuls", "elementwise", "loss", "optimizer")
+    assert [lighthouse[part] for part in same] == [dense[part] for part in same]
+    assert lighthouse["dense attention"] == pytest.approx(dense["dense attention"] * 4 / 30)
+    assert sum(lighthouse.values()) < 0.3 * sum(dense.values())
+
+
+def test_checkpointing_buys_memory_with_time():
+    costs = [
+        cost(BODY, ONE, replace(WORK, checkpointing=mode), RATES) for mode in ("none", "op", "full")
+    ]
+    seconds = [c.step_seconds for c in costs]
+    assert seconds == sorted(seconds)
+    peaks = [c.peak_bytes for c in costs]
+    assert peaks == sorted(peaks, reverse=True)
+    every_other = cost(BODY, ONE, replace(WORK, checkpointing="2"), RATES)
+    assert costs[0].step_seconds < every_other.step_seconds < costs[2].step_seconds
+
+
+def test_state_is_sharded_and_activations_but_gathered_keys_are_split_over_the_ring():
+    alone = cost(BODY, ONE, WORK, RATES).memory
+    sharded = cost(BODY, Layout(dp_shard=8), WORK, RATES).memory
+    ring = cost(BODY, Layout(cp=8), WORK, RATES).memory
+    state, activations = "parameters and optimizer", "activations"
+    assert alone[state] == 16 * BODY.parameters
+    assert sharded[state] == ring[state] == alone[state] / 8
+    assert sharded[activations] == alone[activations]
+    rows = [config.gathered_len(N) if config else N for config in WORK.attention]
+    gathered = sum(rows) * 2 * BODY.kv_dim * 2 * RATES.activations["none"]
+    assert ring[activations] == pytest.approx(alone[activations] / 8 + gathered)
+
+
+def test_a_ring_divides_the_work_and_costs_something():
+    work = replace(WORK, attention=(LighthouseConfig(topk=4096),) * 30, seq_len=2**20)
+    alone = cost(BODY, ONE, work, RATES)
+    seconds = [alone.step_seconds]
+    for degree in (2, 4, 8):
+        ring = cost(BODY, Layout(cp=degree), work, RATES)
+        assert ring.seconds["ring"] > 0
+        assert ring.step_seconds > alone.step_seconds / degree
+        seconds.append(ring.step_seconds)
+    assert seconds == sorted(seconds, reverse=True)
+    assert alone.seconds["ring"] == 0
+    # Every rank gets all keys and values, whatever the degree: between nodes that takes longer.
+    assert cost(BODY, Layout(cp=16), work, RATES).seconds["ring"] > ring.seconds["ring"]
+
+
+def test_replicas_reduce_gradients_and_a_slow_network_shows():
+    hidden = cost(BODY, Layout(dp_replicate=2, dp_shard=8), WORK, RATES)
+    slow = cost(BODY, Layout(dp_replicate=2, dp_shard=8), WORK, replace(RATES, network=1e8))
+    assert hidden.seconds["fsdp"] == 0 < slow.seconds["fsdp"]
+
+
+def test_logits_in_chunks_do_not_fill_the_memory():
+    words = replace(BODY, vocab_size=128256)
+    whole = cost(words, ONE, WORK, RATES)
+    chunks = cost(words, ONE, replace(WORK, loss_chunk_tokens=4096), RATES)
+    assert whole.peak_bytes > RATES.memory > chunks.peak_bytes
+    assert whole.memory["logits"] == N / 4096 * chunks.memory["logits"]
+    assert whole.step_seconds == chunks.step_seconds
+
+
+def test_scorers_cost_what_they_read():
+    def scorer(name: str, **values: int) -> float:
+        config = LighthouseConfig(topk=1536, scorer=name, **values)
+        work = replace(WORK, attention=(config,) * 30)
+        return cost(BODY, ONE, work, RATES).seconds["scorer"]
+
+    assert scorer("norm") == 0 < scorer("gla") < scorer("dilated")
+    assert scorer("dilated", dilation=8) == pytest.approx(scorer("dilated") / 2)
+    assert scorer("dilated", num_chunks=4) == pytest.approx(scorer("dilated") / 4)
+
+
+def test_an_unknown_device_is_refused():
+    assert {"h100", "h200"} <= set(devices())
+    with pytest.raises(
+        ValueError, match=rf"device = 'a100': must be one of {', '.join(devices())}$"
+    ):
+        load_rates("a100")

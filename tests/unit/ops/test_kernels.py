@@ -1,0 +1,710 @@
+"""The Triton kernels against the reference: on a GPU, or under Triton's interpreter without one.
+
+Selections must be equal in every entry. Values may have at most twice the error of the reference at
+the same precision plus one rounding, both measured against the reference in float64 on the same,
+already rounded, inputs and with one shared selection.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from lighthouse import LighthouseAttention, LighthouseConfig, lighthouse_attention, select
+from lighthouse.attention import dense_attention
+from lighthouse.ops import reference, triton
+from lighthouse.scorers import level0_scores, level1_maxima
+from tests.support.inputs import (
+    QKV,
+    build,
+    geometries,
+    in_projection_order,
+    leaves,
+    normal,
+    qkv,
+    to,
+)
+
+Values = tuple[Tensor, Tensor]
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+# The package's attributes of these names are the functions.
+SELECT, SUMMARIZE = (sys.modules[f"lighthouse.ops.triton.{x}"] for x in ("select", "summarize"))
+
+
+# name: ((batch, tokens, head dimension), (query heads, key/value heads), configuration)
+SHAPES = {
+    "small": ((1, 16, 4), (2, 1), build(3, 2, 2)),
+    "plain": ((1, 32, 8), (1, 1), build(2, 2, 4)),
+    "odd everything": ((2, 63, 7), (3, 3), build(3, 3, 4)),
+    "grouped": ((2, 45, 48), (4, 2), build(2, 5, 4)),
+    "multi-query": ((1, 40, 3), (16, 1), build(4, 2, 4, selection="published")),
+    "chunks": ((2, 70, 5), (2, 1), build(2, 5, 4, num_chunks=2)),
+    "grouped chunks": ((1, 108, 96), (2, 1), build(3, 3, 12, num_chunks=2)),
+    "four chunks": ((1, 64, 256), (2, 2), build(3, 2, 8, num_chunks=4, selection="published")),
+    "head dimension one": ((2, 30, 1), (2, 1), build(2, 3, 8, stratum=4)),
+    "no prefix": ((1, 44, 16), (2, 1), build(3, 2, 6, cover_prefix=False)),
+    "seven children": ((1, 98, 4), (1, 1), build(2, 7, 6)),
+    "published": ((1, 72, 6), (2, 1), build(3, 3, 4, selection="published")),
+}
+EACH_SHAPE = pytest.mark.parametrize("name", SHAPES)
+# Those whose selection takes the interpreter few steps.
+SMALL_SHAPES = ["plain", "multi-query", "chunks", "head dimension one", "no prefix"]
+
+
+def make(name: str, dtype: torch.dtype, seed: int = 0) -> tuple[LighthouseConfig, QKV]:
+    """In the trainer's memory order."""
+    shape_BND, heads, config = SHAPES[name]
+    return config, on_device(to(in_projection_order(qkv(shape_BND, heads, seed)), dtype))
+
+
+def on_device(inputs: QKV) -> QKV:
+    q, k, v = (x.to(DEVICE) for x in inputs)
+    return q, k, v
+
+
+def random(shape: torch.Size | tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    return normal(tuple(shape), seed).to(DEVICE, dtype)
+
+
+def token_major(x_BHND: Tensor) -> bool:
+    return x_BHND.transpose(1, 2).is_contiguous()
+
+
+def assert_as_accurate(got: Tensor, plain: Tensor, exact: Tensor) -> None:
+    assert got.dtype == plain.dtype and got.shape == exact.shape
+    error = (plain - exact).abs().max()
+    allowed = 2 * error + torch.finfo(got.dtype).eps * exact.abs().max()
+    assert (got - exact).abs().max() <= allowed
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Memory of torch.empty starts as NaN or the largest integer, so that what nobody wrote shows.
+
+    Only warns of operations that have no deterministic form, of which the kernels use none.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+# ---- select
+
+
+# name: (tokens, batch, key/value heads, query heads of each, configuration)
+SELECTIONS = {
+    "two levels": (16, 1, 1, 1, build(2, 2, 4, stratum=4)),
+    "strata that don't divide": (44, 1, 1, 1, build(3, 2, 6)),
+    "grouped": (63, 2, 1, 3, build(3, 3, 4, stratum=4)),
+    "batch and heads": (50, 2, 2, 2, build(2, 5, 2)),
+    "chunks that don't divide": (70, 1, 1, 2, build(2, 5, 8, num_chunks=2)),
+    "four levels, four chunks": (128, 1, 1, 1, build(4, 2, 8, num_chunks=4)),
+    "everything refined": (32, 1, 1, 1, build(3, 2, 8, stratum=8)),
+}
+
+
+def distinct_scores(shape: tuple[int, ...], seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.Size(shape).numel()
+    return torch.randperm(size, generator=generator).sub(size // 2).float().view(shape)
+
+
+def tied_scores(shape: tuple[int, ...], seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, shape, generator=generator).float()
+
+
+def special_scores(shape: tuple[int, ...], seed: int) -> Tensor:
+    inf, nan = float("inf"), float("nan")
+    values = torch.tensor([inf, -inf, nan, 0.0, -0.0, -1.0, 1e-40, -1e-40, 3e38, -3e38, 1.0])
+    generator = torch.Generator().manual_seed(seed)
+    return values[torch.randint(len(values), shape, generator=generator)]
+
+
+def assert_selects_as_reference(
+    config: LighthouseConfig, query_maxima_BHE: Tensor, key_maxima_BKE: Tensor
+) -> None:
+    maxima = query_maxima_BHE.to(DEVICE), key_maxima_BKE.to(DEVICE)
+    got_index, got_slot = triton.select(*maxima, config)
+    index, slot = reference.select(*maxima, config)
+    assert got_index.dtype == got_slot.dtype == torch.int32
+    assert torch.equal(got_index, index)
+    assert torch.equal(got_slot, slot)
+
+
+@pytest.mark.parametrize(
+    "scores, cover_prefix",
+    [
+        (distinct_scores, True),
+        (distinct_scores, False),
+        (tied_scores, True),
+        (special_scores, False),
+    ],
+)
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_selection(
+    name: str,
+    scores: Callable[[tuple[int, ...], int], Tensor],
+    cover_prefix: bool,
+    poisoned_memory: None,
+) -> None:
+    seq_len, batch, kv_heads, group, given_config = SELECTIONS[name]
+    config = LighthouseConfig(**{**vars(given_config), "cover_prefix": cover_prefix})
+    config.validate(seq_len)
+    level1 = seq_len // config.pooling_factor
+    assert_selects_as_reference(
+        config,
+        scores((batch, kv_heads * group, level1), 1),
+        scores((batch, kv_heads, level1), 2),
+    )
+
+
+@pytest.mark.parametrize("scores", [distinct_scores, tied_scores])
+@pytest.mark.parametrize(
+    "seq_len, config",
+    [
+        pytest.param(88, build(2, 2, 8, stratum=4), id="many coarsest entries"),
+        pytest.param(54, build(3, 3, 6, stratum=6), id="many children"),
+    ],
+)
+def test_selection_among_more_candidates_than_a_block(
+    seq_len: int,
+    config: LighthouseConfig,
+    scores: Callable[[tuple[int, ...], int], Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(SELECT, "_BLOCK", 4)
+    shape = 1, 1, seq_len // config.pooling_factor
+    assert_selects_as_reference(config, scores(shape, 3), scores(shape, 4))
+
+
+@settings(max_examples=10)
+@given(geometries(max_seq_len=64), st.integers(1, 2), st.integers(0, 2**31))
+def test_selection_on_any_geometry(
+    geometry: tuple[LighthouseConfig, int], group: int, seed: int
+) -> None:
+    config, seq_len = geometry
+    level1 = seq_len // config.pooling_factor
+    assert_selects_as_reference(
+        config, distinct_scores((1, group, level1), seed), distinct_scores((1, 1, level1), seed + 1)
+    )
+
+
+# ---- summarize, gather, scatter
+
+
+def reference_selection(name: str, inputs: QKV) -> Values:
+    config = SHAPES[name][2]
+    maxima = (reference.summarize(x, config, scored=True)[1] for x in inputs[:2])
+    return reference.select(*maxima, config)
+
+
+def summarized(ops: ModuleType, x: Tensor, config: LighthouseConfig) -> Values:
+    return ops.summarize(x, config, scored=True)
+
+
+@pytest.mark.parametrize(
+    "name, dtype, enough_programs",
+    [
+        *((name, dtype, 1) for name in SHAPES for dtype in DTYPES),
+        *((name, torch.bfloat16, 2048) for name in SMALL_SHAPES),
+    ],
+)
+def test_summarize(
+    name: str,
+    dtype: torch.dtype,
+    enough_programs: int,
+    poisoned_memory: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With many coarsest entries in a program, as at large sizes, and with few."""
+    monkeypatch.setattr(SUMMARIZE, "_ENOUGH_PROGRAMS", enough_programs)
+    config, (q, _, _) = make(name, dtype)
+    got, plain, exact = (
+        summarized(ops, x, config)
+        for ops, x in ((triton, q), (reference, q), (reference, q.double()))
+    )
+    for values in zip(got, plain, exact, strict=True):
+        assert_as_accurate(*values)
+    coarsest, maxima = triton.summarize(q, config, scored=False)
+    assert maxima is None
+    assert torch.equal(coarsest, got[0])
+
+
+def gathered(
+    ops: ModuleType, x: Tensor, grad: Tensor, selection: Values, config: LighthouseConfig
+) -> Values:
+    """Rows, and the gradient of the tokens for that of the rows."""
+    x = x.detach().requires_grad_()
+    coarsest, _ = ops.summarize(x, config, scored=False)
+    rows = ops.gather(x, coarsest, *selection, config)
+    return rows, *torch.autograd.grad(rows, x, grad)
+
+
+def scattered(
+    ops: ModuleType, rows: Tensor, grad: Tensor, selection: Values, config: LighthouseConfig
+) -> Values:
+    """Tokens in the memory order of their gradient, and the gradient of the rows."""
+    rows = rows.detach().requires_grad_()
+    tokens = ops.scatter(rows, *selection, grad, config)
+    return tokens, *torch.autograd.grad(tokens, rows, grad)
+
+
+def assert_step(
+    step: Callable[..., Values],
+    x: Tensor,
+    grad: Tensor,
+    selection: Values,
+    config: LighthouseConfig,
+) -> Values:
+    """A step and its gradient against the reference. Returns the kernels' results."""
+    got = step(triton, x, grad, selection, config)
+    plain = step(reference, x, grad, selection, config)
+    exact = step(reference, x.double(), grad.double(), selection, config)
+    for values in zip(got, plain, exact, strict=True):
+        assert_as_accurate(*values)
+    return got
+
+
+@EACH_SHAPE
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gather(name: str, dtype: torch.dtype, poisoned_memory: None) -> None:
+    config, inputs = make(name, dtype)
+    selection = reference_selection(name, inputs)
+    q, _, v = inputs
+    for x in (q,) if q.shape == v.shape else (q, v):
+        grad = random((*x.shape[:2], selection[0].shape[2], x.shape[3]), dtype, 5)
+        _, grad_x = assert_step(gathered, x, grad, selection, config)
+        assert token_major(grad_x)
+
+
+@EACH_SHAPE
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scatter(name: str, dtype: torch.dtype, poisoned_memory: None) -> None:
+    config, inputs = make(name, dtype)
+    selection = reference_selection(name, inputs)
+    grad = inputs[0]
+    rows = random((*grad.shape[:2], selection[0].shape[2], grad.shape[3]), dtype, 7)
+    tokens, _ = assert_step(scattered, rows, grad, selection, config)
+    assert token_major(tokens)
+
+
+def head_major(x: Tensor) -> Tensor:
+    return x.contiguous()
+
+
+def beside_others(x: Tensor) -> Tensor:
+    """A slice of a fused projection, (B, N, 3, H, D) in memory."""
+    return torch.stack([x.transpose(1, 2)] * 3, dim=2)[:, :, 1].transpose(1, 2)
+
+
+def every_second_column(x: Tensor) -> Tensor:
+    return torch.stack([x, torch.full_like(x, torch.nan)], dim=-1)[..., 0]
+
+
+def columns_apart(x: Tensor) -> Tensor:
+    """(B, H, D, N) in memory."""
+    return x.mT.contiguous().mT
+
+
+@pytest.mark.parametrize("name", ["odd everything", "grouped chunks"])
+def test_strides_do_not_matter(name: str) -> None:
+    """Not in one bit."""
+    config, inputs = make(name, torch.bfloat16)
+    selection = reference_selection(name, inputs)
+    x = inputs[0]
+    rows = random((*x.shape[:2], selection[0].shape[2], x.shape[3]), x.dtype, 8)
+
+    def results(x: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        return (
+            *summarized(triton, x, config),
+            *gathered(triton, x, rows, selection, config),
+            *scattered(triton, rows, x, selection, config),
+        )
+
+    wanted = results(x, rows)
+    for layout in head_major, beside_others, every_second_column, columns_apart:
+        assert layout(x).stride() != x.stride()
+        for got, want in zip(results(layout(x), layout(rows)), wanted, strict=True):
+            assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["odd everything", "grouped chunks"])
+def test_memory_order_is_that_of_the_input(name: str) -> None:
+    config, inputs = make(name, torch.float32)
+    selection = reference_selection(name, inputs)
+    x = inputs[0]
+    rows = random((*x.shape[:2], selection[0].shape[2], x.shape[3]), x.dtype, 9)
+    for tokens, in_order in (
+        (x, token_major),
+        (beside_others(x), token_major),
+        (head_major(x), torch.Tensor.is_contiguous),
+    ):
+        assert in_order(gathered(triton, tokens, rows, selection, config)[1])
+        assert in_order(scattered(triton, rows, tokens, selection, config)[0])
+
+
+@pytest.mark.parametrize("name", ["odd everything", "chunks"])
+def test_expanded_tensors(name: str) -> None:
+    """Strides of zero: the gradient of a sum, or one head, token or row used for all."""
+    config, inputs = make(name, torch.float32)
+    selection = reference_selection(name, inputs)
+    x = inputs[0]
+    rows = random((*x.shape[:2], selection[0].shape[2], x.shape[3]), x.dtype, 10)
+    one = torch.ones((), device=DEVICE)
+    for step, values, grad in (
+        (gathered, x, one.expand_as(rows)),
+        (gathered, x[:, :1].expand_as(x), rows),
+        (gathered, x[:, :, :1].expand_as(x), rows),
+        (scattered, rows, one.expand_as(x)),
+        (scattered, rows[:, :, :1].expand_as(rows), x),
+    ):
+        got = step(triton, values, grad, selection, config)
+        want = step(triton, values.contiguous(), grad.contiguous(), selection, config)
+        for a, b in zip(got, want, strict=True):
+            assert torch.equal(a, b)
+
+
+# ---- the whole
+
+
+def attend_with(
+    selection: Values, inputs: QKV, config: LighthouseConfig, ops: ModuleType
+) -> Tensor:
+    """lighthouse_attention for a given selection."""
+    gathered_inputs = (
+        ops.gather(x, ops.summarize(x, config, scored=False)[0], *selection, config) for x in inputs
+    )
+    q, k, _ = inputs
+    rows = dense_attention(*gathered_inputs, enable_gqa=q.shape[1] != k.shape[1])
+    return ops.scatter(rows, *selection, q, config)
+
+
+def with_gradients(output: Tensor, inputs: QKV, seed: int = 11) -> tuple[Tensor, ...]:
+    grad = random(output.shape, torch.bfloat16, seed).to(output.dtype)
+    return output, *torch.autograd.grad(output, inputs, grad)
+
+
+def assert_whole(config: LighthouseConfig, inputs: QKV) -> tuple[Tensor, ...]:
+    """Output and every gradient, twice the same; returns them."""
+    inputs = leaves(inputs)
+    exact_inputs = leaves(to(inputs, torch.float64))
+    scores = level0_scores(*inputs, config)
+    selection = reference.select(*(level1_maxima(x, config) for x in scores), config)
+    run = partial(lighthouse_attention, config=config, impl="triton")
+    got = with_gradients(run(*inputs), inputs)
+    plain = with_gradients(attend_with(selection, inputs, config, reference), inputs)
+    exact = with_gradients(attend_with(selection, exact_inputs, config, reference), exact_inputs)
+    for values in zip(got, plain, exact, strict=True):
+        assert_as_accurate(*values)
+    for first, second in zip(got, with_gradients(run(*inputs), inputs), strict=True):
+        assert torch.equal(first, second)
+    return got
+
+
+@pytest.mark.parametrize("name, dtype", list(zip(SMALL_SHAPES, DTYPES * 2, strict=False)))
+def test_whole(name: str, dtype: torch.dtype, poisoned_memory: None) -> None:
+    """Two runs are bitwise the same: the published code adds with atomics."""
+    config, inputs = make(name, dtype)
+    for values in assert_whole(config, inputs):
+        assert token_major(values)
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (4, 2)])
+@pytest.mark.parametrize("scorer", ["dilated", "gla"])
+def test_whole_with_other_scorers(
+    scorer: str, heads: tuple[int, int], poisoned_memory: None
+) -> None:
+    if scorer == "gla" and DEVICE == "cuda":
+        pytest.importorskip("fla")
+    config = build(2, 2, 4, num_chunks=2, scorer=scorer)
+    inputs = to(in_projection_order(qkv((1, 64, 16), heads, 12)), torch.bfloat16)
+    assert_whole(config, on_device(inputs))
+
+
+@pytest.mark.parametrize("cover_prefix", [True, False])
+@pytest.mark.parametrize("num_levels, p", [(2, 4), (4, 2)])
+def test_every_token_has_an_output(num_levels: int, p: int, cover_prefix: bool) -> None:
+    """The first window is never refined by itself: its scores are the smallest there are."""
+    width = p ** (num_levels - 1)
+    inputs = to(qkv((1, 4 * width, 4), (1, 1), 13), torch.float32)
+    for x in inputs[:2]:
+        x[:, :, :width] *= 1e-3
+    config = build(num_levels, p, 2, cover_prefix=cover_prefix)
+    output = lighthouse_attention(*on_device(inputs), config=config, impl="triton")
+    empty = (output == 0).all(dim=-1).flatten().nonzero().flatten().tolist()
+    assert empty == ([] if cover_prefix else list(range(width - 1)))
+
+
+# ---- large sizes
+
+
+FAIL_IN_THE_PUBLISHED_CODE = pytest.mark.parametrize(
+    "seq_len, config",
+    [
+        # A coarsest level of 2048 entries that 12 strata, or 8, do not tile as there.
+        pytest.param(2**15, build(3, 4, 1536, stratum=128), id="32k, k 1536"),
+        pytest.param(2**15, build(3, 4, 1024, stratum=128), id="32k, k 1024"),
+        # S > 65,535.
+        pytest.param(2**19, build(3, 4, 8192, stratum=128), id="512k, k 8192"),
+        pytest.param(2**20, build(4, 4, 4096, stratum=128), id="1M, k 4096"),
+    ],
+)
+
+
+@pytest.mark.gpu
+@FAIL_IN_THE_PUBLISHED_CODE
+def test_large_steps(seq_len: int, config: LighthouseConfig, poisoned_memory: None) -> None:
+    x, k, _ = on_device(to(in_projection_order(qkv((1, seq_len, 64), (2, 2), 17)), torch.bfloat16))
+    maxima = [triton.summarize(values, config, scored=True)[1] for values in (x, k)]
+    assert_selects_as_reference(config, *maxima)
+    selection = triton.select(*maxima, config)
+    rows = random((1, 2, config.gathered_len(seq_len), 64), x.dtype, 18)
+    assert_step(gathered, x, rows, selection, config)
+    assert_step(scattered, rows, x, selection, config)
+
+
+@pytest.mark.gpu
+@FAIL_IN_THE_PUBLISHED_CODE
+def test_large_whole(seq_len: int, config: LighthouseConfig) -> None:
+    inputs = to(in_projection_order(qkv((1, seq_len, 64), (2, 2), 19)), torch.bfloat16)
+    inputs = leaves(on_device(inputs))
+    output = lighthouse_attention(*inputs, config=config, impl="triton")
+    assert torch.equal(output, lighthouse_attention(*inputs, config=config, impl="triton"))
+    for values in with_gradients(output, inputs):
+        assert values.isfinite().all()
+    assert (output != 0).any(dim=-1).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "heads, seq_len, head_dim",
+    [
+        pytest.param(32, 2**20, 128, id="2^32 elements"),
+        pytest.param(1, 2**22, 64, id="4M tokens"),
+    ],
+)
+def test_largest(heads: int, seq_len: int, head_dim: int) -> None:
+    """A few heads, the last among them, against the reference of each head alone."""
+    if torch.cuda.get_device_properties(0).total_memory < 40 * 2**30:
+        pytest.skip("needs 40 GB of memory")
+    config = build(4, 4, 4096, stratum=128)
+    generator = torch.Generator(DEVICE).manual_seed(20)
+    x = torch.empty(1, seq_len, heads, head_dim, dtype=torch.bfloat16, device=DEVICE)
+    x = x.normal_(generator=generator).transpose(1, 2)
+    _, maxima = of_summarize = summarized(triton, x, config)
+    index, slot = selection = triton.select(maxima, maxima, config)
+    wanted_index, wanted_slot = reference.select(maxima, maxima, config)
+    assert torch.equal(index, wanted_index)
+    assert torch.equal(slot, wanted_slot)
+    rows = torch.empty(1, heads, index.shape[2], head_dim, dtype=x.dtype, device=DEVICE)
+    rows.normal_(generator=generator)
+    of_gather = gathered(triton, x, rows, selection, config)
+    of_scatter = scattered(triton, rows, x, selection, config)
+    for head in {0, heads // 2, heads - 1}:
+        one = slice(head, head + 1)
+        x_one, rows_one = x[:, one], rows[:, one]
+        chosen = {"selection": (index[:, one], slot[:, one]), "config": config}
+        for got, step, values in (
+            (of_summarize, partial(summarized, config=config), (x_one,)),
+            (
+                of_gather,
+                partial(gathered, **chosen),
+                (x_one, rows_one),
+            ),
+            (
+                of_scatter,
+                partial(scattered, **chosen),
+                (rows_one, x_one),
+            ),
+        ):
+            plain = step(reference, *values)
+            exact = step(reference, *(v.double() for v in values))
+            for a, b, c in zip(got, plain, exact, strict=True):
+                assert_as_accurate(a[:, one], b, c)
+
+
+# ---- operators, compilation, checkpoints
+
+
+class Dense(nn.Module):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, enable_gqa: bool = False) -> Tensor:
+        return dense_attention(q, k, v, enable_gqa=enable_gqa)
+
+
+def test_operators() -> None:
+    config, inputs = make("small", torch.float32)
+    index, slot = selection = reference_selection("small", inputs)
+    x = inputs[0]
+    seq_len = x.shape[2]
+    levels = config.num_levels, config.pooling_factor
+    coarsest, maxima = triton.summarize(x, config, scored=True)
+    rows = triton.gather(x, coarsest, *selection, config)
+    x_leaf, rows_leaf = x.clone().requires_grad_(), rows.clone().requires_grad_()
+    limits = config.topk, config.stratum, config.num_chunks, config.cover_prefix, True
+    ops = torch.ops.lighthouse
+    for causal in (True, False):
+        torch.library.opcheck(ops.summarize.default, (x, *levels, 1, True, causal))
+    torch.library.opcheck(ops.summarize.default, (x, *levels, 1, False, True))
+    torch.library.opcheck(ops.select.default, (maxima, maxima, *levels, *limits))
+    for in_order in (True, False):
+        torch.library.opcheck(
+            ops.gather.default, (x_leaf, coarsest, index, slot, *levels, in_order)
+        )
+        torch.library.opcheck(ops.gather_backward.default, (rows, slot, seq_len, *levels, in_order))
+        torch.library.opcheck(
+            ops.scatter.default,
+            (rows_leaf, index, slot, seq_len, *levels, config.num_chunks, in_order),
+        )
+    torch.library.opcheck(ops.scatter_backward.default, (x, index, *levels, config.num_chunks))
+
+
+def module_and_inputs(name: str) -> tuple[Callable[..., Tensor], QKV]:
+    config, inputs = make(name, torch.float32)
+    module = LighthouseAttention(config, Dense(), impl="triton")
+    return partial(module, enable_gqa=True), leaves(inputs)
+
+
+def assert_same(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
+    """Up to what compiling attention may change."""
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compiles_without_a_graph_break(checkpointed: bool, backend: str) -> None:
+    """Under activation checkpointing too, where the published code recomputes something else."""
+    module, inputs = module_and_inputs("small")
+
+    @torch.compile(backend=backend, fullgraph=True)
+    def compiled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return checkpoint(module, q, k, v, use_reentrant=False) if checkpointed else module(q, k, v)
+
+    assert_same(with_gradients(compiled(*inputs), inputs), with_gradients(module(*inputs), inputs))
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of each operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.of[func] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def save_selections(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    if op is torch.ops.lighthouse.select.default:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@pytest.mark.parametrize(
+    "context, selections",
+    [
+        pytest.param({}, 2, id="full"),
+        pytest.param(
+            {"context_fn": partial(create_selective_checkpoint_contexts, save_selections)},
+            1,
+            id="selective",
+        ),
+    ],
+)
+def test_activation_checkpointing(context: dict[str, Any], selections: int) -> None:
+    """A selection that is saved is not computed again."""
+    module, inputs = module_and_inputs("small")
+    with Calls() as calls:
+        output = checkpoint(module, *inputs, use_reentrant=False, **context)
+        got = with_gradients(output, inputs)
+    assert calls.of[torch.ops.lighthouse.gather.default] == 6
+    assert calls.of[torch.ops.lighthouse.select.default] == selections
+    for a, b in zip(got, with_gradients(module(*inputs), inputs), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.gpu
+def test_cuda_graph() -> None:
+    module, inputs = module_and_inputs("grouped chunks")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            with_gradients(module(*inputs), inputs)
+    torch.cuda.current_stream().wait_stream(side)
+    grad = torch.ones_like(inputs[0])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = module(*inputs)
+        captured = output, *torch.autograd.grad(output, inputs, grad)
+    _, others = make("grouped chunks", torch.float32, seed=14)
+    with torch.no_grad():
+        for x, other in zip(inputs, others, strict=True):
+            x.copy_(other)
+    graph.replay()
+    output = module(*inputs)
+    assert_same(captured, (output, *torch.autograd.grad(output, inputs, grad)))
+
+
+# ---- errors
+
+
+def test_float64_is_refused() -> None:
+    config, inputs = make("plain", torch.float64)
+    with pytest.raises(ValueError, match=r"impl = 'triton'.*float64"):
+        lighthouse_attention(*inputs, config=config, impl="triton")
+
+
+def test_float64_runs_by_the_reference() -> None:
+    config, inputs = make("plain", torch.float64)
+    assert torch.equal(
+        lighthouse_attention(*inputs, config=config),
+        lighthouse_attention(*inputs, config=config, impl="reference"),
+    )
+
+
+def test_cpu_is_refused_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    _, _, config = SHAPES["plain"]
+    inputs = to(qkv((1, 32, 8), (1, 1), 15), torch.float32)
+    with pytest.raises(ValueError, match=r"impl = 'triton'.*cpu"):
+        lighthouse_attention(*inputs, config=config, impl="triton")
+    scores = torch.ones(1, 1, 32)
+    with pytest.raises(ValueError, match=r"impl = 'triton'.*cpu"):
+        select(scores, scores, config=config, impl="triton")
+
+
+def test_auto_on_cpu_is_the_reference() -> None:
+    _, _, config = SHAPES["plain"]
+    inputs = to(qkv((1, 32, 8), (1, 1), 16), torch.float32)
+    with Calls() as calls:
+        lighthouse_attention(*inputs, config=config)
+    assert not any(op.namespace == "lighthouse" for op in calls.of)
+
+
+@pytest.mark.gpu
+def test_auto_on_a_gpu_is_triton() -> None:
+    config, inputs = make("plain", torch.bfloat16)
+    with Calls() as calls:
+        lighthouse_attention(*inputs, config=config)
+    assert calls.of[torch.ops.lighthouse.select.default] == 1

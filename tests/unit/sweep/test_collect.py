@@ -1,0 +1,63 @@
+"""The results of a sweep as tables."""
+
+import csv
+import json
+import math
+
+import pytest
+
+from lighthouse.sweep.collect import collect, markdown, write_results
+from lighthouse.sweep.run_folder import FAILED, PREEMPTED, Attempt, active_seconds
+from tests.support.sweeps import log_attempts, log_metrics, make_run
+
+
+def test_active_time_is_that_of_attempts():
+    def attempt(start, end):
+        return Attempt(1, 1, start, "h", 1, None, None, end)
+
+    attempts = [attempt(0.0, 10.0), attempt(20.0, 30.0), attempt(50.0, None)]
+    assert [active_seconds(attempts, t) for t in (5, 15, 25, 40, 60)] == [5, 10, 15, 20, 30]
+
+
+def test_a_row_of_the_table(tmp_path):
+    run = make_run(tmp_path)
+    log_metrics(run, loss=lambda step: 9.0 if step == 15 else 3.0)
+    log_attempts(run, PREEMPTED, FAILED)
+    (row,) = collect([run])
+    assert row | {"identity": "0123abcd"} == {
+        "name": "k=1",
+        "identity": "0123abcd",
+        "overrides": {"lighthouse.topk": 1},
+        "done": False,
+        "steps": 20,
+        "tokens": 200,
+        "processes": 1,
+        "attempts": 2,
+        "gpu_hours": pytest.approx(200 / 3600),
+        "lighthouse_tokens_per_second": 50.0,
+        "dense_tokens_per_second": 50.0,
+        "loss_before_switch": 3.0,
+        "spike": 9.0,
+        "steps_to_recover": None,
+        "final_loss": 4.0,  # of six dense steps, the spike among them
+        "validation_loss": 2.5,
+    }
+
+
+def test_a_run_that_has_not_begun_has_an_empty_row(tmp_path):
+    (row,) = collect([make_run(tmp_path)])
+    assert (row["steps"], row["final_loss"], row["gpu_hours"]) == (0, None, 0.0)
+
+
+def test_results_in_three_forms(tmp_path):
+    runs = [make_run(tmp_path, name) for name in ("a=1", "b=2,c=x")]
+    log_metrics(runs[0], loss=lambda step: math.nan if step == 20 else 3.0)
+    rows = collect(runs)
+    table, as_json, text = (path.read_text() for path in write_results(rows, tmp_path))
+    assert json.loads(as_json)[0]["final_loss"] == "nan"
+    (first, second) = csv.DictReader(table.splitlines())
+    assert first["lighthouse.topk"] == "1" and first["tokens"] == "200"
+    assert second["name"] == "b=2,c=x" and second["final_loss"] == ""
+    lines = text.splitlines()
+    assert len(lines) == 4 and {line.count("|") for line in lines} == {lines[0].count("|")}
+    assert text == markdown(rows)

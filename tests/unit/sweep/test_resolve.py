@@ -1,0 +1,181 @@
+"""The sweep files in train_configs/sweeps, and what the trainer makes of a sweep's points."""
+
+import re
+import tomllib
+from dataclasses import replace
+
+import pytest
+import tomli_w
+
+from lighthouse.sweep.resolve import resolve
+from lighthouse.sweep.run_folder import write_run
+from lighthouse.sweep.spec import read_spec
+from tests.support import ROOT, TRAIN_CONFIGS
+
+SWEEPS = TRAIN_CONFIGS / "sweeps"
+RUNS = {
+    "tiny": 4,
+    "paper_topk": 5,
+    "paper_pooling": 3,
+    "paper_levels": 6,
+    "paper_scorers": 5,
+    "paper_splits": 4,
+    "paper_context_parallel": 3,
+}
+
+
+def test_all_sweep_files_are_known():
+    assert {file.stem for file in SWEEPS.glob("*.toml")} == set(RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_all_points_are_valid(name):
+    planned = resolve(read_spec(SWEEPS / f"{name}.toml"), None)
+    assert len(planned) == RUNS[name]
+    for plan in planned:
+        config = tomllib.loads(plan.config_toml)
+        assert config["job"]["dump_folder"] == str(plan.run.folder)
+        assert plan.run.steps == config["training"]["steps"]
+        for key, value in plan.run.overrides.items():
+            section, _, name = key.partition(".")
+            assert config[section][name] == value
+
+
+def test_the_paper_has_each_run_once():
+    names = [name for name in RUNS if name.startswith("paper")]
+    planned = [p.run for n in names for p in resolve(read_spec(SWEEPS / f"{n}.toml"), None)]
+    # k=1536 is in three grids, k=2048 and k=6144 in two, p=4 k=1536 dilated in two.
+    assert len(planned) == 26 and len({run.identity for run in planned}) == 21
+
+
+def test_the_examples_in_the_documentation_are_valid(tmp_path):
+    texts = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *TRAIN_CONFIGS.rglob("*.md")]
+    examples = [
+        example
+        for text in texts
+        for example in re.findall(r"```toml\n(base = .*?)```", text.read_text(), re.DOTALL)
+    ]
+    for example in examples:
+        file = tmp_path / "example.toml"
+        file.write_text(example.replace('"../', f'"{TRAIN_CONFIGS}/'))
+        assert resolve(read_spec(file), None)
+
+
+def sweep(tmp_path, text):
+    file = tmp_path / "sweep.toml"
+    file.write_text(f'base = "{TRAIN_CONFIGS}/quickstart.toml"\n{text}')
+    return read_spec(file)
+
+
+def test_the_identity_is_of_what_is_trained_and_of_the_number_of_processes(tmp_path):
+    cpu = "[resources]\ngpus_per_node = 0\n"
+
+    def identity(text):
+        (planned,) = resolve(sweep(tmp_path, text), None)
+        return planned.run.identity
+
+    first = identity(cpu)
+    assert first == identity('name = "other"\noutput = "elsewhere"\n' + cpu)
+    assert first == identity("[overrides]\nlighthouse.topk = 32\n" + cpu)
+    assert first == identity('[overrides]\njob.description = "other"\n' + cpu)
+    assert first == identity("[overrides]\nmetrics.log_freq = 7\ncheckpoint.interval = 9\n" + cpu)
+    assert first != identity("[overrides]\nlighthouse.topk = 16\n" + cpu)
+    assert first != identity("[resources]\ngpus_per_node = 2\n")
+
+
+def test_a_folder_of_the_first_version_is_found_by_its_configuration(tmp_path):
+    """One whose configuration lacks what came later, and has an identity of every default."""
+    text = f'output = "{tmp_path}/out"\n[resources]\ngpus_per_node = 0\n'
+    spec = sweep(tmp_path, text)
+    (planned,) = resolve(spec, None)
+    assert planned.run.folder.name == f"base@{planned.run.identity}"
+    old = replace(planned.run, folder=tmp_path / "out" / "base@0123abcd", identity="0123abcd")
+    lines = planned.config_toml.splitlines(keepends=True)
+    config = "".join(
+        line for line in lines if not line.startswith(("selection =", "validate_leak"))
+    )
+    write_run(replace(old, version=1), config, b"")
+    assert resolve(spec, None)[0].run.folder == old.folder
+
+    def folder(overrides):
+        (other,) = resolve(sweep(tmp_path, f"{text}[overrides]\n{overrides}"), None)
+        return other.run.folder
+
+    # What it did without saying so, said; and what it did not do.
+    assert folder('lighthouse.selection = "published"') == old.folder
+    assert folder('lighthouse.selection = "causal"') != old.folder
+    assert folder("lighthouse.topk = 16") != old.folder
+    write_run(replace(old, version=1, processes=2), config, b"")
+    assert resolve(spec, None)[0].run.folder != old.folder
+
+
+def test_all_invalid_points_are_named(tmp_path):
+    spec = sweep(
+        tmp_path,
+        """
+        [axes]
+        lighthouse.topk = [32, 33, "many"]
+        [[points]]
+        lighthouse.top = 1
+        [[points]]
+        checkpoint.enable = false
+        [resources]
+        gpus_per_node = 0
+        """,
+    )
+    with pytest.raises(ValueError) as raised:
+        resolve(spec, None)
+    message = str(raised.value)
+    assert "4 of 5 runs can't be" in message
+    assert "topk=33: lighthouse.topk = 33" in message
+    assert "topk=many: lighthouse.topk = 'many': must be int" in message
+    assert re.search(r"\n  top=1: .*\btop\b", message)
+    assert "checkpoint.enable=false: checkpoint.enable = False" in message
+
+
+def test_deeper_keys_reach_the_trainer(tmp_path):
+    text = "[axes]\ntraining.dataloader.num_workers = [0, 2]\n[resources]\ngpus_per_node = 0\n"
+    configs = [tomllib.loads(p.config_toml) for p in resolve(sweep(tmp_path, text), None)]
+    assert [c["training"]["dataloader"]["num_workers"] for c in configs] == [0, 2]
+    with pytest.raises(ValueError, match=r"training\.dataloader = 1: .*num_workers is set too"):
+        resolve(sweep(tmp_path, "[overrides]\ntraining.dataloader = 1\n" + text), None)
+
+
+@pytest.mark.parametrize("key", ["experimental.custom_import", "job.custom_config_module"])
+def test_a_missing_module_is_named(tmp_path, key):
+    text = f"[[points]]\n{key} = 'nope'\n[resources]\ngpus_per_node = 0\n"
+    with pytest.raises(ValueError, match=f"(?s)nope.*{key}|{key}.*nope"):
+        resolve(sweep(tmp_path, text), None)
+
+
+def test_degrees_must_suit_the_resources(tmp_path):
+    spec = sweep(
+        tmp_path,
+        "[overrides]\nparallelism.tensor_parallel_degree = 2\n[resources]\ngpus_per_node = 3\n",
+    )
+    with pytest.raises(ValueError, match="is not the number of processes, 3"):
+        resolve(spec, None)
+
+
+def test_points_that_are_the_same_run_are_refused(tmp_path):
+    spec = sweep(
+        tmp_path,
+        """
+        [axes]
+        lighthouse.topk = [16]
+        [[points]]
+        lighthouse.topk = 16
+        lighthouse.num_levels = 3
+        [resources]
+        gpus_per_node = 0
+        """,
+    )
+    with pytest.raises(ValueError, match="topk=16,num_levels=3: is the same run as topk=16"):
+        resolve(spec, None)
+
+
+def test_values_reach_the_trainer_as_they_are(tmp_path):
+    nasty = "a b'\"; $(touch x) `id` \\ \n100% é"
+    overrides = tomli_w.dumps({"overrides": {"model": {"hf_assets_path": nasty}}})
+    (plan,) = resolve(sweep(tmp_path, f"{overrides}[resources]\ngpus_per_node = 0\n"), None)
+    assert tomllib.loads(plan.config_toml)["model"]["hf_assets_path"] == nasty

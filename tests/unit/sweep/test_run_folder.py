@@ -1,0 +1,62 @@
+"""The runs of a sweep, of its output folder, and what each sweep calls them."""
+
+import json
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from lighthouse.sweep.collect import collect
+from lighthouse.sweep.run_folder import read_runs, run_names, write_members
+from lighthouse.sweep.submit import planned_states
+from tests.support.sweeps import make_run
+
+
+def test_runs_of_a_sweep_and_of_its_folder(tmp_path):
+    runs = [make_run(tmp_path, name) for name in "cab"]
+    write_members(tmp_path, "grid", runs[:2])
+    assert [run.name for run in read_runs(tmp_path, "grid")] == ["c", "a"]
+    assert [run.name for run in read_runs(tmp_path)] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="has no runs of other: submit it first"):
+        read_runs(tmp_path, "other")
+
+
+def test_a_run_that_sweeps_share_is_called_as_each_of_them_calls_it(tmp_path):
+    run = make_run(tmp_path)
+    (planned,) = planned_states(
+        [SimpleNamespace(run=replace(run, name="p=2", overrides={"p": 2}))], {}
+    )
+    write_members(tmp_path, "first", [run])
+    write_members(tmp_path, "second", [planned.run])
+    (row,) = collect(read_runs(tmp_path, "second"))
+    assert (row["name"], row["overrides"]) == ("p=2", {"p": 2})
+    assert read_runs(tmp_path, "first") == read_runs(tmp_path) == [run]
+    (tmp_path / "first.runs.json").write_text(json.dumps([run.folder.name]))  # without names
+    assert read_runs(tmp_path, "first") == [run]
+
+
+def test_runs_without_their_folder_are_left_out_with_a_note(tmp_path, capsys):
+    runs = [make_run(tmp_path, name) for name in "ab"]
+    write_members(tmp_path, "grid", runs)
+    shutil.rmtree(runs[0].folder)
+    assert read_runs(tmp_path, "grid") == runs[1:]
+    printed = capsys.readouterr()
+    assert printed.err == f"note: {runs[0].folder} is gone; `submit` makes it again\n"
+    shutil.rmtree(runs[1].folder)
+    with pytest.raises(ValueError, match="submit it first"):
+        read_runs(tmp_path, "grid")
+
+
+def test_names_have_no_character_that_a_shell_or_a_path_would_act_on():
+    values = ["a b", "x;id", "$(id)", "`id`", "a/../b", "q'\"", "two\nlines", "100%", "é", "-" * 99]
+    names = run_names([{"s.k": value} for value in values])
+    for name in names:
+        assert set(name) <= set("k=._+-") | set("abcdefghijklmnopqrstuvwxyz0123456789")
+        assert len(name) <= 42
+    assert run_names([{"s.k": [0, 1, 28]}, {"s.k": []}]) == ["k=0+1+28", "k=none"]
+
+
+def test_keys_keep_their_section_where_it_is_needed():
+    points = [{"a.k": 1, "b.k": True, "c.enable": False, "c.lr": 2e-3}]
+    assert run_names(points) == ["a.k=1,b.k=true,c.enable=false,lr=0.002"]

@@ -1,0 +1,88 @@
+"""How a mistake is said: once, in one sentence, with exit code 2."""
+
+from pathlib import Path
+
+import pytest
+
+from lighthouse import refusal
+from lighthouse.refusal import FILE_VARIABLE, Refusal, refusals, refuse, refuse_in_a_rank, say_last
+
+
+class Exited(BaseException):
+    """In the place of the process's end."""
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exit_(code: int) -> None:
+        raise Exited(code)
+
+    monkeypatch.setattr("os._exit", exit_)
+    monkeypatch.delenv(FILE_VARIABLE, raising=False)
+
+
+def test_inside_the_context_a_value_error_is_a_refusal() -> None:
+    @refusals()
+    def check(error: Exception | None) -> str:
+        if error:
+            raise error
+        return "fine"
+
+    assert check(None) == "fine"
+    with pytest.raises(Refusal, match=r"^a.b = 1: must be 2$") as raised:
+        check(ValueError("a.b = 1: must be 2"))
+    assert isinstance(raised.value.__cause__, ValueError)
+    own = Refusal("mine")
+    with pytest.raises(Refusal) as raised:
+        check(own)
+    assert raised.value is own
+    with pytest.raises(KeyError):
+        check(KeyError("a bug"))
+
+
+def test_a_command_ends_with_the_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        refuse(ValueError("a.b = 1: must be 2"))
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "refused: a.b = 1: must be 2\n"
+
+
+def test_rank_0_says_it_at_once(exits: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Exited, match="2"):
+        refuse_in_a_rank("why", rank=0)
+    assert capsys.readouterr().err == "refused: why\n"
+
+
+def test_another_rank_leaves_rank_0_the_word_first(
+    exits: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    with pytest.raises(Exited, match="2"):
+        refuse_in_a_rank("why", rank=3)
+    assert slept == [refusal._AFTER_RANK_0]
+    assert capsys.readouterr().err == "refused: rank 3: why\n"
+
+
+def test_a_launcher_is_told_through_a_file(
+    exits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / "word"))
+    with pytest.raises(Exited, match="2"):
+        refuse_in_a_rank("why", rank=0)
+    assert (tmp_path / "word").read_text() == "refused: why"
+    say_last("done")
+    assert (tmp_path / "word").read_text() == "done"
+    assert capsys.readouterr().err == ""
+
+
+def test_torchruns_report_has_no_traceback_of_it(
+    exits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = tmp_path / "error.json"
+    noted.write_text("{}")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(noted))
+    for _ in range(2):  # it is not always there
+        with pytest.raises(Exited):
+            refuse_in_a_rank("why", rank=0)
+        assert not noted.exists()

@@ -1,0 +1,89 @@
+"""A folder that can't take a run's output is refused by name."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lighthouse.titan.checkpoint.disk import GIB, check_space, check_writable
+
+MILLION = 1_000_000
+
+
+@pytest.fixture
+def job(tmp_path: Path):
+    from torchtitan.config import JobConfig
+
+    job = JobConfig()
+    job.job.dump_folder = str(tmp_path / "runs" / "one")
+    job.checkpoint.enable = True
+    job.checkpoint.interval = 10
+    job.checkpoint.keep_latest_k = 3
+    job.training.steps = 100
+    return job
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    def set_free(size: float, total: float = 1e15) -> None:
+        usage = SimpleNamespace(total=total, free=size)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+    return set_free
+
+
+def test_the_folder_is_made_and_nothing_is_left_in_it(job):
+    check_writable(job)
+    assert list(Path(job.job.dump_folder).iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "/dev/null/run"])
+def test_an_unwritable_folder(job, folder):
+    job.job.dump_folder = folder
+    with pytest.raises(ValueError, match=f"job.dump_folder = '{folder}': can't be written"):
+        check_writable(job)
+
+
+def test_one_more_checkpoint_than_are_kept_must_fit(job, disk):
+    disk(4 * 12 * MILLION)
+    check_space(job, MILLION)
+    disk(4 * 12 * MILLION - 1)
+    with pytest.raises(ValueError, match=r"4 checkpoint\(s\) of 1,000,000 parameters") as error:
+        check_space(job, MILLION)
+    assert str(error.value).startswith(f"job.dump_folder = {job.job.dump_folder!r}: ")
+    assert f"need about {4 * 12 * MILLION / GIB:.2f} GiB" in str(error.value)
+
+
+def test_checkpoints_that_are_there_need_no_room(job, disk):
+    for step in (10, 20, 30, 40, 50):
+        folder = Path(job.job.dump_folder) / "checkpoint" / f"step-{step}"
+        folder.mkdir(parents=True)
+        (folder / ".metadata").touch()
+    disk(12 * MILLION)
+    check_space(job, MILLION)
+    disk(12 * MILLION - 1)
+    with pytest.raises(ValueError, match=r"1 checkpoint\(s\)"):
+        check_space(job, MILLION)
+
+
+def test_all_that_are_kept_must_fit(job, disk):
+    job.checkpoint.keep_latest_k = 0
+    disk(11 * 12 * MILLION - 1)
+    with pytest.raises(ValueError, match=r"11 checkpoint\(s\)"):
+        check_space(job, MILLION)
+    disk(11 * 12 * MILLION)
+    check_space(job, MILLION)
+
+
+def test_a_run_that_saves_nothing_needs_nothing(job, disk):
+    disk(0)
+    job.checkpoint.load_only = True
+    check_space(job, MILLION)
+    job.checkpoint.enable = False
+    check_space(job, MILLION)
+
+
+def test_a_disk_without_a_size_is_not_judged(job, disk):
+    disk(0, total=0)
+    check_space(job, MILLION)

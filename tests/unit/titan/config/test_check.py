@@ -1,0 +1,405 @@
+"""Every bad value in a job's TOML is refused by name while the configuration is parsed.
+
+Parsing builds neither a model nor a process group, so passing here means failing early there.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch.distributed as dist
+
+from lighthouse.refusal import Refusal
+from lighthouse.titan.config.check import Machine
+from lighthouse.titan.config.section import Lighthouse, num_chunks
+
+GOOD = {
+    "model": {"name": "llama3", "flavor": "tiny_byte", "tokenizer": "byte"},
+    "training": {"dataset": "python", "seq_len": 256, "steps": 10},
+    "lighthouse": {"enable": True, "topk": 16, "stratum": 8, "dense_from_step": 5},
+    "checkpoint": {"enable": True, "last_save_model_only": False},
+}
+
+
+CPU = Machine("cpu", None, here=True)
+GPU = Machine("cuda", None, here=True)
+GPUS_ELSEWHERE = Machine("cuda", None, here=False)
+
+
+@pytest.fixture
+def parse(tmp_path: Path):
+    from torchtitan.config import ConfigManager
+
+    def run(changes: dict[str, object], *args: str, machine: Machine = CPU):
+        values = {section: dict(entries) for section, entries in GOOD.items()}
+        for key, value in changes.items():
+            section, name = key.split(".")
+            values.setdefault(section, {})[name] = value
+        file = tmp_path / "job.toml"
+        file.write_text(tomli_w.dumps(values))
+        arguments = ["--job.config_file", str(file), *args]
+        return ConfigManager(machine=machine).parse_args(arguments)
+
+    yield run
+    assert not dist.is_initialized()
+
+
+def test_good_values_are_taken(parse):
+    config = parse({"lighthouse.dense_layers": [0, 3], "optimizer.lr": 1})
+    assert config.lighthouse.topk == 16
+    assert config.lighthouse.dense_layers == [0, 3]
+    assert config.lighthouse.dense_from_step == 5
+
+
+def test_without_the_section_nothing_is_asked(parse):
+    config = parse({"lighthouse.enable": False, "lighthouse.topk": 17})
+    assert not config.lighthouse.enable
+
+
+@pytest.mark.parametrize(("balancer", "chunks"), [("headtail", 4), ("none", 2)])
+def test_context_parallel_ranks_own_chunks(parse, balancer, chunks):
+    config = parse(
+        {
+            "parallelism.context_parallel_degree": 2,
+            "parallelism.context_parallel_load_balancer": balancer,
+            "lighthouse.topk": 32,
+            "training.seq_len": 512,
+        }
+    )
+    assert num_chunks(config.lighthouse, config.parallelism) == chunks
+
+
+def test_every_key_is_a_flag(parse):
+    config = parse(
+        {},
+        *"--lighthouse.num_levels 2 --lighthouse.pooling_factor 2 --lighthouse.topk 32".split(),
+        *"--lighthouse.scorer dilated --lighthouse.dilation 2 --lighthouse.stratum 16".split(),
+        *"--lighthouse.no-cover_prefix --lighthouse.dense_layers 0 3".split(),
+        *"--lighthouse.dense_from_step 7 --lighthouse.impl reference".split(),
+        *"--validation.enable --validation.seq_len 256 --lighthouse.validate_dense".split(),
+        *"--lighthouse.selection_log_freq 30".split(),
+        *"--lighthouse.num_chunks 2".split(),
+        *("--lighthouse.layer_overrides", "1:topk=64,2:scorer=gla num_levels=3"),
+    )
+    section = config.lighthouse
+    expected = Lighthouse(
+        enable=True,
+        num_levels=2,
+        pooling_factor=2,
+        topk=32,
+        scorer="dilated",
+        dilation=2,
+        stratum=16,
+        cover_prefix=False,
+        dense_layers=[0, 3],
+        dense_from_step=7,
+        num_chunks=2,
+        impl="reference",
+        validate_dense=True,
+        selection_log_freq=30,
+        layer_overrides=["1:topk=64", "2:scorer=gla num_levels=3"],
+    )
+    assert vars(section) == vars(expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lighthouse.enable", "yes"),
+        ("lighthouse.enable", 1),
+        ("lighthouse.num_levels", "3"),
+        ("lighthouse.num_levels", 3.0),
+        ("lighthouse.pooling_factor", True),
+        ("lighthouse.topk", 16.5),
+        ("lighthouse.scorer", "bogus"),
+        ("lighthouse.scorer", 3),
+        ("lighthouse.dilation", [4]),
+        ("lighthouse.stratum", "8"),
+        ("lighthouse.cover_prefix", "on"),
+        ("lighthouse.dense_layers", 3),
+        ("lighthouse.dense_layers", ["0"]),
+        ("lighthouse.dense_layers", [0.0]),
+        ("lighthouse.dense_from_step", "5"),
+        ("lighthouse.dense_from_step", False),
+        ("lighthouse.impl", "fast"),
+        ("lighthouse.validate_dense", "no"),
+        ("lighthouse.selection_log_freq", 0.5),
+        ("lighthouse.layer_overrides", "1:topk=16"),
+        ("lighthouse.layer_overrides", [1]),
+        ("model.tokenizer", "bytes"),
+        ("training.seq_len", "abc"),
+        ("training.steps", 10.5),
+        ("optimizer.lr", "2e-3"),
+        ("checkpoint.enable", "no"),
+        ("checkpoint.exclude_from_loading", "optimizer"),
+    ],
+)
+def test_wrong_type_names_key_and_value(parse, key, value):
+    with pytest.raises(ValueError) as error:
+        parse({key: value})
+    assert str(error.value).startswith(f"{key} = {value!r}: must be ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "hint"),
+    [
+        ({"lighthouse.num_levels": 1}, "lighthouse.num_levels = 1", "use 2"),
+        ({"lighthouse.pooling_factor": 1}, "lighthouse.pooling_factor = 1", "use 2"),
+        ({"lighthouse.topk": 12}, "lighthouse.topk = 12", "nearest is 8"),
+        ({"lighthouse.topk": 32}, "lighthouse.topk = 32", "nearest is 16"),
+        ({"lighthouse.stratum": 5}, "lighthouse.stratum = 5", "nearest is 6"),
+        (
+            {"lighthouse.scorer": "dilated", "lighthouse.dilation": 5},
+            "lighthouse.dilation = 5",
+            "nearest is 4",
+        ),
+        ({"training.seq_len": 250}, "training.seq_len = 250", "nearest is 256"),
+        ({"lighthouse.dense_layers": [4]}, "lighthouse.dense_layers = [4]", "layers 0..3"),
+        ({"lighthouse.dense_layers": [-1]}, "lighthouse.dense_layers = [-1]", "layers 0..3"),
+        ({"lighthouse.dense_from_step": 0}, "lighthouse.dense_from_step = 0", "count from 1"),
+        ({"lighthouse.layer_overrides": ["x"]}, "layer_overrides = 'x'", "LAYER:key=value"),
+        ({"lighthouse.layer_overrides": ["9:topk=8"]}, "layer_overrides = '9:topk=8'", "0..3"),
+        ({"lighthouse.layer_overrides": ["2-1:topk=8"]}, "layer_overrides", "no such layers"),
+        ({"lighthouse.layer_overrides": ["1:top=8"]}, "layer_overrides", "unknown key 'top'"),
+        ({"lighthouse.layer_overrides": ["1:topk=x"]}, "layer_overrides", "whole number"),
+        ({"lighthouse.layer_overrides": ["1:topk=9"]}, "topk = 9", "nearest is 8"),
+        ({"model.flavor": "7B"}, "model.flavor = '7B'", "tiny_byte"),
+        (
+            {"model.flavor": "debugmodel_flex_attn"},
+            "model.flavor = 'debugmodel_flex_attn'",
+            "plain causal mask",
+        ),
+        ({"model.flavor": "debugmodel_varlen_attn"}, "model.flavor", "plain causal mask"),
+        (
+            {"profiling.enable_memory_snapshot": True},
+            "profiling.enable_memory_snapshot = true",
+            "set it to false",
+        ),
+        (
+            {"training.enable_cpu_offload": True},
+            "training.enable_cpu_offload = true",
+            "use false",
+        ),
+        (
+            {"model.name": "deepseek_v3", "lighthouse.enable": False},
+            "model.tokenizer = 'byte'",
+            "use 'hf'",
+        ),
+        ({"model.name": "deepseek_v3"}, "model.name = 'deepseek_v3'", "llama3"),
+        (
+            {"parallelism.context_parallel_degree": 2},
+            "lighthouse.topk = 16",
+            "num_chunks * stratum = 4 * 8 = 32; nearest is 32",
+        ),
+        (
+            {"parallelism.context_parallel_degree": 3, "lighthouse.topk": 48},
+            "training.seq_len = 256",
+            "nearest is 258",
+        ),
+        (
+            {"parallelism.context_parallel_degree": 4, "lighthouse.num_chunks": 4},
+            "lighthouse.num_chunks = 4",
+            "multiple of 8",
+        ),
+        ({"lighthouse.num_chunks": 0}, "lighthouse.num_chunks = 0", "nearest is 1"),
+        (
+            {
+                "parallelism.context_parallel_degree": 2,
+                "parallelism.context_parallel_load_balancer": "ptrr",
+            },
+            "parallelism.context_parallel_load_balancer = 'ptrr'",
+            "'headtail'",
+        ),
+        ({"training.loss_chunk_tokens": -1}, "training.loss_chunk_tokens = -1", "or 0"),
+        (
+            {"training.loss_chunk_tokens": 64, "parallelism.tensor_parallel_degree": 2},
+            "training.loss_chunk_tokens = 64",
+            "parallelism.tensor_parallel_degree = 2 splits",
+        ),
+        (
+            {"validation.enable": True, "validation.seq_len": 100},
+            "validation.seq_len = 100",
+            "nearest is 256",
+        ),
+        (
+            {"validation.enable": True, "validation.seq_len": 512},
+            "validation.seq_len = 512",
+            "training.seq_len = 256",
+        ),
+        (
+            {"lighthouse.validate_dense": True},
+            "lighthouse.validate_dense = true",
+            "set validation.enable = true",
+        ),
+        (
+            {"lighthouse.selection_log_freq": 25},
+            "lighthouse.selection_log_freq = 25",
+            "nearest is 20",
+        ),
+        (
+            {"lighthouse.selection_log_freq": -10},
+            "lighthouse.selection_log_freq = -10",
+            "nearest is 0",
+        ),
+        (
+            {"lighthouse.dense_from_step": 11, "checkpoint.last_save_model_only": True},
+            "checkpoint.last_save_model_only = true",
+            "set it to false",
+        ),
+        ({"lighthouse.dense_from_step": 11}, "lr_scheduler.total_steps", "both stages"),
+        ({"training.steps": 0}, "training.steps = 0", "at least 1"),
+        ({"training.seq_len": -256}, "training.seq_len = -256", "at least 1"),
+        ({"training.gc_freq": 0}, "training.gc_freq = 0", "at least 1"),
+        ({"metrics.log_freq": 0}, "metrics.log_freq = 0", "at least 1"),
+        ({"checkpoint.interval": 0}, "checkpoint.interval = 0", "at least 1"),
+        ({"checkpoint.keep_latest_k": 1}, "checkpoint.keep_latest_k = 1", "at least 2"),
+        ({"validation.enable": True, "validation.freq": 0}, "validation.freq = 0", "at least 1"),
+        (
+            {"profiling.enable_profiling": True, "profiling.profile_freq": 1},
+            "profiling.profile_freq = 1",
+            "at least 4",
+        ),
+        ({"optimizer.lr": float("nan")}, "optimizer.lr = nan", "finite"),
+        ({"optimizer.lr": -1.0}, "optimizer.lr = -1.0", "zero or more"),
+        ({"optimizer.name": "SGD"}, "optimizer.name = 'SGD'", "Adam, AdamW"),
+        ({"lr_scheduler.warmup_steps": -1}, "lr_scheduler.warmup_steps = -1", "zero or more"),
+        ({"lr_scheduler.total_steps": 9}, "lr_scheduler.total_steps = 9", "use 10 or more"),
+        (
+            {"compile.enable": True, "compile.backend": "inducter"},
+            "compile.backend = 'inducter'",
+            "inductor",
+        ),
+        (
+            {
+                "lighthouse.enable": False,
+                "parallelism.context_parallel_degree": 2,
+                "parallelism.context_parallel_load_balancer": "tailhead",
+            },
+            "parallelism.context_parallel_load_balancer = 'tailhead'",
+            "'headtail', 'none'",
+        ),
+        ({"training.dataset": "c5"}, "training.dataset = 'c5'", "'python'"),
+        ({"training.dataset": "local"}, "training.dataset_path is not set", "folder or a file"),
+        (
+            {"training.dataset": "local", "training.dataset_path": "/nowhere"},
+            "training.dataset_path = '/nowhere'",
+            "no such file",
+        ),
+        (
+            {"validation.enable": True, "validation.seq_len": 256, "validation.dataset": "c5"},
+            "validation.dataset = 'c5'",
+            "'python'",
+        ),
+        ({"experimental.custom_import": "nowhere"}, "experimental.custom_import = 'nowhere'", ""),
+        (
+            {
+                "training.loss_chunk_tokens": 64,
+                "model.flavor": "debugmodel",
+                "model.converters": ["quantize.linear.float8"],
+            },
+            "training.loss_chunk_tokens = 64",
+            "quantize.linear.float8.filter_fqns",
+        ),
+        (
+            {"checkpoint.exclude_from_loading": ["scheduler"]},
+            "checkpoint.exclude_from_loading = ['scheduler']",
+            "lr_scheduler, dataloader",
+        ),
+        (
+            {"checkpoint.exclude_from_loading": ["lr_scheduler"]},
+            "checkpoint.exclude_from_loading = ['lr_scheduler']",
+            "both or none",
+        ),
+    ],
+)
+def test_constraint_names_key_value_and_way_out(parse, changes, key, hint):
+    with pytest.raises(ValueError) as error:
+        parse(changes)
+    assert key in str(error.value)
+    assert hint in str(error.value)
+
+
+def test_byte_tokenizer_needs_the_vocabulary(parse, monkeypatch):
+    from torchtitan.models.llama3 import llama3_args
+
+    monkeypatch.setitem(llama3_args, "small", replace(llama3_args["tiny_byte"], vocab_size=200))
+    with pytest.raises(ValueError, match=r"model\.flavor = 'small': .*264"):
+        parse({"model.flavor": "small"})
+
+
+def test_what_a_gpu_has_is_taken_there(parse):
+    for key in ("profiling.enable_memory_snapshot", "training.enable_cpu_offload"):
+        parse({key: True}, machine=GPU)
+
+
+def test_kernels_need_a_gpu(parse, monkeypatch):
+    from lighthouse.ops import triton
+
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    with pytest.raises(ValueError, match=r"lighthouse\.impl = 'triton': .*'reference' or 'auto'"):
+        parse({"lighthouse.impl": "triton"})
+    parse({"lighthouse.impl": "triton"}, machine=GPU)
+    parse({"lighthouse.impl": "auto"})
+
+
+@pytest.mark.parametrize("machine", [GPU, GPUS_ELSEWHERE], ids=["here", "elsewhere"])
+def test_a_ring_of_gpus_needs_half_precision(parse, machine):
+    ring = {"parallelism.context_parallel_degree": 2, "lighthouse.stratum": 4}
+    single = {"training.mixed_precision_param": "float32"}
+    parse(ring, machine=machine)
+    parse(single, machine=machine)
+    message = r"training\.mixed_precision_param = 'float32': .*use 'bfloat16'"
+    with pytest.raises(ValueError, match=message):
+        parse(ring | single, machine=machine)
+    with pytest.raises(ValueError, match=message):
+        parse(ring | single | {"lighthouse.enable": False}, machine=machine)
+    parse(ring | single)
+
+
+def test_gla_needs_its_library_on_the_gpu_at_hand(parse, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fla", None)
+    gla = {"lighthouse.layer_overrides": ["1:scorer=gla"]}
+    with pytest.raises(ValueError, match=r"lighthouse\.scorer = 'gla': needs fla-core"):
+        parse(gla, machine=GPU)
+    parse({"lighthouse.layer_overrides": ["1:scorer=dilated"]}, machine=GPU)
+    parse(gla, machine=GPUS_ELSEWHERE)
+    parse(gla)
+
+
+def test_the_machine_at_hand_is_asked_where_none_is_named(monkeypatch):
+    from torchtitan.config import ConfigManager
+    from torchtitan.tools import utils
+
+    monkeypatch.setattr(utils, "device_type", "cuda")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert Machine.this() == Machine("cuda", 3, here=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    flags = "--model.flavor tiny_byte --model.tokenizer byte --training.dataset python"
+    ring = "--parallelism.context_parallel_degree 2 --training.mixed_precision_param float32"
+    with pytest.raises(Refusal, match="no kernel for it on a GPU"):
+        ConfigManager().parse_args(f"{flags} {ring}".split())
+    ConfigManager(checked=False).parse_args(f"{flags} {ring}".split())
+
+
+def test_every_mistake_is_a_refusal(parse):
+    for changes in ({"lighthouse.topk": 17}, {"lighthouse.topk": "many"}, {"lighthouse.top": 1}):
+        with pytest.raises(Refusal):
+            parse(changes)
+
+
+def test_unknown_key_is_refused(parse):
+    with pytest.raises(ValueError, match="top_k"):
+        parse({"lighthouse.top_k": 4})
+
+
+def test_float8_leaves_a_byte_vocabulary_to_the_loss_in_chunks(parse):
+    parse({"training.loss_chunk_tokens": 64, "model.converters": ["quantize.linear.float8"]})
+
+
+def test_a_pipeline_is_warned_of(parse, caplog):
+    pipeline = {"parallelism.pipeline_parallel_degree": 2, "lighthouse.enable": False}
+    with caplog.at_level("WARNING"):
+        parse(pipeline)
+    assert "parallelism.pipeline_parallel_degree = 2" in caplog.text

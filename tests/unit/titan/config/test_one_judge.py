@@ -1,0 +1,113 @@
+"""The trainer, the dry run and sweeps refuse the same jobs, in the same words."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from torchtitan.config import ConfigManager
+from torchtitan.tools import utils
+
+from lighthouse.refusal import Refusal
+from lighthouse.sweep.resolve import resolve
+from lighthouse.sweep.spec import read_spec
+from lighthouse.titan.plan import machine_of as machine
+from lighthouse.titan.plan import main, parse
+from tests.support.trainer import flags
+
+GPUS = 2
+JOB = {
+    "model": {"flavor": "tiny_byte", "tokenizer": "byte"},
+    "training": {"dataset": "python", "seq_len": 256, "steps": 10},
+    "lighthouse": {"topk": 16, "stratum": 8, "dense_from_step": 5, "enable": True},
+    "checkpoint": {"enable": True, "last_save_model_only": False},
+}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a ring in float32": (
+        {
+            "parallelism.context_parallel_degree": 2,
+            "training.mixed_precision_param": "float32",
+            "lighthouse.enable": False,
+        },
+        "training.mixed_precision_param = 'float32': ring attention, which "
+        "parallelism.context_parallel_degree = 2 asks for, has no kernel for it on a GPU",
+    ),
+    "a missing text": (
+        {"training.dataset": "local", "training.dataset_path": "/nowhere"},
+        "training.dataset_path = '/nowhere': no such file",
+    ),
+    "a layout of more processes": (
+        {"parallelism.tensor_parallel_degree": 4},
+        "parallelism.data_parallel_shard_degree = -1: ",
+    ),
+    "an odd topk": ({"lighthouse.topk": 17}, "lighthouse.topk = 17: "),
+    "a stage on an ended schedule": ({"lighthouse.dense_from_step": 99}, "lr_scheduler.total_step"),
+    "a missing module": ({"experimental.custom_import": "nope"}, "experimental.custom_import = "),
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "job.toml"
+    path.write_text(tomli_w.dumps(JOB))
+    return path
+
+
+def sweep(file: Path, overrides: dict[str, Any], resources: dict[str, Any]) -> Any:
+    """The plan of the one point of a sweep."""
+    path = file.with_name("sweep.toml")
+    values = {"base": file.name, "overrides": overrides, "output": str(file.parent / "out")}
+    path.write_text(tomli_w.dumps(values | {"resources": resources}))
+    (planned,) = resolve(read_spec(path), None)
+    return planned.plan
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_job_is_refused_by_all_in_the_same_words(
+    case: str, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, words = REFUSED[case]
+    arguments = ["--job.config_file", str(file), *flags(changes)]
+
+    monkeypatch.setattr(utils, "device_type", "cuda")
+    monkeypatch.setenv("WORLD_SIZE", str(GPUS))
+    with pytest.raises(Refusal) as by_trainer:
+        ConfigManager().parse_args(arguments)
+    assert str(by_trainer.value).startswith(words)
+
+    with pytest.raises(SystemExit) as by_plan:
+        main(["--gpus", str(GPUS), *arguments])
+    assert by_plan.value.code == 2
+    assert capsys.readouterr().err == f"refused: {by_trainer.value}\n"
+
+    with pytest.raises(ValueError) as by_sweep:
+        sweep(file, changes, {"gpus_per_node": GPUS})
+    assert str(by_sweep.value) == f"1 of 1 runs can't be:\n  base: {by_trainer.value}"
+
+
+def test_a_ring_in_float32_runs_on_cpus(file: Path) -> None:
+    changes, _ = REFUSED["a ring in float32"]
+    parse(["--job.config_file", str(file), *flags(changes)], machine("cpu", GPUS))
+    sweep(file, changes, {"gpus_per_node": 0, "nodes": GPUS})
+
+
+@pytest.mark.parametrize(
+    ("changes", "resources", "remark"),
+    [
+        (
+            {"activation_checkpoint.mode": "memory_budget", "compile.enable": True},
+            {"gpus_per_node": GPUS},
+            "it does not cover activation_checkpoint.mode = 'memory_budget'",
+        ),
+        ({}, {"gpus_per_node": 0}, "there are no rates of CPUs"),
+        ({}, {"gpus_per_node": GPUS, "gpu": "mi300"}, "there are no rates of 'mi300'"),
+    ],
+    ids=["memory budget", "CPU", "unknown GPU"],
+)
+def test_a_sweep_of_what_is_not_estimated_is_planned_with_blanks(
+    file: Path, changes: dict[str, Any], resources: dict[str, Any], remark: str
+) -> None:
+    result = sweep(file, changes, resources)
+    assert result.gpu_hours is None and result.stages[0].memory_gib is None
+    assert result.parameters > 0 and result.stages[0].flops_per_token > 0
+    assert result.remarks[0].startswith(f"no estimate: {remark}")

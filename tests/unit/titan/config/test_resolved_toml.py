@@ -1,0 +1,64 @@
+"""The resolved configuration that a run leaves behind."""
+
+import tomllib
+from dataclasses import fields, is_dataclass
+
+import pytest
+
+from lighthouse.titan.config.resolved_toml import to_toml, write_resolved
+from tests.support import TRAIN_CONFIGS
+
+
+def parse(*args: str):
+    from torchtitan.config import ConfigManager
+
+    return ConfigManager(checked=False).parse_args(list(args))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--job.config_file", str(TRAIN_CONFIGS / "quickstart.toml"), "--training.steps", "150"],
+        ["--job.config_file", str(TRAIN_CONFIGS / "paper" / "cp8_1m_k4096.toml")],
+        ["--optimizer.lr", "1e-3", "--lighthouse.layer_overrides", "2-3:topk=2048"],
+        ["--parallelism.context_parallel_load_balancer", "None"],
+    ],
+)
+def test_a_resolved_configuration_resolves_to_itself(tmp_path, args):
+    first = parse(*args)
+    text = to_toml(first)
+    (tmp_path / "config.toml").write_text(text)
+    again = parse("--job.config_file", str(tmp_path / "config.toml"))
+    assert to_toml(again) == text
+    again.job.config_file = first.job.config_file
+    assert again == first
+
+
+def test_no_other_key_has_a_none_to_lose():
+    """What TOML can't say must be the default, or have a word for it."""
+    from torchtitan.config import JobConfig
+
+    def lossy(config, path: str = "") -> list[str]:
+        found = []
+        for field in fields(config):
+            value = getattr(config, field.name)
+            if is_dataclass(value):
+                found += lossy(value, f"{path}{field.name}.")
+            elif "None" in str(field.type) and value is not None:
+                found.append(f"{path}{field.name}")
+        return found
+
+    # An empty path of a pipeline schedule is as good as none.
+    expected = ["context_parallel_load_balancer", "pipeline_parallel_schedule_csv"]
+    assert sorted(lossy(JobConfig())) == [f"parallelism.{name}" for name in expected]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rank_0_writes_the_file_into_the_runs_folder(tmp_path, monkeypatch, rank):
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: rank)
+    job = parse("--job.dump_folder", str(tmp_path / "run"))
+    write_resolved(job)
+    files = list(tmp_path.rglob("*.*"))
+    assert files == ([tmp_path / "run" / "config.toml"] if rank == 0 else [])
+    if rank == 0:
+        assert tomllib.loads(files[0].read_text()) == tomllib.loads(to_toml(job))

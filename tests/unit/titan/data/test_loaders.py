@@ -1,0 +1,83 @@
+"""Whose loader a dataset gets, and how validation begins."""
+
+import pickle
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.hf_datasets import DatasetConfig, text_datasets
+
+from lighthouse.titan.data.loaders import build_dataloader, build_validation_dataloader
+from lighthouse.titan.data.packing import PackedTextDataset
+from lighthouse.titan.data.tokenizer import ByteTokenizer
+from tests.support.text import (
+    SEQ_LEN,
+    Letters,
+    config_for,
+    loader,
+    rows,
+    stream,
+    texts,
+    write_txt,
+)
+
+
+@pytest.fixture
+def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An upstream dataset that streams, as C4 does."""
+    pq.write_table(pa.table({"text": texts(40)}), tmp_path / "a.parquet")
+
+    def load(path: str) -> datasets.IterableDataset:
+        return datasets.load_dataset("parquet", data_files=path, split="train", streaming=True)
+
+    entry = DatasetConfig(str(tmp_path / "a.parquet"), load, lambda sample: sample["text"])
+    monkeypatch.setitem(text_datasets.DATASETS, "streamed", entry)
+    return "streamed"
+
+
+def test_upstreams_dataset_with_its_tokenizer_keeps_its_loader(registered: str) -> None:
+    config = config_for(registered, None)
+    ours = build_dataloader(1, 0, Letters(), config)
+    assert isinstance(ours.dataset, text_datasets.HuggingFaceTextDataset)
+    theirs = text_datasets.build_text_dataloader(1, 0, Letters(), config)
+    assert rows(islice(ours, 20)) == rows(islice(theirs, 20))
+
+
+def test_upstreams_dataset_with_bytes_is_packed(registered: str) -> None:
+    ours = loader(config_for(registered, None), infinite=False)
+    assert isinstance(ours.dataset, PackedTextDataset)
+    expected = stream(texts(40))
+    got = rows(ours)
+    assert [t for row in got for t in row[:-1]] == expected[: len(got) * SEQ_LEN]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("tokenizer", [Letters(), ByteTokenizer()])
+def test_streamed_dataset_resumes_twice_in_a_later_epoch(
+    registered: str, tokenizer: BaseTokenizer, workers: int
+) -> None:
+    config = config_for(registered, None)
+    config.training.dataloader.num_workers = workers
+    total = 130  # an epoch has some 50 sequences
+    expected = rows(islice(build_dataloader(1, 0, tokenizer, config), total))
+    got: list[list[int]] = []
+    state = None
+    for count in (60, 1, total - 61):
+        resumed = build_dataloader(1, 0, tokenizer, config)
+        if state is not None:
+            resumed.load_state_dict(pickle.loads(state))
+        got += rows(islice(resumed, count))
+        state = pickle.dumps(resumed.state_dict())
+    assert got == expected
+
+
+def test_validation_begins_anew_each_time(tmp_path: Path) -> None:
+    config = config_for("local", write_txt(tmp_path / "a", texts(30)))
+    endless = build_validation_dataloader(1, 0, ByteTokenizer(), config, infinite=True)
+    assert rows(islice(endless, 3)) == rows(islice(endless, 3))
+    finite = build_validation_dataloader(1, 0, ByteTokenizer(), config)
+    assert rows(finite) == rows(finite) != []

@@ -1,0 +1,51 @@
+from dataclasses import replace
+
+import torch
+from torchtitan.config import JobConfig
+from torchtitan.models.llama3 import Transformer, llama3_args
+from torchtitan.models.llama3.infra.parallelize import apply_compile
+
+from lighthouse.titan.config.section import Lighthouse
+from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage
+
+SEQ_LEN = 64
+
+
+# As small for these 10 variants as the default of 8 is for those of a larger model.
+@torch._dynamo.config.patch(recompile_limit=4)
+def test_all_variants_of_a_block_are_compiled() -> None:
+    """Layers that differ, in training and validation, before and after the switch to dense."""
+    torch._dynamo.reset()
+    config = JobConfig()
+    config.training.seq_len, config.training.steps = SEQ_LEN, 2
+    config.lighthouse = Lighthouse(
+        enable=True,
+        topk=4,
+        stratum=2,
+        dense_layers=[0],
+        layer_overrides=["2:topk=2", "3:scorer=dilated"],
+        dense_from_step=2,
+    )
+    model = Transformer(replace(llama3_args["tiny_byte"], max_seq_len=SEQ_LEN))
+    with torch.no_grad():
+        model.init_weights()
+    apply_lighthouse(model, config)
+    blocks = dict(model.layers.named_children())
+    config.compile.backend = "eager"
+    apply_compile(model, config.compile)
+
+    tokens = torch.randint(0, 256, (1, SEQ_LEN), generator=torch.manual_seed(0))
+    for step in (1, 2):
+        set_stage([model], Stages.of(config).at(step))
+        model.train()
+        training = model(tokens)
+        model.eval()
+        with torch.no_grad():
+            validation = model(tokens)
+            expected = model.tok_embeddings(tokens)
+            for block in blocks.values():
+                expected = block(expected, model.freqs_cis, attention_masks=None)
+            expected = model.output(model.norm(expected))
+        torch.testing.assert_close(training, expected)
+        torch.testing.assert_close(validation, expected)

@@ -1,0 +1,53 @@
+"""Lighthouse layers in a Llama, and the stage they are in."""
+
+from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.llama3.layers import set_stage, stage_metrics
+from tests.support.models import lighthouse_layers, on_meta
+
+
+def build(*args: str):
+    """The job's configuration and its model on the meta device."""
+    from torchtitan.config import ConfigManager
+
+    job = ConfigManager(checked=False).parse_args(list(args))
+    return job, on_meta(job)
+
+
+def test_overrides_and_dense_layers_reach_the_model():
+    args = "--model.flavor 530M_byte --training.seq_len 98304 --lighthouse.enable".split()
+    args += "--lighthouse.dense_layers 0 1 28 29".split()
+    args += ["--lighthouse.layer_overrides", "2-3:topk=2048 scorer=gla,4:num_levels=4"]
+    _, model = build(*args)
+    layers = lighthouse_layers(model)
+    assert set(layers) == set(range(2, 28))
+    assert [layers[i].config.topk for i in (2, 3, 4, 5)] == [2048, 2048, 1536, 1536]
+    assert [layers[i].config.scorer for i in (2, 3, 4)] == ["gla", "gla", "norm"]
+    assert [layers[i].config.num_levels for i in (3, 4)] == [3, 4]
+
+
+def test_parameter_names_are_those_of_the_dense_model():
+    _, dense = build("--model.flavor", "tiny_byte")
+    _, model = build(
+        *"--model.flavor tiny_byte --lighthouse.enable --training.seq_len 24576".split()
+    )
+    assert lighthouse_layers(model)
+    assert list(model.state_dict()) == list(dense.state_dict())
+
+
+def test_stage_is_a_function_of_the_step():
+    job, model = build(
+        *"--model.flavor tiny_byte --training.seq_len 24576 --lighthouse.enable".split(),
+        *"--lighthouse.dense_layers 0 --lighthouse.dense_from_step 5".split(),
+    )
+    stages = Stages.of(job)
+    for step, active in ((4, 3), (5, 0), (9, 0), (1, 3)):
+        set_stage([model], stages.at(step))
+        assert stage_metrics([model]) == {"lighthouse/active_layers": active}
+    job.lighthouse.dense_from_step = None
+    set_stage([model], Stages.of(job).at(10**6))
+    assert stage_metrics([model]) == {"lighthouse/active_layers": 3}
+
+
+def test_a_dense_model_has_no_stage_metrics():
+    _, model = build("--model.flavor", "tiny_byte")
+    assert stage_metrics([model]) == {}

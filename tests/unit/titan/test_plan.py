@@ -1,0 +1,267 @@
+"""The dry run of a job on GPUs that are not there."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lighthouse.cost.sizes import Layout, Work
+from lighthouse.titan.config.check import Machine
+from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.distributed.layout import layout_of
+from lighthouse.titan.llama3.layers import set_stage
+from lighthouse.titan.plan import Plan, machine_of, main, model_of, parse, plan, table, work_of
+from tests.support import TRAIN_CONFIGS
+from tests.support.models import on_meta
+
+BASE = TRAIN_CONFIGS / "530M_byte_98k.toml"
+QUICKSTART = TRAIN_CONFIGS / "quickstart.toml"
+MILLION = TRAIN_CONFIGS / "paper" / "cp8_1m_k4096.toml"
+
+
+def job_of(file: Path, *args: str, gpus: int = 8, device: str = "h100") -> Any:
+    return parse(["--job.config_file", str(file), *args], machine_of(device, gpus))
+
+
+def planned(file: Path, *args: str, gpus: int = 8, device: str = "h100") -> Plan:
+    return plan(job_of(file, *args, gpus=gpus, device=device), gpus, device)
+
+
+def layout_and_work(file: Path, *args: str, gpus: int) -> tuple[Layout, Work]:
+    job = job_of(file, *args, gpus=gpus)
+    layout = layout_of(job, gpus)
+    return layout, work_of(job, layout, model_of(job.model.flavor).layers)
+
+
+def test_a_device_stands_for_a_machine():
+    assert machine_of("h100", 8) == machine_of("b200", 8) == Machine("cuda", 8, here=False)
+    assert machine_of("cpu", 2) == Machine("cpu", 2, here=False)
+
+
+def test_the_recipe_in_two_stages():
+    result = planned(BASE)
+    lighthouse, dense = result.stages
+    assert (lighthouse.name, lighthouse.steps) == ("lighthouse", 10_000)
+    assert (dense.name, dense.steps) == ("dense", 6_000)
+    assert result.all_dense.steps == 16_000
+    assert result.gathered_len == {18_432: 26}
+    assert result.tokens_per_step == 32 * 98304 and result.accumulation == 4
+    assert result.gpu_hours == 8 * result.hours == 8 * (lighthouse.hours + dense.hours)
+    assert result.speedup == result.all_dense.hours / result.hours > 1.5
+    assert dense.step_seconds == result.all_dense.step_seconds
+    tokens = result.tokens_per_step / 8
+    assert lighthouse.tokens_per_second == pytest.approx(tokens / lighthouse.step_seconds)
+    assert sum(lighthouse.gib_by_part.values()) == pytest.approx(lighthouse.memory_gib)
+    assert not result.remarks
+
+
+def test_flops_are_those_of_the_trainer():
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    from lighthouse.titan.llama3.flops import flops_per_token as trainers
+
+    job = job_of(BASE)
+    result = plan(job, 8)
+    args = get_train_spec("llama3").model_args["530M_byte"]
+    model = on_meta(job)
+    parameters, dense = args.get_nparams_and_flops(model, 98304)
+    assert result.parameters == parameters
+    for step, stage in ((1, result.stages[0]), (10_001, result.stages[1])):
+        set_stage([model], Stages.of(job).at(step))
+        assert stage.flops_per_token == trainers([model], dense, args, job)
+
+
+@pytest.mark.parametrize("flavor", ["530M", "tiny_byte", "8B"])
+def test_sizes_are_those_of_the_model(flavor):
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    spec = get_train_spec("llama3")
+    with torch.device("meta"):
+        model = spec.model_cls(spec.model_args[flavor])
+    assert model_of(flavor).parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (["--lighthouse.no-enable"], ["dense"]),
+        (["--lighthouse.dense_from_step", "1"], ["dense"]),
+        (["--lighthouse.dense_from_step", "16000"], ["lighthouse", "dense"]),
+        (
+            ["--lighthouse.dense_from_step", "20000", "--lr_scheduler.total_steps", "30000"],
+            ["lighthouse"],
+        ),
+    ],
+)
+def test_stages_are_those_that_have_steps(args, names):
+    result = planned(BASE, *args)
+    assert [stage.name for stage in result.stages] == names
+    assert sum(stage.steps for stage in result.stages) == 16_000
+    if names == ["dense"]:
+        assert result.speedup == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "args", "gpus", "gathered"),
+    [
+        (BASE, "--parallelism.context_parallel_degree 2", 8, 18432),
+        (
+            BASE,
+            "--parallelism.context_parallel_degree 8 --training.seq_len 262144 "
+            "--lighthouse.topk 4096",
+            8,
+            49152,
+        ),
+        (MILLION, "", 32, 65536),
+    ],
+    ids=["98k", "256k", "1M"],
+)
+def test_context_parallel_runs_are_estimated(file, args, gpus, gathered):
+    result = planned(file, *args.split(), gpus=gpus, device="h200")
+    assert list(result.gathered_len) == [gathered]
+    assert result.layout.gpus == gpus
+    assert all(stage.seconds_by_part["ring"] > 0 for stage in result.stages)
+    assert not result.remarks  # it fits
+
+
+def test_a_machine_without_a_gpu_plans_for_kernels_and_gla(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fla", None)
+    result = planned(BASE, *"--lighthouse.impl triton --lighthouse.scorer gla".split())
+    assert result.stages[0].seconds_by_part["scorer"] > 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--gpus 3", "training.global_batch_size = 32: must be a multiple of "),
+        ("--gpus 8 --lighthouse.topk 100", "lighthouse.topk = 100: "),
+        ("--gpus 8 --lighthouse.top 100", ""),
+        ("--gpus 8 --parallelism.pipeline_parallel_degree 2", "parallelism.pipeline_parallel_de"),
+        (
+            "--gpus 8 --parallelism.context_parallel_degree 2 "
+            "--training.mixed_precision_param float32",
+            "training.mixed_precision_param = 'float32': ring attention",
+        ),
+        (
+            "--gpus 8 --training.dataset local --training.dataset_path /nowhere",
+            "training.dataset_path = '/nowhere': no such file",
+        ),
+    ],
+)
+def test_what_cannot_run_is_refused(args, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--job.config_file", str(BASE), *args.split()])
+    assert exit_.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    if message:
+        (line,) = printed.err.splitlines()
+        assert line.startswith(f"refused: {message}")
+
+
+def test_a_missing_file_is_refused_by_its_key(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--gpus", "8", "--job.config_file", "nowhere.toml"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("refused: job.config_file = 'nowhere.toml': can't")
+
+
+NOT_ESTIMATED = {
+    "memory budget": (
+        (BASE, "--activation_checkpoint.mode memory_budget", "h100"),
+        "does not cover activation_checkpoint.mode = 'memory_budget'",
+    ),
+    "pipeline": (
+        (BASE, "--parallelism.pipeline_parallel_degree 2 --lighthouse.no-enable", "h100"),
+        "does not cover parallelism.pipeline_parallel_degree = 2",
+    ),
+    "CPU": ((QUICKSTART, "", "cpu"), "there are no rates of CPUs"),
+    "unknown GPU": ((BASE, "", "mi300"), "there are no rates of 'mi300', only of h100, h200"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_ESTIMATED)
+def test_what_is_not_estimated_is_planned_with_blanks(case):
+    (file, args, device), why = NOT_ESTIMATED[case]
+    gpus = 2 if device == "cpu" else 8
+    job = job_of(file, *args.split(), gpus=gpus, device=device)
+    result = plan(job, gpus, device)
+    (remark,) = result.remarks
+    assert remark.startswith("no estimate: ") and why in remark
+    # Counts are there, of the job as it is.
+    stages = Stages.of(job)
+    assert [(s.name, s.steps) for s in result.stages] == [(s.attention, s.steps) for s in stages]
+    assert result.parameters > 0 and result.layout.gpus == result.gpus == gpus
+    assert result.tokens_per_step == job.training.seq_len * result.layout.batch * (
+        job.training.local_batch_size * result.accumulation
+    )
+    assert bool(result.gathered_len) == job.lighthouse.enable
+    # Times and memory are not.
+    blanks = (result.hours, result.gpu_hours, result.speedup, result.memory_limit_gib)
+    assert blanks == (None,) * 4
+    for stage in (*result.stages, result.all_dense):
+        assert stage.flops_per_token > 0
+        of_stage = (stage.step_seconds, stage.tokens_per_second, stage.memory_gib, stage.hours)
+        assert of_stage == (None,) * 4
+        assert stage.seconds_by_part == stage.gib_by_part == {}
+    shown = table(result)
+    assert f"note              {remark}" in shown
+    assert "steps" in shown and "GFLOPs per token" in shown
+    assert not any(word in shown for word in ("hours", "tokens/s", "GiB"))
+
+
+def test_another_model_is_planned_with_blanks():
+    flags = "--model.name deepseek_v3 --model.flavor debugmodel --training.dataset c4_test"
+    result = plan(parse(flags.split(), machine_of("h100", 2)), 2)
+    assert result.parameters is None and result.stages[0].flops_per_token is None
+    assert result.remarks == ("no estimate: it does not cover model.name = 'deepseek_v3'",)
+    assert table(result).splitlines()[0] == "model             debugmodel"
+
+
+@pytest.mark.parametrize(
+    ("args", "gpus", "wanted"),
+    [
+        ("", 1, (2, 2)),
+        ("--parallelism.no-fsdp_on_one_rank", 1, (2, 4)),
+        ("--parallelism.no-fsdp_on_one_rank", 2, (2, 2)),
+        ("--parallelism.no-fsdp_on_one_rank --parallelism.tensor_parallel_degree 2", 2, (2, 2)),
+        ("--training.mixed_precision_param float32", 2, (4, 4)),
+    ],
+)
+def test_activations_have_the_trainers_precision(args, gpus, wanted):
+    _, work = layout_and_work(BASE, *args.split(), gpus=gpus)
+    assert (work.element_bytes, work.residual_bytes) == wanted
+
+
+def test_ranks_own_chunks():
+    layout, work = layout_and_work(MILLION, gpus=32)
+    assert (layout.cp, layout.dp_shard) == (8, 4)
+    assert {config.num_chunks for config in work.attention} == {16}
+
+
+def test_json_has_everything(capsys):
+    main(["--gpus", "8", "--json", "--device", "h200", "--job.config_file", str(BASE)])
+    result = json.loads(capsys.readouterr().out)
+    assert result["device"] == "h200"
+    assert result["layout"]["dp_shard"] == 8
+    assert [stage["name"] for stage in result["stages"]] == ["lighthouse", "dense"]
+    assert result["stages"][0]["seconds_by_part"]["matmuls"] > 0
+
+
+def test_the_table_shows_the_stages_and_what_does_not_fit(capsys):
+    args = "--gpus 8 --model.flavor 530M --activation_checkpoint.mode none --compile.no-enable"
+    main(["--job.config_file", str(BASE), *args.split()])
+    out = capsys.readouterr().out
+    assert "530,117,632 parameters" in out and "18,432 in 26 layers" in out
+    assert "GiB do not fit the device's 79.1 GiB" in out
+    assert "compile.enable = false" in out
+    assert "ring" not in out
+
+
+def test_a_device_is_asked_for_by_name(capsys):
+    main(["--gpus", "2", "--device", "cpu", "--job.config_file", str(QUICKSTART)])
+    out = capsys.readouterr().out
+    assert "2 CPU processes" in out and "no rates of CPUs" in out

@@ -1,0 +1,53 @@
+"""Every TOML in train_configs/ parses and builds on the meta device with the layers it promises."""
+
+import pytest
+
+from lighthouse.titan.plan import machine_of, parse, plan
+from tests.support import TRAIN_CONFIGS
+from tests.support.models import lighthouse_layers, on_meta
+
+FILES = sorted(f for f in TRAIN_CONFIGS.rglob("*.toml") if f.parent.name != "sweeps")
+GPUS = {"cp8_1m_k4096.toml": 32}
+
+
+def job_of(file):
+    return parse(["--job.config_file", str(file)], machine_of("h100", GPUS.get(file.name, 8)))
+
+
+def each(files):
+    return pytest.mark.parametrize("file", files, ids=lambda f: str(f.relative_to(TRAIN_CONFIGS)))
+
+
+def test_there_are_train_configs():
+    assert (TRAIN_CONFIGS / "quickstart.toml") in FILES
+
+
+@each([file for file in FILES if file.name != "quickstart.toml"])
+def test_every_gpu_run_can_be_planned(file):
+    job = job_of(file)
+    result = plan(job, GPUS.get(file.name, 8))
+    assert result.tokens_per_step == job.training.global_batch_size * job.training.seq_len
+    assert sum(stage.steps for stage in result.stages) == job.training.steps
+    assert result.hours > 0 and (result.speedup > 1) == job.lighthouse.enable
+
+
+@each(FILES)
+def test_every_run_has_a_folder_of_its_own(file):
+    job = job_of(file)
+    assert job.job.dump_folder == f"outputs/{file.relative_to(TRAIN_CONFIGS).with_suffix('')}"
+
+
+@each(FILES)
+def test_builds_with_the_layers_it_promises(file):
+    job = job_of(file)
+    model = on_meta(job)
+    section, ranks = job.lighthouse, job.parallelism.context_parallel_degree
+    layers = lighthouse_layers(model)
+    expected = set(range(len(model.layers))) - set(section.dense_layers)
+    assert set(layers) == (expected if section.enable else set())
+    for module in layers.values():
+        length = job.training.seq_len // ranks
+        assert module.config.gathered_len(length) < length
+        if not section.layer_overrides:
+            assert module.config.topk == section.topk // ranks
+            assert module.config.scorer == section.scorer
