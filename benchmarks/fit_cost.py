@@ -1,12 +1,11 @@
-"""Fit the rates of ``lighthouse/cost.py`` to the measurements in ``benchmarks/results/``.
+"""Fit the rates of ``lighthouse/cost/`` to the measurements in ``benchmarks/results/``.
 
-    python benchmarks/fit_cost.py        # prints residuals, writes lighthouse/cost_rates.json
+    python benchmarks/fit_cost.py        # prints residuals, writes lighthouse/cost/rates.json
 
 Reads ``attention_*.json`` and ``training_*.json``, as ``attention.py`` and ``training.py`` write
 them. Of the latter it needs ``device``, and of each result ``gpus``, ``flags`` (those of the
 trainer, over ``train_configs/530M_byte_98k.toml`` with one micro-batch a step),
-``tokens_per_second`` of a GPU, and ``memory_gib`` if there is one. ``"published": true`` marks a
-file of figures of the published implementation.
+``tokens_per_second`` of a GPU, and ``memory_gib`` if there is one.
 
 What is fitted, by least squares of relative errors:
 
@@ -21,8 +20,7 @@ What is fitted, by least squares of relative errors:
   specification.
 - How much memory activations take, from the peaks of one process; the reference's if none.
 
-Published steps under context parallelism, and those with another scorer than ``norm``, are never
-fitted, only compared.
+Steps with another scorer than ``norm`` are never fitted, only compared.
 """
 
 import json
@@ -36,18 +34,13 @@ from typing import Any
 import numpy as np
 
 from lighthouse.config import LighthouseConfig
-from lighthouse.cost import (
-    BACKWARD_MATMULS,
-    GIB,
-    RATES_FILE,
-    Layout,
-    Model,
-    Rates,
-    Work,
-    cost,
-    elements_around,
-)
-from lighthouse.titan.plan import job_of, parse
+from lighthouse.cost.memory import GIB
+from lighthouse.cost.rates import RATES_FILE, Rates
+from lighthouse.cost.seconds import BACKWARD_MATMULS, elements_around
+from lighthouse.cost.sizes import Layout, Model, Work
+from lighthouse.cost.step import cost
+from lighthouse.titan.distributed.layout import layout_of
+from lighthouse.titan.plan import machine_of, model_of, parse, work_of
 
 RESULTS = Path(__file__).parent / "results"
 BASE = Path(__file__).parents[1] / "train_configs" / "530M_byte_98k.toml"
@@ -72,14 +65,6 @@ SPECIFICATIONS: dict[str, dict[str, Any]] = {
         "network": 50e9,
         "compute": 1.0,
         "bandwidth": 4.8 / 3.35,
-    },
-    "b200": {
-        "name": "NVIDIA B200",
-        "memory": 178.4 * GIB,
-        "nvlink": 900e9,
-        "network": 50e9,
-        "compute": 2250 / 989,
-        "bandwidth": 8.0 / 3.35,
     },
 }
 COMPUTE = ("matmul", "attention_forward", "attention_backward", "dilated")
@@ -160,7 +145,7 @@ def config_of(values: dict[str, Any]) -> LighthouseConfig:
 
 
 def job(run: Run) -> tuple[Model, Layout, Work]:
-    """What :func:`lighthouse.cost.cost` takes for a result of ``training.py``."""
+    """What :func:`lighthouse.cost.step.cost` takes for a result of ``training.py``."""
     return _job(run["flags"], run["gpus"])
 
 
@@ -168,7 +153,9 @@ def job(run: Run) -> tuple[Model, Layout, Work]:
 def _job(flags: str, gpus: int) -> tuple[Model, Layout, Work]:
     one_micro_batch = ["--training.global_batch_size", "-1"]
     args = ["--job.config_file", str(BASE), *one_micro_batch, *flags.split()]
-    return job_of(parse(args), gpus)
+    job_config = parse(args, machine_of(REFERENCE, gpus))
+    model, layout = model_of(job_config.model.flavor), layout_of(job_config, gpus)
+    return model, layout, work_of(job_config, layout, model.layers)
 
 
 def step_seconds(run: Run) -> float:
@@ -267,12 +254,7 @@ def files_of(device: str) -> list[dict[str, Any]]:
 
 def runs_of(device: str) -> list[Run]:
     """The steps that were measured on the device."""
-    return [
-        {**run, "published": file.get("published", False)}
-        for file in files_of(device)
-        for run in file["results"]
-        if "error" not in run
-    ]
+    return [run for file in files_of(device) for run in file["results"] if "error" not in run]
 
 
 def rings(device: str) -> list[tuple[Run, Run]]:
@@ -284,7 +266,7 @@ def rings(device: str) -> list[tuple[Run, Run]]:
     degree = re.compile(r" --parallelism\.context_parallel_degree \d+")
     pairs = []
     for file in files_of(device):
-        runs = [] if file.get("published") else [r for r in file["results"] if "error" not in r]
+        runs = [run for run in file["results"] if "error" not in run]
         alone = {run["flags"]: run for run in runs if run["gpus"] == 1}
         for run in runs:
             same = alone.get(degree.sub("", run["flags"]))

@@ -1,8 +1,5 @@
-"""The README's tables of attention.py's results: python benchmarks/table.py FILE.json"""
+"""Tables of attention.py's results, for docs/speed.md."""
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 
@@ -67,8 +64,3 @@ def step_table(report: dict[str, Any]) -> str:
         share = f"{rate:.2f} | {rate / report['copy_tb_per_s']:.0%}" if rate else "- | -"
         lines.append(f"| {step} | {ms:.3f} | {share} |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    results = json.loads(Path(sys.argv[1]).read_text())
-    print(table(results), step_table(results), sep="\n\n")

@@ -1,10 +1,10 @@
-"""The README's tables of training.py's results: python benchmarks/training_table.py"""
+"""Tables of training.py's results, for docs/speed.md."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from lighthouse.titan.flavors import BYTE_VOCAB_SIZE
+from lighthouse.titan.llama3.flavors import BYTE_VOCAB_SIZE
 
 RESULTS = Path(__file__).parent / "results"
 SPLITS = ((10, 6), (12, 4), (14, 2))
@@ -141,21 +141,3 @@ def length_table(*reports: dict[str, Any]) -> str:
                 speed, memory = f"{r['tokens_per_second']:,}", f"{r['memory_gib']:.1f}"
                 lines.append(f"| {length:,} | {device} | {speed} | {memory} |")
     return "\n".join(lines)
-
-
-def tables() -> list[str]:
-    h100 = load("training_h100.json")
-    h200_x2 = load("training_h200_x2.json")
-    return [
-        speed_table(h100),
-        gains(h100),
-        step_table(h100, load("attention_h100.json")),
-        length_table(load("training_h100_long.json"), load("training_h200.json")),
-        ring_table(h200_x2),
-        ring_gains(h200_x2),
-        half_speeds(h200_x2, load("training_h200_x2_second.json")),
-    ]
-
-
-if __name__ == "__main__":
-    print(*tables(), sep="\n\n")

@@ -1,0 +1,107 @@
+"""docs/speed.md from benchmarks/results/: python -m benchmarks.speed_page"""
+
+import json
+from pathlib import Path
+
+from benchmarks import table, training_table
+from benchmarks.training_table import RESULTS, load
+
+PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+TEMPLATE = """# Speed
+
+Made by `python -m benchmarks.speed_page` from `benchmarks/results/`; do not edit.
+
+## One attention layer
+
+![Latency against sequence length](../benchmarks/results/attention_h100.png)
+
+Forward / forward + backward, milliseconds. One H100 80GB, torch 2.11.0, cuDNN 9.19, bf16, batch
+1, 8 heads of 128. Medians of replayed CUDA graphs, all from one run of `python -m
+benchmarks.attention` ([results](../benchmarks/results/attention_h100.json)). The floor is the
+bytes that must move around the inner attention over the measured copy bandwidth, {copy:.2f} TB/s.
+"Around it" is the difference of two medians, so it carries their noise.
+
+{layers}
+
+The steps of N = 98,304, L = 3, p = 4, k = 1,536, each on its own:
+
+{steps}
+
+These are of the published selection; the causal one takes 0.03 ms more
+([figures](selection.md#what-it-costs)).
+
+With launches hidden behind earlier work, as in a compiled trainer or a CUDA graph, Lighthouse is
+faster than dense from the shortest length measured. In eager mode Python needs about 1 ms forward
+and 2.5 ms forward + backward whatever the length. There it pays from about 32K tokens forward and
+16K forward + backward on.
+
+All around the attention kernel is deterministic, forward and backward. The kernel is torch's
+choice. cuDNN's, the fastest, adds up gradients in no fixed order: two runs on a GPU agree to
+rounding.
+`--debug.deterministic` makes torch take flash attention's, which is slower.
+
+## Training
+
+The trainer, `530M_byte` at 98,304 tokens a sequence, k=1536, layers 0, 1, 28 and 29 dense, blocks
+compiled, one H100 80GB: `python -m benchmarks.training`
+([results](../benchmarks/results/training_h100.json)).
+
+{training}
+
+At these speeds the recipe ends sooner than 16,000 dense steps: {gains}.
+
+A step without checkpointing. The floor is the products at the rate of a large one
+({matmul:.0f} TFLOP/s) and the attention layers as measured by themselves:
+
+{step}
+
+A million tokens on one GPU: `530M_byte`, L=4, p=4, k=4096, no dense layers, full checkpointing, the
+loss in chunks of 65,536 tokens. 917,504 tokens do not fit on an H100.
+
+{lengths}
+
+Two H200s under context parallelism, on one host with NVLink, beside one of them with the same
+sequence and the same chunks ([results](../benchmarks/results/training_h200_x2.json);
+[what the ring costs](cost_model.md#time)):
+
+{ring}
+
+Lighthouse is {ring_gains}. One GPU with half the sequence has {halves}, the latter on a
+[second machine](../benchmarks/results/training_h200_x2_second.json).
+
+## Data
+
+One loader worker delivers {slowest:.0f} to {fastest:.0f} million tokens/s at 98,304 to 1,048,576
+tokens a sequence: bytes of parquet, jsonl and jsonl.gz files on one CPU core, in flat memory
+([results](../benchmarks/results/data_cpu.json), `python -m benchmarks.data`).
+"""
+
+
+def page() -> str:
+    """The page's text."""
+    attention, h100 = load("attention_h100.json"), load("training_h100.json")
+    h200_x2 = load("training_h200_x2.json")
+    data = json.loads((RESULTS / "data_cpu.json").read_text())["results"]
+    rates = [result["tokens_per_second"] / 1e6 for result in data if result["workers"]]
+    return TEMPLATE.format(
+        copy=attention["copy_tb_per_s"],
+        layers=table.table(attention),
+        steps=table.step_table(attention),
+        training=training_table.speed_table(h100),
+        gains=training_table.gains(h100),
+        matmul=h100["matmul_tflops"],
+        step=training_table.step_table(h100, attention),
+        lengths=training_table.length_table(
+            load("training_h100_long.json"), load("training_h200.json")
+        ),
+        ring=training_table.ring_table(h200_x2),
+        ring_gains=training_table.ring_gains(h200_x2),
+        halves=training_table.half_speeds(h200_x2, load("training_h200_x2_second.json")),
+        slowest=min(rates),
+        fastest=max(rates),
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}")
