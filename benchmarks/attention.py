@@ -12,7 +12,6 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,7 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.provenance import gpu
 from lighthouse import LighthouseConfig, lighthouse_attention
-from lighthouse.ops import implementation
+from lighthouse.ops import Implementation, implementation
+from lighthouse.ops.triton.geometry import geometry_of
 from lighthouse.scorers import level0_scores, level1_maxima
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -141,16 +141,17 @@ def check(config: LighthouseConfig, inputs: Inputs) -> None:
         implementation(name, q.device, q.dtype) for name in ("triton", "reference")
     )
     maxima = [triton.summarize(x, config, scored=True)[1] for x in (q, k)]
-    index, slot = triton.select(*maxima, config)
-    for got, want in zip((index, slot), reference.select(*maxima, config), strict=True):
-        if not torch.equal(got, want):
-            raise AssertionError(f"{config}: selection differs from the reference")
+    selection, wanted = (ops.select(*maxima, config) for ops in (triton, reference))
+    if not (
+        torch.equal(selection.index, wanted.index) and torch.equal(selection.slot, wanted.slot)
+    ):
+        raise AssertionError(f"{config}: selection differs from the reference")
     grad = torch.randn_like(q)
 
-    def run(ops: ModuleType, x: Tensor, dy: Tensor) -> list[Tensor]:
+    def run(ops: Implementation, x: Tensor, dy: Tensor) -> list[Tensor]:
         coarsest, _ = ops.summarize(x, config, scored=False)
-        rows = ops.gather(x, coarsest, index, slot, config)
-        out = ops.scatter(rows, index, slot, x, config)
+        rows = ops.gather(x, coarsest, selection, config)
+        out = ops.scatter(rows, selection, x, config)
         return [rows.detach(), out.detach(), *torch.autograd.grad(out, x, dy)]
 
     exact = run(reference, q.detach().double().requires_grad_(), grad.double())
@@ -177,21 +178,23 @@ def stage_times(inputs: Inputs, config: LighthouseConfig) -> dict[str, float]:
     if config.scorer != "norm":
         times["scores"] = median_ms(without_grad(level0_scores, q, k, v, config), graph=False)
         q_m, k_m = (level1_maxima(x, config) for x in level0_scores(q, k, v, config))
-    index, slot = ops.select(q_m, k_m, config)
+    selection = ops.select(q_m, k_m, config)
     times["select"] = median_ms(lambda: ops.select(q_m, k_m, config))
     pairs = ((q, q_c), (k, k_c), (v, v_c))
-    times["gather"] = median_ms(lambda: [ops.gather(x, c, index, slot, config) for x, c in pairs])
-    rows = [ops.gather(x, c, index, slot, config) for x, c in pairs]
+    times["gather"] = median_ms(lambda: [ops.gather(x, c, selection, config) for x, c in pairs])
+    rows = [ops.gather(x, c, selection, config) for x, c in pairs]
     out = cudnn_first(*rows, enable_gqa=True)
-    times["scatter"] = median_ms(lambda: ops.scatter(out, index, slot, q, config))
+    times["scatter"] = median_ms(lambda: ops.scatter(out, selection, q, config))
     grad = torch.randn_like(q)
-    shape = (config.num_levels, config.pooling_factor)
+    geometry = geometry_of(config)
     operators = torch.ops.lighthouse
     times["scatter backward"] = median_ms(
-        lambda: operators.scatter_backward(grad, index, *shape, config.num_chunks)
+        lambda: operators.scatter_backward(grad, selection.index, geometry)
     )
     times["gather backward"] = median_ms(
-        lambda: [operators.gather_backward(x, slot, q.shape[2], *shape, True) for x in rows]
+        lambda: [
+            operators.gather_backward(x, selection.slot, q.shape[2], geometry, True) for x in rows
+        ]
     )
     return times
 

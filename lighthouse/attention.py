@@ -65,10 +65,11 @@ def lighthouse_attention(
     if not by_norm:
         scores = level0_scores(q_BHND, k_BHND, v_BHND, config)
         query_maxima, key_maxima = (level1_maxima(x, config) for x in scores)
-    index, slot = ops.select(query_maxima, key_maxima, config)
-    q_BHSD = ops.gather(q_BHND, q_coarsest, index, slot, config)
-    k_BHSD = ops.gather(k_BHND, k_coarsest, index, slot, config)
-    v_BHSD = ops.gather(v_BHND, v_coarsest, index, slot, config)
+    assert query_maxima is not None and key_maxima is not None
+    selection = ops.select(query_maxima, key_maxima, config)
+    q_BHSD = ops.gather(q_BHND, q_coarsest, selection, config)
+    k_BHSD = ops.gather(k_BHND, k_coarsest, selection, config)
+    v_BHSD = ops.gather(v_BHND, v_coarsest, selection, config)
     enable_gqa = False
     if q_BHND.shape[1] != k_BHND.shape[1]:  # a branch: SDPA refuses a comparison of symbolic sizes
         enable_gqa = True
@@ -78,7 +79,7 @@ def lighthouse_attention(
             "attention must return the shape of its queries, (B, Hq, S, D) = "
             f"{tuple(q_BHSD.shape)}, got {tuple(rows_BHSD.shape)}"
         )
-    return ops.scatter(rows_BHSD, index, slot, q_BHND, config)
+    return ops.scatter(rows_BHSD, selection, q_BHND, config)
 
 
 def _check_inputs(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> None:

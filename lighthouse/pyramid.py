@@ -1,6 +1,8 @@
-"""Integer geometry of the pyramid: levels, widths, flat indices and token spans."""
+"""Integer geometry of the pyramid: levels, widths, flat indices, spans; and selected entries."""
 
 from dataclasses import dataclass
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,17 @@ class Pyramid:
             raise IndexError(f"no entry {i} at level {level}; level sizes are {self.level_sizes}")
         width = self.widths[level]
         return i * width, (i + 1) * width - 1
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The selected entries of every batch row and key/value head, in both directions.
+
+    Attributes:
+        index: int32 (B, Hkv, S), flat pyramid index of each row of the sub-sequence, in causal
+            order: by window end, at equal ends the finer entry first.
+        slot: int32 (B, Hkv, E), E entries in the pyramid: the row of each entry, or -1.
+    """
+
+    index: Tensor
+    slot: Tensor

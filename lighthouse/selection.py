@@ -1,27 +1,14 @@
 """Which pyramid entries enter the sub-sequence, and in which order."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from lighthouse.config import LighthouseConfig
 from lighthouse.ops import implementation
+from lighthouse.pyramid import Selection
 from lighthouse.scorers import level1_maxima
 
-
-@dataclass(frozen=True)
-class Selection:
-    """The selected entries of every batch row and key/value head, in both directions.
-
-    Attributes:
-        index: int32 (B, Hkv, S), flat pyramid index of each row of the sub-sequence, in causal
-            order: by window end, at equal ends the finer entry first.
-        slot: int32 (B, Hkv, E), E entries in the pyramid: the row of each entry, or -1.
-    """
-
-    index: Tensor
-    slot: Tensor
+__all__ = ["Selection", "select"]
 
 
 @torch.no_grad()
@@ -69,5 +56,7 @@ def select(
         )
     config.validate(query_scores_BHN.shape[-1])
     ops = implementation(impl, query_scores_BHN.device, query_scores_BHN.dtype)
-    maxima = (level1_maxima(x, config) for x in (query_scores_BHN, key_scores_BHN))
-    return Selection(*ops.select(*maxima, config))
+    query_maxima, key_maxima = (
+        level1_maxima(x, config) for x in (query_scores_BHN, key_scores_BHN)
+    )
+    return ops.select(query_maxima, key_maxima, config)

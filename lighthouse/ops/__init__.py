@@ -1,18 +1,41 @@
-"""Implementations of the steps around the dense attention call, and the choice between them.
+"""Implementations of the steps around the dense attention call, and the choice between them."""
 
-An implementation is a module with ``summarize``, ``select``, ``gather`` and ``scatter``, as
-:mod:`lighthouse.ops.reference` documents them.
-"""
-
-from types import ModuleType
+from typing import Protocol
 
 import torch
+from torch import Tensor
+
+from lighthouse.config import LighthouseConfig
+from lighthouse.pyramid import Selection
 
 IMPLEMENTATIONS = ("reference", "triton")
 
 
-def implementation(impl: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """The module that is to do the work.
+class Implementation(Protocol):
+    """What an implementation does: a module with these functions.
+
+    :mod:`lighthouse.ops.reference` documents them.
+    """
+
+    def summarize(
+        self, x_BHND: Tensor, config: LighthouseConfig, *, scored: bool
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+    def select(
+        self, query_maxima_BHE: Tensor, key_maxima_BKE: Tensor, config: LighthouseConfig
+    ) -> Selection: ...
+
+    def gather(
+        self, x_BHND: Tensor, coarsest_BHCD: Tensor, selection: Selection, config: LighthouseConfig
+    ) -> Tensor: ...
+
+    def scatter(
+        self, rows_BHSD: Tensor, selection: Selection, like_BHND: Tensor, config: LighthouseConfig
+    ) -> Tensor: ...
+
+
+def implementation(impl: str, device: torch.device, dtype: torch.dtype) -> Implementation:
+    """The one that is to do the work.
 
     Args:
         impl: a name in ``IMPLEMENTATIONS``, or ``"auto"``: Triton on GPUs for the dtypes it has,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lighthouse.config import LighthouseConfig
-from lighthouse.pyramid import Pyramid
+from lighthouse.pyramid import Pyramid, Selection
 from lighthouse.scorers import level1_maxima, window_maxima
 
 # A candidate's rank comes before its score.
@@ -34,18 +34,13 @@ def summarize(
     return coarsest, level1_maxima(x.detach().norm(dim=-1), config).float()
 
 
-def select(
-    query_maxima_BHE: Tensor, key_maxima_BKE: Tensor, config: LighthouseConfig
-) -> tuple[Tensor, Tensor]:
+def select(query_maxima_BHE: Tensor, key_maxima_BKE: Tensor, config: LighthouseConfig) -> Selection:
     """Cascade and order, sections 3 and 4 of docs/method.md.
 
     Args:
         query_maxima_BHE: the level-1 entries' query scores, fp32 (B, H, n_1), for query heads or
             for key/value heads already; see :func:`lighthouse.scorers.level1_maxima`.
         key_maxima_BKE: likewise for keys, (B, K, n_1).
-
-    Returns:
-        ``index`` and ``slot`` of :class:`lighthouse.selection.Selection`.
     """
     kv_heads, level1 = key_maxima_BKE.shape[1:]
     query_maxima_BKE = query_maxima_BHE.unflatten(1, (kv_heads, -1)).amax(dim=2)
@@ -78,7 +73,7 @@ def select(
         real = torch.ones_like(candidates, dtype=torch.bool)
         entries.append(candidates.flatten(-2) + pyramid.offsets[level - 1])
     index_BKS = _causal_order(torch.cat(entries, dim=-1), pyramid)
-    return index_BKS, _slots(index_BKS, pyramid)
+    return Selection(index_BKS, _slots(index_BKS, pyramid))
 
 
 def _coarsest_candidates(
@@ -128,11 +123,7 @@ def _slots(index_BKS: Tensor, pyramid: Pyramid) -> Tensor:
 
 
 def gather(
-    x_BHND: Tensor,
-    coarsest_BHCD: Tensor,
-    index_BKS: Tensor,
-    slot_BKE: Tensor,
-    config: LighthouseConfig,
+    x_BHND: Tensor, coarsest_BHCD: Tensor, selection: Selection, config: LighthouseConfig
 ) -> Tensor:
     """Means of the selected entries' windows, (B, H, S, D) in the dtype of ``x`` (section 1).
 
@@ -143,16 +134,13 @@ def gather(
     x = x_BHND.to(_accumulation_dtype(x_BHND))
     finer = [x.unflatten(2, (-1, w)).mean(dim=3).to(x_BHND.dtype) for w in pyramid.widths[:-1]]
     pooled_BHED = torch.cat([*finer, coarsest_BHCD], dim=2)
-    index_BHS = index_BKS.repeat_interleave(x.shape[1] // index_BKS.shape[1], dim=1).long()
+    group = x.shape[1] // selection.index.shape[1]
+    index_BHS = selection.index.repeat_interleave(group, dim=1).long()
     return pooled_BHED.gather(2, index_BHS[..., None].expand(-1, -1, -1, x.shape[-1]))
 
 
 def scatter(
-    rows_BHSD: Tensor,
-    index_BKS: Tensor,
-    slot_BKE: Tensor,
-    like_BHND: Tensor,
-    config: LighthouseConfig,
+    rows_BHSD: Tensor, selection: Selection, like_BHND: Tensor, config: LighthouseConfig
 ) -> Tensor:
     """Each token's sum of the rows that speak for it, shaped as ``like`` (section 6).
 
@@ -162,7 +150,7 @@ def scatter(
     seq_len = like_BHND.shape[2]
     pyramid = Pyramid(seq_len, config.num_levels, config.pooling_factor)
     rows = rows_BHSD.to(_accumulation_dtype(rows_BHSD))
-    group = rows.shape[1] // slot_BKE.shape[1]
+    group = rows.shape[1] // selection.slot.shape[1]
     token_N = torch.arange(seq_len, device=rows.device)
     # Chunks speak only for themselves: an entry's last tokens may lie in the next chunk.
     chunk_start_N = token_N // (seq_len // config.num_chunks) * (seq_len // config.num_chunks)
@@ -170,7 +158,7 @@ def scatter(
     for width, offset in zip(pyramid.widths, pyramid.offsets, strict=True):
         position_N = (token_N + 1) // width - 1
         exists_N = position_N * width >= chunk_start_N
-        slot_BKN = slot_BKE[..., offset + position_N.clamp(min=0)]
+        slot_BKN = selection.slot[..., offset + position_N.clamp(min=0)]
         slot_BHN = slot_BKN.repeat_interleave(group, dim=1).long()
         heard = (slot_BHN >= 0) & exists_N
         row_BHND = rows.gather(2, slot_BHN.clamp(min=0)[..., None].expand_as(out_BHND))

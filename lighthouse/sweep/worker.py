@@ -101,7 +101,9 @@ def given_up(attempts: Sequence[Attempt], submission: Submission) -> str | None:
 def error_of(log: str, exit_code: int) -> str:
     """One line on why a process failed: its first error, as explained, or how it ended."""
     if exit_code == EXIT_CODE and (refused := _REFUSED.findall(log)):
-        return refused[-1][:500]
+        # Rank 0 says the same without its number; on another node a rank may say it too.
+        by_rank_0 = [sentence for sentence in refused if not re.match(r"rank \d+: ", sentence)]
+        return (by_rank_0 or refused)[-1][:500]
     cause, _, rest = log.rpartition(_CAUSE)
     if found := _errors(rest) or _errors(cause):
         return found[0].strip()[:500]

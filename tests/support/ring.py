@@ -19,7 +19,7 @@ from torchtitan.distributed.context_parallel import apply_cp_to_attention_module
 from torchtitan.models.attention import ScaledDotProductAttentionWrapper
 
 from lighthouse import LighthouseAttention, LighthouseConfig, lighthouse_attention, select
-from lighthouse.scorers import level0_scores
+from lighthouse.scorers import level0_scores, level1_maxima
 
 BATCH, SEQ_LEN, HEAD_DIM = 2, 512, 16
 HEADS = {"one key/value head each": (2, 2), "grouped": (4, 2)}
@@ -107,19 +107,18 @@ def exact_with_gradients(config, inputs: list[Tensor], grad_out: Tensor) -> list
     from lighthouse.ops import reference
 
     scores = level0_scores(*inputs, config)
-    maxima = [x.unflatten(-1, (-1, config.pooling_factor)).amax(dim=-1) for x in scores]
-    index, slot = reference.select(*maxima, config)
+    selection = reference.select(*(level1_maxima(x, config) for x in scores), config)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         coarsest = [reference.summarize(x, config, scored=False)[0] for x in (q, k, v)]
         rows = [
-            reference.gather(x, c, index, slot, config)
+            reference.gather(x, c, selection, config)
             for x, c in zip((q, k, v), coarsest, strict=True)
         ]
         out = torch.nn.functional.scaled_dot_product_attention(
             *rows, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
         )
-        return reference.scatter(out, index, slot, q, config)
+        return reference.scatter(out, selection, q, config)
 
     return with_gradients(call, [x.double() for x in inputs], grad_out.double())
 

@@ -181,6 +181,32 @@ def test_what_each_selection_sees(
         assert end // p - 1 in refined
 
 
+@pytest.mark.parametrize(
+    ("selection", "cover_prefix", "expected_entries"),
+    [
+        ("causal", False, "20 21 08 09 14 15 22 16 0e 0f 17 23"),
+        ("causal", True, "00 01 10 11 20 21 08 09 14 15 22 23"),
+        ("published", False, "20 04 05 12 13 21 22 16 0e 0f 17 23"),
+    ],
+)
+def test_the_worked_example(selection: str, cover_prefix: bool, expected_entries: str) -> None:
+    """That of docs/method.md; an entry is written as its level and its place in hexadecimal."""
+    config = LighthouseConfig(
+        num_levels=3,
+        pooling_factor=2,
+        topk=2,
+        stratum=2,
+        selection=selection,  # type: ignore[arg-type]
+        cover_prefix=cover_prefix,
+    )
+    query_scores = [3.0, 1, 2, 1, 1, 9, 1, 2, 4, 1, 1, 1, 1, 2, 7, 1]
+    key_scores = [1.0, 1, 1, 1, 1, 1, 1, 6, 1, 1, 5, 1, 1, 1, 1, 8]
+    both = (torch.tensor([[x]]) for x in (query_scores, key_scores))
+    index = select(*both, config=config, impl="reference").index.flatten().tolist()
+    entries = [oracle.entry_of(config, 16, i) for i in index]
+    assert entries == [(int(e[0]), int(e[1], 16)) for e in expected_entries.split()]
+
+
 def test_ties_go_to_the_smaller_index() -> None:
     """All scores equal: the first m/2 by query score, the next m/2 by key score."""
     config = LighthouseConfig(num_levels=2, pooling_factor=2, topk=8, stratum=4, cover_prefix=False)

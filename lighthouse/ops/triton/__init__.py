@@ -2,12 +2,13 @@
 
 Every function has the signature of its namesake in ``lighthouse.ops.reference``.
 
-    summary.py    the one pass over all tokens: coarsest means, largest norms
-    cascade.py    the cascade and the order of the sub-sequence
-    move.py       gather and scatter, as operators with gradients, out of two kernels, each serving
-                  one direction forward and the other backward:
-    windows.py      sums a window of tokens into a row:  gather forward,  scatter backward
-    pull.py         sums a token's rows into the token:  scatter forward, gather backward
+    geometry.py         a configuration as an operator's list of integers
+    summarize.py        the one pass over all tokens: coarsest means, scores by norm
+    select.py           the cascade and the order of the sub-sequence
+    gather_scatter.py   two operators with gradients, out of two kernels, each serving one direction
+                        forward and the other backward:
+    windows.py            sums a window of tokens into a row:  gather forward,  scatter backward
+    pull.py               sums a token's rows into the token:  scatter forward, gather backward
 
 Each element of an output is computed by one program, in a fixed order of sums: nothing is added
 into zeros, nothing is atomic, and results are the same on every run. Of ``slot`` alone only the

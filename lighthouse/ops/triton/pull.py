@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lighthouse.ops.triton.geometry import Geometry
+
 _TILE = 4096
 
 
@@ -82,30 +84,20 @@ def empty_tokens(rows: Tensor, seq_len: int, token_major: bool) -> Tensor:
     return rows.new_empty(batch, heads, seq_len, head_dim)
 
 
-def pull_rows(
-    rows: Tensor,
-    slot: Tensor,
-    seq_len: int,
-    num_levels: int,
-    pooling_factor: int,
-    num_chunks: int,
-    *,
-    spoken: bool,
-    token_major: bool,
-) -> Tensor:
+def pull_rows(rows: Tensor, slot: Tensor, x: Tensor, geometry: Geometry, *, spoken: bool) -> Tensor:
     """Launch the kernel.
 
     Args:
         rows: (B, H, S, D), any strides.
         slot: int32 (B, Hkv, E), contiguous.
+        x: (B, H, N, D), to be written; see :func:`empty_tokens`.
         spoken: the entries that speak for a token, rather than the means that it is part of.
 
     Returns:
-        (B, H, N, D) in the dtype of ``rows``, see :func:`empty_tokens`.
+        ``x``.
     """
     rows = rows if rows.stride(3) == 1 else rows.contiguous()
-    batch, heads, _, head_dim = rows.shape
-    x = empty_tokens(rows, seq_len, token_major)
+    batch, heads, seq_len, head_dim = x.shape
     block_d = triton.next_power_of_2(head_dim)
     block_n = max(1, _TILE // block_d)
     _pull_kernel[(batch * heads * triton.cdiv(seq_len, block_n),)](
@@ -119,9 +111,9 @@ def pull_rows(
         H=heads,
         G=heads // slot.shape[1],
         D=head_dim,
-        L=num_levels,
-        P=pooling_factor,
-        CHUNKS=num_chunks,
+        L=geometry.num_levels,
+        P=geometry.pooling_factor,
+        CHUNKS=geometry.num_chunks,
         SPOKEN=spoken,
         BLOCK_N=block_n,
         BLOCK_D=block_d,

@@ -11,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lighthouse.config import LighthouseConfig
+from lighthouse.ops.triton.geometry import Geometry, geometry_of
+from lighthouse.pyramid import Selection
 
 _BLOCK = 1024
 
@@ -223,38 +225,17 @@ def _select_kernel(
 
 
 @torch.library.custom_op("lighthouse::select", mutates_args=())
-def _select(
-    query_maxima: Tensor,
-    key_maxima: Tensor,
-    num_levels: int,
-    pooling_factor: int,
-    topk: int,
-    stratum: int,
-    num_chunks: int,
-    cover_prefix: bool,
-    causal: bool,
-) -> tuple[Tensor, Tensor]:
+def _select(query_maxima: Tensor, key_maxima: Tensor, geometry: list[int]) -> tuple[Tensor, Tensor]:
+    g = Geometry(*geometry)
     batch, kv_heads, level1 = key_maxima.shape
-    seq_len = level1 * pooling_factor
-    index, slot = _empty_outputs(
-        query_maxima,
-        key_maxima,
-        num_levels,
-        pooling_factor,
-        topk,
-        stratum,
-        num_chunks,
-        cover_prefix,
-        causal,
-    )
+    seq_len = level1 * g.pooling_factor
+    index, slot = _empty_outputs(query_maxima, key_maxima, geometry)
     slot.fill_(-1)
-    strata = topk // stratum // num_chunks
-    coarsest_width = pooling_factor ** (num_levels - 1)
-    longest = triton.cdiv(seq_len // coarsest_width // num_chunks, strata)
-    capacity = max(longest, stratum * pooling_factor)
-    programs = batch * kv_heads * strata * num_chunks
-    scratch_size = num_levels * (capacity + 2 * stratum)
-    scratch = index.new_empty(programs * scratch_size)
+    strata = g.topk // g.stratum // g.num_chunks
+    longest = triton.cdiv(seq_len // g.coarsest_width // g.num_chunks, strata)
+    capacity = max(longest, g.stratum * g.pooling_factor)
+    programs = batch * kv_heads * strata * g.num_chunks
+    scratch = index.new_empty(programs * g.num_levels * (capacity + 2 * g.stratum))
     _select_kernel[(programs,)](
         query_maxima.contiguous(),
         key_maxima.contiguous(),
@@ -266,14 +247,14 @@ def _select(
         slot.shape[2],
         capacity,
         G=query_maxima.shape[1] // kv_heads,
-        L=num_levels,
-        P=pooling_factor,
-        M=stratum,
+        L=g.num_levels,
+        P=g.pooling_factor,
+        M=g.stratum,
         STRATA=strata,
-        CHUNKS=num_chunks,
-        COVER_PREFIX=cover_prefix,
-        CAUSAL=causal,
-        COARSEST_WIDTH=coarsest_width,
+        CHUNKS=g.num_chunks,
+        COVER_PREFIX=bool(g.cover_prefix),
+        CAUSAL=bool(g.causal),
+        COARSEST_WIDTH=g.coarsest_width,
         BLOCK=min(_BLOCK, triton.next_power_of_2(capacity)),
     )
     return index, slot
@@ -281,38 +262,19 @@ def _select(
 
 @_select.register_fake
 def _empty_outputs(
-    query_maxima: Tensor,
-    key_maxima: Tensor,
-    num_levels: int,
-    pooling_factor: int,
-    topk: int,
-    stratum: int,
-    num_chunks: int,
-    cover_prefix: bool,
-    causal: bool,
+    query_maxima: Tensor, key_maxima: Tensor, geometry: list[int]
 ) -> tuple[Tensor, Tensor]:
+    g = Geometry(*geometry)
     batch, kv_heads, level1 = key_maxima.shape
-    seq_len = level1 * pooling_factor
-    rows = seq_len // pooling_factor ** (num_levels - 1) + (num_levels - 1) * pooling_factor * topk
-    entries = sum(seq_len // pooling_factor**level for level in range(num_levels))
+    seq_len = level1 * g.pooling_factor
+    rows = seq_len // g.coarsest_width + (g.num_levels - 1) * g.pooling_factor * g.topk
+    entries = sum(seq_len // g.pooling_factor**level for level in range(g.num_levels))
     return (
         key_maxima.new_empty(batch, kv_heads, rows, dtype=torch.int32),
         key_maxima.new_empty(batch, kv_heads, entries, dtype=torch.int32),
     )
 
 
-def select(
-    query_maxima_BHE: Tensor, key_maxima_BKE: Tensor, config: LighthouseConfig
-) -> tuple[Tensor, Tensor]:
+def select(query_maxima_BHE: Tensor, key_maxima_BKE: Tensor, config: LighthouseConfig) -> Selection:
     """As in the reference."""
-    return _select(
-        query_maxima_BHE,
-        key_maxima_BKE,
-        config.num_levels,
-        config.pooling_factor,
-        config.topk,
-        config.stratum,
-        config.num_chunks,
-        config.cover_prefix,
-        config.selection == "causal",
-    )
+    return Selection(*_select(query_maxima_BHE, key_maxima_BKE, geometry_of(config)))

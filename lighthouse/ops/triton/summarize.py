@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lighthouse.config import LighthouseConfig
+from lighthouse.ops.triton.geometry import Geometry, geometry_of
 
 # Elements of a tile, and programs that fill the largest GPUs several times over.
 _TILE = 2048
@@ -82,17 +83,11 @@ def _summarize_kernel(
 
 
 @torch.library.custom_op("lighthouse::summarize", mutates_args=())
-def _summarize(
-    x: Tensor,
-    num_levels: int,
-    pooling_factor: int,
-    num_chunks: int,
-    scored: bool,
-    causal: bool,
-) -> tuple[Tensor, Tensor]:
-    batch, heads, seq_len, head_dim = x.shape
+def _summarize(x: Tensor, geometry: list[int], scored: bool) -> tuple[Tensor, Tensor]:
+    g = Geometry(*geometry)
+    batch, heads, _, head_dim = x.shape
     x = x if x.stride(3) == 1 else x.contiguous()
-    coarsest, maxima = _empty_outputs(x, num_levels, pooling_factor, num_chunks, scored, causal)
+    coarsest, maxima = _empty_outputs(x, geometry, scored)
     num_coarsest = coarsest.shape[2]
     block_d = triton.next_power_of_2(head_dim)
     block_e = max(1, _TILE // block_d)
@@ -103,17 +98,15 @@ def _summarize(
         coarsest,
         maxima,
         num_coarsest,
-        x.stride(0),
-        x.stride(1),
-        x.stride(2),
+        *x.stride()[:3],
         H=heads,
         D=head_dim,
-        P=pooling_factor,
-        WIDTH=seq_len // num_coarsest,
-        CHUNKS=num_chunks,
+        P=g.pooling_factor,
+        WIDTH=g.coarsest_width,
+        CHUNKS=g.num_chunks,
         SCORED=scored,
-        CAUSAL=causal,
-        UNROLL=min(pooling_factor - 1, 4),
+        CAUSAL=bool(g.causal),
+        UNROLL=min(g.pooling_factor - 1, 4),
         BLOCK_E=block_e,
         BLOCK_D=block_d,
         BATCH_HEADS=batch * heads,
@@ -122,18 +115,11 @@ def _summarize(
 
 
 @_summarize.register_fake
-def _empty_outputs(
-    x: Tensor,
-    num_levels: int,
-    pooling_factor: int,
-    num_chunks: int,
-    scored: bool,
-    causal: bool,
-) -> tuple[Tensor, Tensor]:
+def _empty_outputs(x: Tensor, geometry: list[int], scored: bool) -> tuple[Tensor, Tensor]:
+    g = Geometry(*geometry)
     batch, heads, seq_len, head_dim = x.shape
-    num_coarsest = seq_len // pooling_factor ** (num_levels - 1)
-    coarsest = x.new_empty(batch, heads, num_coarsest, head_dim)
-    level1 = seq_len // pooling_factor if scored else 0
+    coarsest = x.new_empty(batch, heads, seq_len // g.coarsest_width, head_dim)
+    level1 = seq_len // g.pooling_factor if scored else 0
     return coarsest, x.new_empty(batch, heads, level1, dtype=torch.float32)
 
 
@@ -141,12 +127,5 @@ def summarize(
     x_BHND: Tensor, config: LighthouseConfig, *, scored: bool
 ) -> tuple[Tensor, Tensor | None]:
     """As in the reference; the coarsest means carry no gradient, ``gather`` accounts for it."""
-    coarsest, maxima = _summarize(
-        x_BHND.detach(),
-        config.num_levels,
-        config.pooling_factor,
-        config.num_chunks,
-        scored,
-        config.selection == "causal",
-    )
+    coarsest, maxima = _summarize(x_BHND.detach(), geometry_of(config), scored)
     return coarsest, maxima if scored else None

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lighthouse.ops.triton.geometry import Geometry
+
 _TILE = 1024
 
 
@@ -86,14 +88,7 @@ def _windows_kernel(
     tl.store(p_rows, b_sum.to(rows.dtype.element_ty), mask=in_s[:, None] & in_d[None, :])
 
 
-def sum_windows(
-    x: Tensor,
-    coarsest: Tensor | None,
-    index: Tensor,
-    num_levels: int,
-    pooling_factor: int,
-    num_chunks: int = 1,
-) -> Tensor:
+def sum_windows(x: Tensor, coarsest: Tensor | None, index: Tensor, geometry: Geometry) -> Tensor:
     """Launch the kernel.
 
     Args:
@@ -117,15 +112,13 @@ def sum_windows(
         rows,
         seq_len,
         num_rows,
-        x.stride(0),
-        x.stride(1),
-        x.stride(2),
+        *x.stride()[:3],
         H=heads,
         G=heads // index.shape[1],
         D=head_dim,
-        L=num_levels,
-        P=pooling_factor,
-        CHUNKS=num_chunks,
+        L=geometry.num_levels,
+        P=geometry.pooling_factor,
+        CHUNKS=geometry.num_chunks,
         SPOKEN=coarsest is None,
         BLOCK_S=block_s,
         BLOCK_D=block_d,

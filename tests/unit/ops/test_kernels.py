@@ -8,6 +8,7 @@ already rounded, inputs and with one shared selection.
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,8 @@ from torch.utils.checkpoint import (
 from lighthouse import LighthouseAttention, LighthouseConfig, lighthouse_attention, select
 from lighthouse.attention import dense_attention
 from lighthouse.ops import reference, triton
+from lighthouse.ops.triton.geometry import geometry_of
+from lighthouse.pyramid import Selection
 from lighthouse.scorers import level0_scores, level1_maxima
 from tests.support.inputs import (
     QKV,
@@ -143,11 +146,10 @@ def assert_selects_as_reference(
     config: LighthouseConfig, query_maxima_BHE: Tensor, key_maxima_BKE: Tensor
 ) -> None:
     maxima = query_maxima_BHE.to(DEVICE), key_maxima_BKE.to(DEVICE)
-    got_index, got_slot = triton.select(*maxima, config)
-    index, slot = reference.select(*maxima, config)
-    assert got_index.dtype == got_slot.dtype == torch.int32
-    assert torch.equal(got_index, index)
-    assert torch.equal(got_slot, slot)
+    got, want = triton.select(*maxima, config), reference.select(*maxima, config)
+    assert got.index.dtype == got.slot.dtype == torch.int32
+    assert torch.equal(got.index, want.index)
+    assert torch.equal(got.slot, want.slot)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +213,7 @@ def test_selection_on_any_geometry(
 # ---- summarize, gather, scatter
 
 
-def reference_selection(name: str, inputs: QKV) -> Values:
+def reference_selection(name: str, inputs: QKV) -> Selection:
     config = SHAPES[name][2]
     maxima = (reference.summarize(x, config, scored=True)[1] for x in inputs[:2])
     return reference.select(*maxima, config)
@@ -250,21 +252,21 @@ def test_summarize(
 
 
 def gathered(
-    ops: ModuleType, x: Tensor, grad: Tensor, selection: Values, config: LighthouseConfig
+    ops: ModuleType, x: Tensor, grad: Tensor, selection: Selection, config: LighthouseConfig
 ) -> Values:
     """Rows, and the gradient of the tokens for that of the rows."""
     x = x.detach().requires_grad_()
     coarsest, _ = ops.summarize(x, config, scored=False)
-    rows = ops.gather(x, coarsest, *selection, config)
+    rows = ops.gather(x, coarsest, selection, config)
     return rows, *torch.autograd.grad(rows, x, grad)
 
 
 def scattered(
-    ops: ModuleType, rows: Tensor, grad: Tensor, selection: Values, config: LighthouseConfig
+    ops: ModuleType, rows: Tensor, grad: Tensor, selection: Selection, config: LighthouseConfig
 ) -> Values:
     """Tokens in the memory order of their gradient, and the gradient of the rows."""
     rows = rows.detach().requires_grad_()
-    tokens = ops.scatter(rows, *selection, grad, config)
+    tokens = ops.scatter(rows, selection, grad, config)
     return tokens, *torch.autograd.grad(tokens, rows, grad)
 
 
@@ -272,7 +274,7 @@ def assert_step(
     step: Callable[..., Values],
     x: Tensor,
     grad: Tensor,
-    selection: Values,
+    selection: Selection,
     config: LighthouseConfig,
 ) -> Values:
     """A step and its gradient against the reference. Returns the kernels' results."""
@@ -291,7 +293,7 @@ def test_gather(name: str, dtype: torch.dtype, poisoned_memory: None) -> None:
     selection = reference_selection(name, inputs)
     q, _, v = inputs
     for x in (q,) if q.shape == v.shape else (q, v):
-        grad = random((*x.shape[:2], selection[0].shape[2], x.shape[3]), dtype, 5)
+        grad = random((*x.shape[:2], selection.index.shape[2], x.shape[3]), dtype, 5)
         _, grad_x = assert_step(gathered, x, grad, selection, config)
         assert token_major(grad_x)
 
@@ -302,7 +304,7 @@ def test_scatter(name: str, dtype: torch.dtype, poisoned_memory: None) -> None:
     config, inputs = make(name, dtype)
     selection = reference_selection(name, inputs)
     grad = inputs[0]
-    rows = random((*grad.shape[:2], selection[0].shape[2], grad.shape[3]), dtype, 7)
+    rows = random((*grad.shape[:2], selection.index.shape[2], grad.shape[3]), dtype, 7)
     tokens, _ = assert_step(scattered, rows, grad, selection, config)
     assert token_major(tokens)
 
@@ -331,7 +333,7 @@ def test_strides_do_not_matter(name: str) -> None:
     config, inputs = make(name, torch.bfloat16)
     selection = reference_selection(name, inputs)
     x = inputs[0]
-    rows = random((*x.shape[:2], selection[0].shape[2], x.shape[3]), x.dtype, 8)
+    rows = random((*x.shape[:2], selection.index.shape[2], x.shape[3]), x.dtype, 8)
 
     def results(x: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         return (
@@ -352,7 +354,7 @@ def test_memory_order_is_that_of_the_input(name: str) -> None:
     config, inputs = make(name, torch.float32)
     selection = reference_selection(name, inputs)
     x = inputs[0]
-    rows = random((*x.shape[:2], selection[0].shape[2], x.shape[3]), x.dtype, 9)
+    rows = random((*x.shape[:2], selection.index.shape[2], x.shape[3]), x.dtype, 9)
     for tokens, in_order in (
         (x, token_major),
         (beside_others(x), token_major),
@@ -368,7 +370,7 @@ def test_expanded_tensors(name: str) -> None:
     config, inputs = make(name, torch.float32)
     selection = reference_selection(name, inputs)
     x = inputs[0]
-    rows = random((*x.shape[:2], selection[0].shape[2], x.shape[3]), x.dtype, 10)
+    rows = random((*x.shape[:2], selection.index.shape[2], x.shape[3]), x.dtype, 10)
     one = torch.ones((), device=DEVICE)
     for step, values, grad in (
         (gathered, x, one.expand_as(rows)),
@@ -387,15 +389,15 @@ def test_expanded_tensors(name: str) -> None:
 
 
 def attend_with(
-    selection: Values, inputs: QKV, config: LighthouseConfig, ops: ModuleType
+    selection: Selection, inputs: QKV, config: LighthouseConfig, ops: ModuleType
 ) -> Tensor:
     """lighthouse_attention for a given selection."""
     gathered_inputs = (
-        ops.gather(x, ops.summarize(x, config, scored=False)[0], *selection, config) for x in inputs
+        ops.gather(x, ops.summarize(x, config, scored=False)[0], selection, config) for x in inputs
     )
     q, k, _ = inputs
     rows = dense_attention(*gathered_inputs, enable_gqa=q.shape[1] != k.shape[1])
-    return ops.scatter(rows, *selection, q, config)
+    return ops.scatter(rows, selection, q, config)
 
 
 def with_gradients(output: Tensor, inputs: QKV, seed: int = 11) -> tuple[Tensor, ...]:
@@ -511,18 +513,19 @@ def test_largest(heads: int, seq_len: int, head_dim: int) -> None:
     x = torch.empty(1, seq_len, heads, head_dim, dtype=torch.bfloat16, device=DEVICE)
     x = x.normal_(generator=generator).transpose(1, 2)
     _, maxima = of_summarize = summarized(triton, x, config)
-    index, slot = selection = triton.select(maxima, maxima, config)
-    wanted_index, wanted_slot = reference.select(maxima, maxima, config)
-    assert torch.equal(index, wanted_index)
-    assert torch.equal(slot, wanted_slot)
-    rows = torch.empty(1, heads, index.shape[2], head_dim, dtype=x.dtype, device=DEVICE)
+    selection = triton.select(maxima, maxima, config)
+    wanted = reference.select(maxima, maxima, config)
+    assert torch.equal(selection.index, wanted.index)
+    assert torch.equal(selection.slot, wanted.slot)
+    rows = torch.empty(1, heads, selection.index.shape[2], head_dim, dtype=x.dtype, device=DEVICE)
     rows.normal_(generator=generator)
     of_gather = gathered(triton, x, rows, selection, config)
     of_scatter = scattered(triton, rows, x, selection, config)
     for head in {0, heads // 2, heads - 1}:
         one = slice(head, head + 1)
         x_one, rows_one = x[:, one], rows[:, one]
-        chosen = {"selection": (index[:, one], slot[:, one]), "config": config}
+        of_head = Selection(selection.index[:, one], selection.slot[:, one])
+        chosen = {"selection": of_head, "config": config}
         for got, step, values in (
             (of_summarize, partial(summarized, config=config), (x_one,)),
             (
@@ -552,29 +555,31 @@ class Dense(nn.Module):
 
 def test_operators() -> None:
     config, inputs = make("small", torch.float32)
-    index, slot = selection = reference_selection("small", inputs)
+    selection = reference_selection("small", inputs)
+    index, slot = selection.index, selection.slot
     x = inputs[0]
     seq_len = x.shape[2]
-    levels = config.num_levels, config.pooling_factor
+    geometry = geometry_of(config)
     coarsest, maxima = triton.summarize(x, config, scored=True)
-    rows = triton.gather(x, coarsest, *selection, config)
+    rows = triton.gather(x, coarsest, selection, config)
     x_leaf, rows_leaf = x.clone().requires_grad_(), rows.clone().requires_grad_()
-    limits = config.topk, config.stratum, config.num_chunks, config.cover_prefix, True
     ops = torch.ops.lighthouse
-    for causal in (True, False):
-        torch.library.opcheck(ops.summarize.default, (x, *levels, 1, True, causal))
-    torch.library.opcheck(ops.summarize.default, (x, *levels, 1, False, True))
-    torch.library.opcheck(ops.select.default, (maxima, maxima, *levels, *limits))
+    for selection_kind in ("causal", "published"):
+        kind = geometry_of(replace(config, selection=selection_kind))
+        torch.library.opcheck(ops.summarize.default, (x, kind, True))
+    torch.library.opcheck(ops.summarize.default, (x, geometry, False))
+    torch.library.opcheck(ops.select.default, (maxima, maxima, geometry))
     for in_order in (True, False):
         torch.library.opcheck(
-            ops.gather.default, (x_leaf, coarsest, index, slot, *levels, in_order)
+            ops.gather.default, (x_leaf, coarsest, index, slot, geometry, in_order)
         )
-        torch.library.opcheck(ops.gather_backward.default, (rows, slot, seq_len, *levels, in_order))
         torch.library.opcheck(
-            ops.scatter.default,
-            (rows_leaf, index, slot, seq_len, *levels, config.num_chunks, in_order),
+            ops.gather_backward.default, (rows, slot, seq_len, geometry, in_order)
         )
-    torch.library.opcheck(ops.scatter_backward.default, (x, index, *levels, config.num_chunks))
+        torch.library.opcheck(
+            ops.scatter.default, (rows_leaf, index, slot, seq_len, geometry, in_order)
+        )
+    torch.library.opcheck(ops.scatter_backward.default, (x, index, geometry))
 
 
 def module_and_inputs(name: str) -> tuple[Callable[..., Tensor], QKV]:

@@ -1,11 +1,13 @@
 """Statistics of the selection in a training step."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from lighthouse.ops import reference
+from lighthouse.pyramid import Selection
 from lighthouse.titan.llama3.layers import apply_lighthouse, lighthouse_modules
 from lighthouse.titan.run.selection_observer import SelectionObserver
 
@@ -38,10 +40,10 @@ def test_what_is_observed_is_what_training_selects(monkeypatch: pytest.MonkeyPat
     selected: list[torch.Tensor] = []
     original = reference.select
 
-    def spy(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
-        index, slot = original(*args)
-        selected.append(slot)
-        return index, slot
+    def spy(*args: Any) -> Selection:
+        selection = original(*args)
+        selected.append(selection.slot)
+        return selection
 
     monkeypatch.setattr(reference, "select", spy)
     model(TOKENS)

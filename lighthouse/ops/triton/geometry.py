@@ -1,0 +1,34 @@
+"""A configuration as the operators take it: one list of integers."""
+
+from typing import NamedTuple
+
+from lighthouse.config import LighthouseConfig
+
+
+class Geometry(NamedTuple):
+    """What the kernels need of a configuration, in the order of an operator's list."""
+
+    num_levels: int
+    pooling_factor: int
+    topk: int
+    stratum: int
+    num_chunks: int
+    cover_prefix: int
+    causal: int
+
+    @property
+    def coarsest_width(self) -> int:
+        return self.pooling_factor ** (self.num_levels - 1)
+
+
+def geometry_of(config: LighthouseConfig) -> list[int]:
+    """The list that an operator is called with."""
+    return [
+        config.num_levels,
+        config.pooling_factor,
+        config.topk,
+        config.stratum,
+        config.num_chunks,
+        int(config.cover_prefix),
+        int(config.selection == "causal"),
+    ]
