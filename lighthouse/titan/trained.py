@@ -17,6 +17,7 @@ from torchtitan.protocols.train_spec import get_train_spec
 
 from lighthouse.attention import LighthouseAttention
 from lighthouse.runs.folder import RESOLVED_FILE, finished_steps
+from lighthouse.titan.config.check import import_custom
 from lighthouse.titan.config.section import num_chunks
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.llama3.layers import apply_lighthouse, lighthouse_modules, set_stage
@@ -110,6 +111,7 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
             + (f" of step {step}; finished are {', '.join(map(str, steps))}" if steps else "")
         )
     step = steps[-1] if step is None else step
+    import_custom(job_config)
     spec = get_train_spec(job_config.model.name)
     model_args = spec.model_args[job_config.model.flavor]
     model_args.update_from_config(job_config)

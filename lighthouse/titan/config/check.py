@@ -51,7 +51,7 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
     Raises:
         ValueError: naming the key, the value it got and what would do.
     """
-    _import(job_config.experimental.custom_import)
+    import_custom(job_config)
     check_numbers(job_config)
     check_layout(job_config, machine)
     check_checkpoint(job_config)
@@ -62,8 +62,13 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
         check_texts(job_config)
 
 
-def _import(module: str) -> None:
-    """What the trainer is about to import; what it registers, such as flavors, is checked too."""
+def import_custom(job_config: "JobConfig") -> None:
+    """Import the user's module as the trainer will: what it registers, such as flavors, is known.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    module = job_config.experimental.custom_import
     if not module:
         return
     try:
