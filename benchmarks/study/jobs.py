@@ -89,6 +89,7 @@ def _start(study: Path, job: Job, gpu: int) -> subprocess.Popen[bytes]:
         "TORCHINDUCTOR_CACHE_DIR": str(study / "compiled"),
         "TRITON_CACHE_DIR": str(study / "triton"),
         "TORCHINDUCTOR_COMPILE_THREADS": "6",
+        "OMP_NUM_THREADS": "1",  # every process would use all cores, and wait for the others
     }
     with (study / f"{job.name}.log").open("ab") as log:
         return subprocess.Popen(

@@ -3,8 +3,8 @@
     python -m benchmarks.study.rivals STUDY_FOLDER TEXT_FOLDER [--gpus 2]
 
 Each arm goes on from the weights that ``benchmarks.study.selection`` trains for 2,500 steps at
-2,048 tokens, takes about as long as 300 dense steps at 65,536 tokens, and ends under dense attention at
-that length. Rates are tried with one seed. Runs that are done are skipped.
+2,048 tokens, takes about as long as 300 dense steps at 65,536 tokens, and ends under dense
+attention at that length. Rates are tried with one seed. Runs that are done are skipped.
 """
 
 import argparse
