@@ -1,9 +1,11 @@
 """The figures of docs/selection.md: from the runs' folders to JSON, from that to tables and plots.
 
     python -m benchmarks.study.selection_results collect STUDY_FOLDER --device NAME --torch VERSION
+                                                         [--add]
     python -m benchmarks.study.selection_results show
 
-``collect`` writes benchmarks/results/selection_study.json, ``show`` prints the tables of that file
+``collect`` writes benchmarks/results/selection_study.json, with ``--add`` onto what it has: a run
+that is there twice is the new one, with the old leaks where it has none. ``show`` prints the tables of that file
 and draws docs/selection_losses.png and docs/selection_tails.png.
 """
 
@@ -144,7 +146,7 @@ def plot_tails(runs: dict[str, Run], path: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     groups = (
         ("extension, the last 10% of 400 steps dense", "extension-{}-{}", 10, (1, 2, 3)),
-        ("extension, the last 2% of 400 steps dense", "extension-{}-{}", 2, (1,)),
+        ("extension, the last 2% of 400 steps dense", "extension-{}-{}", 2, (1, 2, 3)),
     )
     for axes, (title, pattern, tail, seeds) in zip(panels, groups, strict=True):
         for selection in ("published", "causal"):
@@ -213,15 +215,20 @@ def main() -> None:
     collecting.add_argument("--device", required=True)
     collecting.add_argument("--torch", required=True)
     collecting.add_argument("--note", default="")
+    collecting.add_argument("--add", action="store_true")
     commands.add_parser("show")
     options = parser.parse_args()
     if options.command == "collect":
+        before = json.loads(RESULTS.read_text())["runs"] if options.add else {}
+        found = collect(options.study)
+        for name in found.keys() & before.keys():
+            found[name]["leaks"] = found[name]["leaks"] or before[name]["leaks"]
         report = {
             "device": options.device,
             "torch": options.torch,
             "commit": commit(),
             "note": options.note,
-            "runs": collect(options.study),
+            "runs": dict(sorted((before | found).items())),
         }
         RESULTS.write_text(json.dumps(report) + "\n")
     runs = json.loads(RESULTS.read_text())["runs"]
