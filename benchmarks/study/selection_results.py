@@ -5,8 +5,8 @@
     python -m benchmarks.study.selection_results show
 
 ``collect`` writes benchmarks/results/selection_study.json, with ``--add`` onto what it has: a run
-that is there twice is the new one, with the old leaks where it has none. ``show`` prints the tables of that file
-and draws docs/selection_losses.png and docs/selection_tails.png.
+that is there twice is the new one, with the old leaks where it has none. ``show`` prints the tables
+of that file and draws docs/selection_losses.png and docs/selection_tails.png.
 """
 
 import argparse
