@@ -3,7 +3,7 @@
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 
 def check_toml_types(config_cls: type, values: dict[str, Any], path: str = "") -> None:
@@ -34,6 +34,8 @@ def check_toml_types(config_cls: type, values: dict[str, Any], path: str = "") -
 
 def _is_of_type(value: Any, hint: Any) -> bool:
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _is_of_type(value, args[0])
     if hint is Any:
         return True
     if origin is Literal:
@@ -51,6 +53,10 @@ def _is_of_type(value: Any, hint: Any) -> bool:
 
 def _describe(hint: Any) -> str:
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _describe(args[0])
+    if origin is list and get_origin(args[0]) is dict:
+        return "a list of tables"
     if origin is Literal:
         return "one of " + ", ".join(repr(choice) for choice in args)
     if origin in (Union, UnionType):

@@ -3,7 +3,6 @@
 The methods stand in the order in which they are called.
 """
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -13,10 +12,14 @@ from lighthouse.titan.checkpoint.disk import check_space, check_writable
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.resume import check_resume
 from lighthouse.titan.config.resolved_toml import write_resolved
-from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.config.stages import Stage, Stages
+from lighthouse.titan.data.staged import StagedLoader
+from lighthouse.titan.distributed.layout import accumulation_of
 from lighthouse.titan.llama3.chunked_loss import apply_chunked_loss
 from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, stage_metrics
+from lighthouse.titan.run.rehearsal import is_wanted, rehearse
+from lighthouse.titan.run.schedule import follow_stages
 from lighthouse.titan.run.selection_observer import SelectionObserver
 from lighthouse.titan.run.stage_clock import StageClock
 from lighthouse.titan.run.stop import StopRequest
@@ -62,19 +65,19 @@ class RunHooks:
         apply_chunked_loss(model, self._job_config)
         check_space(self._job_config, sum(p.numel() for p in model.parameters()))
 
-    def ready(
-        self,
-        model_parts: Iterable[nn.Module],
-        model_args: Any,
-        metrics_processor: Any,
-        parallel_dims: Any,
-    ) -> None:
-        """All is built and wrapped, with first weights."""
-        self._model_parts = list(model_parts)
-        self._model_args = model_args
-        self._metrics_processor = metrics_processor
-        self._dense_flops_per_token = metrics_processor.num_flops_per_token
-        self._observer = SelectionObserver(self._model_parts, self._job_config, parallel_dims)
+    def ready(self, trainer: Any) -> None:
+        """All that trains is built and wrapped, with first weights.
+
+        Args:
+            trainer: torchtitan's ``Trainer``.
+        """
+        self._trainer = trainer
+        self._model_parts = list(trainer.model_parts)
+        self._dense_flops_per_token = trainer.metrics_processor.num_flops_per_token
+        self._observer = SelectionObserver(
+            self._model_parts, self._job_config, trainer.parallel_dims
+        )
+        follow_stages(trainer.lr_schedulers, self._stages)
 
     @refusals()
     def before_load(self, checkpointer: Any) -> None:
@@ -94,16 +97,33 @@ class RunHooks:
         """
         self._clock = StageClock(self._job_config)
         self._clock.resume(step)
+        ahead = [stage for stage in self._stages if stage.last > step]
+        if is_wanted(self._job_config, len(ahead), self._trainer.device):
+            rehearse(self._trainer, ahead, self._begin_stage)
         self._stop.listen()
         return ntokens_seen * self._counted_by // self._batch_degree
 
     def begin_step(self, step: int) -> None:
         """``step`` is about to be trained."""
         self._clock.begin_step(step)
-        set_stage(self._model_parts, self._stages.at(step))
+        stage = self._stages.at(step)
+        self._begin_stage(stage)
+        if isinstance(self._trainer.dataloader, StagedLoader):
+            self._trainer.dataloader.begin_stage(stage)
         self._observer.begin_step(step)
-        self._metrics_processor.num_flops_per_token = flops_per_token(
-            self._model_parts, self._dense_flops_per_token, self._model_args, self._job_config
+
+    def _begin_stage(self, stage: Stage) -> None:
+        """Put all but the data into a stage; it may be the present one."""
+        trainer, job = self._trainer, stage.job(self._job_config)
+        set_stage(self._model_parts, stage)
+        if stage.table:
+            trainer.gradient_accumulation_steps = accumulation_of(job, self._batch_degree)
+        trainer.metrics_processor.num_flops_per_token = flops_per_token(
+            self._model_parts,
+            self._dense_flops_per_token,
+            trainer.model_args,
+            job,
+            self._job_config.training.seq_len,
         )
 
     def metrics(self, step: int) -> dict[str, float]:

@@ -61,9 +61,13 @@ def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> int:
     if saved is None:
         return data_parallel_degree
     current = RunRecord.of(job_config, data_parallel_degree)
-    _check_record(checkpoint, saved, current, config, steps)
-    if step is not None:
-        _check_selection(checkpoint, step, saved, Stages.of(job_config))
+    stages = Stages.of(job_config)
+    listed = stages.listed and saved.stages is not None and saved.stages.listed
+    _check_record(checkpoint, saved, current, config, steps, whole_schedule=not listed)
+    if step is not None and saved.stages is not None and listed:
+        _check_stages_behind(checkpoint, step, saved.stages, stages)
+    elif step is not None:
+        _check_selection(checkpoint, step, saved, stages)
     return saved.data_parallel_degree
 
 
@@ -105,7 +109,12 @@ def _checkpoint_to_load(config: Any, folder: Path) -> Path | None:
 
 
 def _check_record(
-    checkpoint: Path, saved: RunRecord, current: RunRecord, config: Any, steps: int
+    checkpoint: Path,
+    saved: RunRecord,
+    current: RunRecord,
+    config: Any,
+    steps: int,
+    whole_schedule: bool,
 ) -> None:
     if saved.model_only:
         raise ValueError(
@@ -117,7 +126,7 @@ def _check_record(
     if "dataloader" not in excluded:
         _check_data(checkpoint, saved, current)
     end = saved.lr_scheduler["total_steps"]
-    if end < steps and "lr_scheduler" not in excluded:
+    if end < steps and "lr_scheduler" not in excluded and whole_schedule:
         up_to_there = "" if _step_of(checkpoint) == end else f"use training.steps = {end}, or "
         raise ValueError(
             f"training.steps = {steps}: the schedule of checkpoint {checkpoint} ends at step {end} "
@@ -127,12 +136,37 @@ def _check_record(
     for section, names in STATE_IN_CHECKPOINT.items():
         was, now = getattr(saved, section), getattr(current, section)
         for name in names:
+            # Stages to come may change, and with them where the schedule ends.
+            if not whole_schedule and name in ("total_steps", "decay_ratio"):
+                continue
             if section not in excluded and was[name] != now[name]:
                 raise ValueError(
                     f"{section}.{name} = {now[name]!r}: checkpoint {checkpoint} was written with "
                     f"{was[name]!r}, which a resume keeps; set it to that, or start afresh with "
                     "checkpoint.exclude_from_loading = ['optimizer', 'lr_scheduler']"
                 )
+
+
+def _check_stages_behind(checkpoint: Path, step: int, was: Stages, now: Stages) -> None:
+    """Refuse to change what is trained; a stage that is under way may only end elsewhere."""
+    for stage in was:
+        if stage.first > step:
+            return
+        there = now.stages[stage.number - 1] if stage.number <= len(now.stages) else None
+        old, new = stage.table, {} if there is None else there.table
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) == new.get(key) or (key == "steps" and stage.last > step):
+                continue
+            behind = f"step {step} of checkpoint {checkpoint} is in or behind it"
+            raise ValueError(
+                f"stages.{stage.number}.{key} = {new.get(key)!r}: was {old.get(key)!r}, and "
+                f"{behind}; set it back, or start another job.dump_folder from its weights"
+            )
+        if there is not None and there.last < step < stage.last:
+            raise ValueError(
+                f"stages.{stage.number}.steps = {there.steps}: checkpoint {checkpoint} has trained "
+                f"{step - stage.first + 1} steps of it; use that or more"
+            )
 
 
 def _check_selection(checkpoint: Path, step: int, saved: RunRecord, stages: Stages) -> None:

@@ -2,14 +2,17 @@
 
 import importlib
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lighthouse.titan.config.check_checkpoint import check_checkpoint
 from lighthouse.titan.config.check_layout import check_layout
-from lighthouse.titan.config.check_lighthouse import check_lighthouse
+from lighthouse.titan.config.check_lighthouse import check_end, check_lighthouse
 from lighthouse.titan.config.check_llama3 import check_llama3
 from lighthouse.titan.config.check_numbers import check_numbers
+from lighthouse.titan.config.stage_tables import of_stage
+from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.text_files import check_texts
 
 if TYPE_CHECKING:
@@ -52,14 +55,27 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
         ValueError: naming the key, the value it got and what would do.
     """
     import_custom(job_config)
-    check_numbers(job_config)
-    check_layout(job_config, machine)
     check_checkpoint(job_config)
     _check_device(job_config, machine.device)
-    check_llama3(job_config, machine)
-    check_lighthouse(job_config, machine)
+    if not job_config.stages:
+        _check_stage(job_config, machine)
+    for number, table in enumerate(job_config.stages, start=1):
+        try:
+            _check_stage(of_stage(job_config, table), machine)
+        except ValueError as error:
+            raise ValueError(_as_written(str(error), number, table)) from None
+    _check_positions(job_config)
+    check_end(job_config)
     if job_config.model.name == "llama3":
         check_texts(job_config)
+
+
+def _check_stage(job_config: "JobConfig", machine: Machine) -> None:
+    """Check the configuration of one stage, or of a run without any."""
+    check_numbers(job_config)
+    check_layout(job_config, machine)
+    check_llama3(job_config, machine)
+    check_lighthouse(job_config, machine)
 
 
 def import_custom(job_config: "JobConfig") -> None:
@@ -75,6 +91,25 @@ def import_custom(job_config: "JobConfig") -> None:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ValueError(f"experimental.custom_import = {module!r}: {error}") from error
+
+
+def _as_written(message: str, number: int, table: dict[str, object]) -> str:
+    """Name the keys that a stage sets as they stand in its table, or else the stage."""
+    written = message
+    for key in table:
+        written = re.sub(rf"\b(training|lighthouse)\.{key}\b", f"stages.{number}.{key}", written)
+    return f"in stage {number}: {message}" if written == message else written
+
+
+def _check_positions(job_config: "JobConfig") -> None:
+    longest = Stages.of(job_config).longest
+    validation = job_config.validation
+    if job_config.model.name == "llama3" and validation.enable and validation.seq_len > longest:
+        key = "the longest stage's seq_len" if job_config.stages else "training.seq_len"
+        raise ValueError(
+            f"validation.seq_len = {validation.seq_len}: the model's positions end at {key} = "
+            f"{longest}; use at most that"
+        )
 
 
 def _check_device(job_config: "JobConfig", device: str) -> None:

@@ -26,7 +26,6 @@ def check_lighthouse(job_config: "JobConfig", machine: "Machine") -> None:
     _check_reports(job_config)
     if job_config.lighthouse.enable:
         _check_layers(job_config, machine)
-        _check_stage_can_be_resumed(job_config)
 
 
 def _check_layers(job_config: "JobConfig", machine: "Machine") -> None:
@@ -106,18 +105,24 @@ def _check_reports(job_config: "JobConfig") -> None:
         )
 
 
-def _check_stage_can_be_resumed(job_config: "JobConfig") -> None:
-    """A run that ends in the Lighthouse stage is meant to be resumed under dense attention."""
+def check_end(job_config: "JobConfig") -> None:
+    """A run that does not end dense is meant to be resumed under dense attention.
+
+    Raises:
+        ValueError: its last checkpoint could not be, or its schedule would have ended.
+    """
     checkpoint, steps = job_config.checkpoint, job_config.training.steps
     saves = checkpoint.enable and not checkpoint.load_only and not checkpoint.create_seed_checkpoint
-    if Stages.of(job_config).end_dense or not saves:
+    stages = Stages.of(job_config)
+    if stages.end_dense or not saves:
         return
     if checkpoint.last_save_model_only:
         raise ValueError(
-            "checkpoint.last_save_model_only = true: this run ends in the Lighthouse stage and its "
-            "last checkpoint could not be resumed under dense attention; set it to false"
+            f"checkpoint.last_save_model_only = true: this run ends in a {stages.last.attention} "
+            "stage and its last checkpoint could not be resumed under dense attention; set it to "
+            "false"
         )
-    if job_config.lr_scheduler.total_steps is None:
+    if job_config.lr_scheduler.total_steps is None and not stages.listed:
         raise ValueError(
             "lr_scheduler.total_steps is not set: this run ends in the Lighthouse stage at step "
             f"{steps}, and the dense stage would resume on a schedule that has already ended; set "

@@ -85,8 +85,7 @@ def _check_split(job_config: "JobConfig", model_args: Any) -> None:
         )
     # Context parallelism gives every rank a piece from either half of the sequence.
     pieces = tensor * 2 * section.context_parallel_degree
-    seq_len = job_config.training.seq_len
-    lengths = {"training": seq_len}
+    lengths = {"training": job_config.training.seq_len}
     if job_config.validation.enable:
         lengths["validation"] = job_config.validation.seq_len
     for name, length in lengths.items():
@@ -95,11 +94,6 @@ def _check_split(job_config: "JobConfig", model_args: Any) -> None:
                 f"{name}.seq_len = {length}: must be a multiple of {pieces}, which is "
                 "tensor_parallel_degree * 2 * context_parallel_degree; nearest is "
                 f"{nearest_multiple(length, pieces)}"
-            )
-        if length > seq_len:
-            raise ValueError(
-                f"{name}.seq_len = {length}: the model's positions end at training.seq_len = "
-                f"{seq_len}; use at most that"
             )
 
 

@@ -1,18 +1,22 @@
 """Which attention a step has, at which length, and how much of the run is left.
 
-A run is a list of stages; ``lighthouse.dense_from_step`` is the short form of two. Whoever asks
-about a step asks here. The stage of a step depends on nothing but the step, so that a restart finds
-it again.
+A run is a list of stages: those of ``[[stages]]``, or two of which ``lighthouse.dense_from_step``
+is the short form. Whoever asks about a step asks here. The stage of a step depends on nothing but
+the step, so that a restart finds it again.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from lighthouse.config import LighthouseConfig
+from lighthouse.titan.config.section import layer_configs, num_chunks
+from lighthouse.titan.config.stage_tables import of_stage
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
-Attention = Literal["lighthouse", "dense"]
+Attention = Literal["lighthouse", "dense", "window"]
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,12 @@ class Stage:
 
     Attributes:
         number: from 1.
-        attention: ``"dense"`` in every layer, or ``"lighthouse"`` as ``[lighthouse]`` says, layer
-            by layer.
+        attention: ``"dense"`` or ``"window"`` in every layer, or ``"lighthouse"`` as
+            ``[lighthouse]`` says, layer by layer.
         first, last: its steps, both included; steps count from 1.
         seq_len: tokens of a sequence, over all ranks.
-        selection: of its Lighthouse layers; None in a dense stage.
+        selection: of its Lighthouse layers; None in any other stage.
+        table: its table in ``[[stages]]``; empty in a run without.
     """
 
     number: int
@@ -34,6 +39,7 @@ class Stage:
     last: int
     seq_len: int
     selection: str | None = None
+    table: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def dense(self) -> bool:
@@ -42,6 +48,22 @@ class Stage:
     @property
     def steps(self) -> int:
         return self.last - self.first + 1
+
+    def job(self, job_config: "JobConfig") -> "JobConfig":
+        """The run's configuration as it is in this stage."""
+        return of_stage(job_config, self.table) if self.table else job_config
+
+    def layers(self, job_config: "JobConfig", num_layers: int) -> list[LighthouseConfig | None]:
+        """What each layer does, over all ranks; None is dense.
+
+        Raises:
+            ValueError: for a value that does not fit, named as in the TOML.
+        """
+        if self.dense:
+            return [None] * num_layers
+        job = self.job(job_config)
+        chunks = num_chunks(job.lighthouse, job.parallelism)
+        return layer_configs(job.lighthouse, num_layers, self.seq_len, chunks)
 
 
 @dataclass(frozen=True)
@@ -53,24 +75,35 @@ class Stages:
     @classmethod
     def of(cls, job_config: "JobConfig") -> "Stages":
         """Those of torchtitan's ``JobConfig``."""
-        section, steps = job_config.lighthouse, job_config.training.steps
-        before = 0
-        if section.enable:
-            before = steps if section.dense_from_step is None else section.dense_from_step - 1
-        before = min(max(before, 0), steps)
+        section, training = job_config.lighthouse, job_config.training
         found: list[Stage] = []
-        for attention, last in (("lighthouse", before), ("dense", steps)):
-            first = found[-1].last + 1 if found else 1
-            if last >= first:
-                stage = Stage(
-                    number=len(found) + 1,
-                    attention=attention,  # type: ignore[arg-type]
-                    first=first,
-                    last=last,
-                    seq_len=job_config.training.seq_len,
-                    selection=section.selection if attention == "lighthouse" else None,
-                )
+
+        def add(attention: Attention, steps: int, table: dict[str, Any]) -> None:
+            before = found[-1].last if found else 0
+            stage = Stage(
+                number=len(found) + 1,
+                attention=attention,
+                first=before + 1,
+                last=before + steps,
+                seq_len=table.get("seq_len", training.seq_len),
+                selection=(
+                    table.get("selection", section.selection) if attention == "lighthouse" else None
+                ),
+                table=table,
+            )
+            if steps:
                 found.append(stage)
+
+        for table in job_config.stages:
+            add(table["attention"], table["steps"], table)
+        if not found:
+            before = 0
+            if section.enable:
+                end = section.dense_from_step
+                before = training.steps if end is None else end - 1
+            before = min(max(before, 0), training.steps)
+            add("lighthouse", before, {})
+            add("dense", training.steps - before, {})
         return cls(tuple(found))
 
     @classmethod
@@ -94,6 +127,20 @@ class Stages:
         return {stage: max(0, stage.last - max(step, stage.first - 1)) for stage in self.stages}
 
     @property
+    def last(self) -> Stage:
+        return self.stages[-1]
+
+    @property
+    def listed(self) -> bool:
+        """Whether they stand in ``[[stages]]``."""
+        return bool(self.stages[0].table)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(stage.seq_len for stage in self.stages)
+
+    @property
     def end_dense(self) -> bool:
         """Whether the run's last step is dense."""
-        return self.stages[-1].dense
+        return self.last.dense

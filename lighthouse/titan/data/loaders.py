@@ -6,15 +6,17 @@ stay the ones that upstream gives.
 
 from dataclasses import asdict
 
-from torchtitan.components.dataloader import ParallelAwareDataloader
+from torchtitan.components.dataloader import BaseDataLoader, ParallelAwareDataloader
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
 from torchtitan.config.job_config import Training, Validation
 from torchtitan.hf_datasets import text_datasets as upstream
 
 from lighthouse.refusal import refusals
+from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.packing import PackedTextDataset
 from lighthouse.titan.data.sources import open_source
+from lighthouse.titan.data.staged import StagedLoader
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 
 
@@ -56,18 +58,21 @@ def build_dataloader(
     tokenizer: BaseTokenizer,
     job_config: JobConfig,
     infinite: bool = True,
-) -> ParallelAwareDataloader:
+) -> BaseDataLoader | StagedLoader:
     """The loader of `training.dataset`: upstream's signature.
 
     Raises:
         Refusal: an unknown dataset, or a path without usable files.
     """
-    section = job_config.training
-    if _is_upstreams(section.dataset.lower(), tokenizer):
-        return upstream.build_text_dataloader(
-            dp_world_size, dp_rank, tokenizer, job_config, infinite
-        )
-    return _build("training", section, tokenizer, dp_world_size, dp_rank, infinite)
+
+    def build(stage: Stage) -> ParallelAwareDataloader:
+        job = stage.job(job_config)
+        if _is_upstreams(job.training.dataset.lower(), tokenizer):
+            return upstream.build_text_dataloader(dp_world_size, dp_rank, tokenizer, job, infinite)
+        return _build("training", job.training, tokenizer, dp_world_size, dp_rank, infinite)
+
+    stages = Stages.of(job_config)
+    return StagedLoader(build, stages.at(1)) if stages.listed else build(stages.at(1))
 
 
 @refusals()

@@ -64,7 +64,12 @@ def layout_of(job_config: "JobConfig", processes: int) -> Layout:
 
 def accumulation_steps(job_config: "JobConfig", layout: Layout) -> int:
     """Micro-batches in a step; ``layout`` is from :func:`layout_of`, so it divides."""
+    return accumulation_of(job_config, layout.batch)
+
+
+def accumulation_of(job_config: "JobConfig", batch_degree: int) -> int:
+    """Micro-batches in a step where so many ranks read text of their own."""
     training = job_config.training
     if training.global_batch_size < 0:
         return 1
-    return training.global_batch_size // (training.local_batch_size * layout.batch)
+    return training.global_batch_size // (training.local_batch_size * batch_degree)

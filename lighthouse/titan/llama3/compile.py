@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
-from lighthouse.titan.llama3.layers import lighthouse_modules
+from lighthouse.titan.llama3.layers import StagedAttention, lighthouse_modules
 
 
 def prepare_to_compile(model: Any) -> None:
@@ -19,12 +19,14 @@ def prepare_to_compile(model: Any) -> None:
 def _allow_all_variants(model: nn.Module) -> None:
     """Let torch.compile specialise the blocks' one code for each kind of layer.
 
-    A kind is compiled for training and for validation, in either stage. Beyond PyTorch's limit a
+    A kind is compiled for training and for validation, in every stage. Beyond PyTorch's limit a
     run would stop, perhaps as late as at the switch to dense.
     """
-    kinds = len({module.config for module in lighthouse_modules([model])})
+    modules = [m for m in lighthouse_modules([model]) if isinstance(m, StagedAttention)]
+    kinds = len({config for module in modules for config in (module.config, *module.by_stage)})
+    stages = max((len(module.by_stage) for module in modules), default=1)
     config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, 8 + 4 * kinds)
+    config.recompile_limit = max(config.recompile_limit, 8 + 4 * kinds * stages)
 
 
 class _Waited(torch.autograd.Function):

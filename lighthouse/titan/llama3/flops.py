@@ -17,6 +17,7 @@ def flops_per_token(
     dense_flops_per_token: int,
     model_args: Any,
     job_config: "JobConfig",
+    counted_seq_len: int | None = None,
 ) -> int:
     """FLOPs per token and step in the present stage, by torchtitan's conventions.
 
@@ -29,10 +30,14 @@ def flops_per_token(
         model_parts: the model, in its present stage.
         dense_flops_per_token: of the same model with dense attention everywhere.
         model_args: torchtitan's, for the number and width of a Llama's heads.
-        job_config: torchtitan's ``JobConfig``, for N and the ranks that share a sequence.
+        job_config: torchtitan's ``JobConfig`` of the present stage, for N and the ranks that share
+            a sequence.
+        counted_seq_len: the N that ``dense_flops_per_token`` is for; None for the stage's.
     """
     seq_len, ranks = job_config.training.seq_len, job_config.parallelism.context_parallel_degree
     flops: float = dense_flops_per_token
+    if counted_seq_len not in (None, seq_len):
+        flops += 12 * model_args.n_layers * model_args.dim * (seq_len - counted_seq_len)
     for module in lighthouse_modules(model_parts):
         if not module.dense:
             heads, head_dim = model_args.n_heads, model_args.dim // model_args.n_heads

@@ -2,43 +2,70 @@
 
 import contextlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from lighthouse.attention import LighthouseAttention
+from lighthouse.config import LighthouseConfig
 from lighthouse.titan.config.section import layer_configs, num_chunks
-from lighthouse.titan.config.stages import Stage
+from lighthouse.titan.config.stages import Stage, Stages
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
 
+class StagedAttention(LighthouseAttention):
+    """A layer's attention, which may be another one in each stage.
+
+    Attributes:
+        by_stage: what it is in each, on this rank; None is dense.
+    """
+
+    def __init__(
+        self,
+        by_stage: Sequence[LighthouseConfig | None],
+        otherwise: LighthouseConfig,
+        inner: nn.Module,
+        impl: str,
+    ) -> None:
+        """``otherwise``: the parameters to show before a stage sets its own."""
+        super().__init__(next((c for c in by_stage if c is not None), otherwise), inner, impl)
+        self.by_stage = tuple(by_stage)
+
+    def begin_stage(self, number: int) -> None:
+        """Become what the stage of this number, from 1, says."""
+        config = self.by_stage[number - 1]
+        self.dense = config is None
+        if config is not None:
+            self.config = config
+
+
 def apply_lighthouse(model: Any, job_config: "JobConfig") -> None:
-    """Wrap the attention of every Lighthouse layer of a just built (meta device) Transformer.
+    """Wrap the attention of every layer that is not always dense, in a just built Transformer.
 
     The wrapped dense module stays inside, so context parallelism and the switch to dense find it,
     and parameter names stay those of the dense model. Under context parallelism a rank's tokens are
     whole chunks: it pools, selects and scatters by itself, and the ring runs over the sub-sequence
     as it does over the tokens of a dense layer.
     """
-    section = job_config.lighthouse
-    if not section.enable:
-        return
-    parallelism = job_config.parallelism
-    configs = layer_configs(
-        section,
-        len(model.layers),
-        job_config.training.seq_len,
-        num_chunks(section, parallelism),
-    )
-    for block, config in zip(model.layers.values(), configs, strict=True):
-        if config is not None:
-            local = config.local(parallelism.context_parallel_degree)
+    section, parallelism = job_config.lighthouse, job_config.parallelism
+    stages, count = Stages.of(job_config), len(model.layers)
+    by_layer = zip(*(stage.layers(job_config, count) for stage in stages), strict=True)
+    # A run whose only stage is dense still knows what its layers would be.
+    unused: Sequence[LighthouseConfig | None] = [None] * count
+    if section.enable and not stages.listed:
+        chunks = num_chunks(section, parallelism)
+        unused = layer_configs(section, count, job_config.training.seq_len, chunks)
+    for block, by_stage, otherwise in zip(model.layers.values(), by_layer, unused, strict=True):
+        local = [c and c.local(parallelism.context_parallel_degree) for c in (*by_stage, otherwise)]
+        shown = next((config for config in local if config is not None), None)
+        if shown is not None:
             inner = block.attention.inner_attention
-            block.attention.inner_attention = LighthouseAttention(local, inner, section.impl)
+            attention = StagedAttention(local[:-1], shown, inner, section.impl)
+            block.attention.inner_attention = attention
 
 
 def dense_module(inner_attention: nn.Module) -> nn.Module:
@@ -49,14 +76,15 @@ def dense_module(inner_attention: nn.Module) -> nn.Module:
 
 
 def lighthouse_modules(model_parts: Iterable[nn.Module]) -> list[LighthouseAttention]:
-    """The Lighthouse layers' attention modules, in either stage."""
+    """The attention modules of layers that are not always dense, in any stage."""
     return [m for part in model_parts for m in part.modules() if isinstance(m, LighthouseAttention)]
 
 
 def set_stage(model_parts: Iterable[nn.Module], stage: Stage) -> None:
     """Put all layers into a stage. Nothing but the attention call changes."""
     for module in lighthouse_modules(model_parts):
-        module.dense = stage.dense
+        if isinstance(module, StagedAttention):
+            module.begin_stage(stage.number)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,8 @@ class JsonLinesLogger:
     The file is only ever appended to. After a restart from step s it can hold steps beyond s twice;
     `lighthouse.runs.metrics.read_metrics` keeps the later attempt. Keys: `step`, `time` (Unix
     seconds), the `attention` and `seq_len` of the step's stage, the short names above, `stage` (the
-    attention again; absent where the model is never but dense), and all of upstream's.
+    attention again; absent where the model is never but dense), `stage_number` where there are
+    `[[stages]]`, and all of upstream's.
     `tokens_per_second` counts one device, as upstream does. Numbers keep full precision; NaN and
     infinities are the strings "nan", "inf", "-inf".
     """
@@ -47,6 +48,8 @@ class JsonLinesLogger:
         at_step = {"step": step, "attention": stage.attention, "seq_len": stage.seq_len}
         if self._ever_sparse:
             at_step["stage"] = stage.attention
+        if self._stages.listed:
+            at_step["stage_number"] = stage.number
         try:
             self._file.write(to_json(at_step | {"time": time.time()} | short | metrics) + "\n")
             self._file.flush()

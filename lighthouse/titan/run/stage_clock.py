@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 ELAPSED = {
     "lighthouse": "time_metrics/lighthouse_stage(s)",
+    "window": "time_metrics/window_stage(s)",
     "dense": "time_metrics/dense_stage(s)",
 }
 """Stages of one attention are timed together."""
@@ -67,9 +68,9 @@ class StageClock:
     def metrics(self, step: int) -> dict[str, float]:
         """Times to log at ``step``, in seconds.
 
-        ``time_metrics/lighthouse_stage(s)`` and ``time_metrics/dense_stage(s)``: spent in the
-        stages that have begun. A restart counts on from what was logged for the step it resumes;
-        steps that were lost and done again count once.
+        ``time_metrics/lighthouse_stage(s)`` and its like: spent in the stages that have begun. A
+        restart counts on from what was logged for the step it resumes; steps that were lost and
+        done again count once.
 
         ``time_metrics/eta(s)``: left after this step until ``training.steps``, the remaining steps
         of each stage at the mean speed it had in this process. A stage that is not measured yet

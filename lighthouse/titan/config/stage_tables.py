@@ -1,0 +1,264 @@
+"""``[[stages]]`` of a job's TOML: which keys a stage may set, in files and on the command line.
+
+torchtitan's ``JobConfig`` imports this module, so it must not import torchtitan.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from lighthouse.titan.config.section import Lighthouse
+from lighthouse.titan.config.toml_files import Layer
+from lighthouse.toml_types import check_toml_types
+
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
+
+StageTable = dict[str, Any]
+StageTables = Annotated[list[StageTable], tyro.conf.Fixed]
+"""Its flags are taken from the command line before tyro sees it, which counts from 0."""
+
+OF_THE_RUN = (
+    *("enable", "dense_from_step", "impl"),
+    *("validate_dense", "validate_leak", "selection_log_freq"),
+)
+"""Keys of ``[lighthouse]`` that a stage can't set."""
+
+FLAG = "--stages."
+
+
+@dataclass
+class _OwnKeys:
+    """What a stage sets beside keys of ``[lighthouse]``; unset: as the run's sections say."""
+
+    steps: int = 0
+    """How many; required"""
+
+    attention: Literal["dense", "lighthouse", "window"] = "dense"
+    """
+    In every layer dense, in every layer a window, or layer by layer as [lighthouse] says; required
+    """
+
+    seq_len: int | None = None
+    local_batch_size: int | None = None
+    global_batch_size: int | None = None
+
+    lr_factor: float = 1.0
+    """Multiplies the learning rate's schedule over all stages"""
+
+    warmup_steps: int = 0
+    """Steps from the last stage's last learning rate to this one's, in a line"""
+
+
+OF_TRAINING = ("seq_len", "local_batch_size", "global_batch_size")
+OF_LIGHTHOUSE = tuple(f for f in fields(Lighthouse) if f.name not in OF_THE_RUN)
+
+_Keys = make_dataclass(
+    "_Keys",
+    [(f.name, f.type, field(default=None)) for f in OF_LIGHTHOUSE],
+    bases=(_OwnKeys,),
+)
+
+
+def merge_stages(layers: Sequence[Layer], merged: dict[str, Any], flags: Sequence[str]) -> None:
+    """Settle what a chain of files says of stages, and put it into the merged values.
+
+    The tables of a file replace those of the files below it, and their ``training.steps`` and
+    ``lighthouse.dense_from_step``. ``training.steps`` becomes the sum of the stages.
+
+    Args:
+        merged: the values of all files, which change.
+        flags: of :func:`take_flags`.
+
+    Raises:
+        ValueError: tables that are not right, or steps that contradict them.
+    """
+    at = max((i for i, (_, values) in enumerate(layers) if "stages" in values), default=None)
+    tables = [dict(table) for table in layers[at][1]["stages"]] if at is not None else []
+    _apply_flags(tables, flags)
+    if not tables:
+        return
+    assert at is not None
+    for number, table in enumerate(tables, start=1):
+        _check_table(number, table)
+    steps = sum(table["steps"] for table in tables)
+    for file, values in layers[at:]:
+        said = values.get("training", {}).get("steps", steps)
+        try:
+            check_short_forms(tables, said, values.get("lighthouse", {}).get("dense_from_step"))
+        except ValueError as error:
+            raise ValueError(f"{error} (in {file})") from None
+    merged["stages"] = tables
+    merged.setdefault("training", {})["steps"] = steps
+    merged.get("lighthouse", {}).pop("dense_from_step", None)
+
+
+def check_short_forms(
+    tables: Sequence[StageTable], steps: int, dense_from_step: int | None
+) -> None:
+    """Refuse ``training.steps`` and ``lighthouse.dense_from_step`` that say other than the stages.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    if not tables:
+        return
+    sum_of_stages = sum(table["steps"] for table in tables)
+    if steps != sum_of_stages:
+        parts = " + ".join(str(table["steps"]) for table in tables)
+        raise ValueError(
+            f"training.steps = {steps}: [[stages]] have {parts} = {sum_of_stages} steps; leave it "
+            "out and change stages.N.steps"
+        )
+    if dense_from_step is not None:
+        raise ValueError(
+            f"lighthouse.dense_from_step = {dense_from_step}: [[stages]] say where dense attention "
+            "begins; leave it out"
+        )
+
+
+def settle(job_config: "JobConfig") -> None:
+    """Check the stages against the rest of a merged configuration, and fill in what follows.
+
+    Raises:
+        ValueError: naming the key, the value it got and what would do.
+    """
+    tables, schedule = job_config.stages, job_config.lr_scheduler
+    check_short_forms(tables, job_config.training.steps, job_config.lighthouse.dense_from_step)
+    for number, table in enumerate(tables, start=1):
+        if table["attention"] == "lighthouse" and not job_config.lighthouse.enable:
+            raise ValueError(
+                f"stages.{number}.attention = 'lighthouse': lighthouse.enable is false; set it to "
+                "true, or another attention"
+            )
+    decay_from = schedule.decay_from_stage
+    if decay_from is None:
+        return
+    if not 1 <= decay_from <= len(tables):
+        there = f"there are stages 1 to {len(tables)}" if tables else "there are no [[stages]]"
+        raise ValueError(f"lr_scheduler.decay_from_stage = {decay_from}: {there}")
+    if schedule.total_steps not in (None, job_config.training.steps):
+        raise ValueError(
+            f"lr_scheduler.total_steps = {schedule.total_steps}: lr_scheduler.decay_from_stage "
+            "ends the decay with the last stage; leave it out"
+        )
+    decayed = sum(table["steps"] for table in tables[decay_from - 1 :])
+    schedule.decay_ratio = decayed / job_config.training.steps
+
+
+def take_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments of a command line without and with those of ``--stages.N.KEY``."""
+    rest: list[str] = []
+    flags: list[str] = []
+    taken = rest
+    for argument in arguments:
+        if argument.startswith("--"):
+            taken = flags if argument.startswith(FLAG) else rest
+        taken.append(argument)
+    return rest, flags
+
+
+def _apply_flags(tables: list[StageTable], flags: Sequence[str]) -> None:
+    """Set ``--stages.N.KEY VALUE...`` or ``--stages.N.KEY=VALUE`` in the tables."""
+    groups: list[list[str]] = []
+    for argument in flags:
+        if argument.startswith("--"):
+            groups.append(argument.split("=", 1))
+        else:
+            groups[-1].append(argument)
+    for flag, *values in groups:
+        number, _, key = flag.removeprefix(FLAG).partition(".")
+        if not number.isdecimal() or not key:
+            raise ValueError(f"{flag}: must be {FLAG}N.KEY, N counted from 1")
+        if not 1 <= int(number) <= len(tables):
+            there = f"there are stages 1 to {len(tables)}" if tables else "there are no [[stages]]"
+            raise ValueError(f"stages.{number}.{key}: {there}")
+        if not values:
+            raise ValueError(f"{flag}: needs a value")
+        tables[int(number) - 1][key.replace("-", "_")] = _value(key, values)
+
+
+def _value(key: str, words: list[str]) -> Any:
+    """A flag's words as a TOML value; words that are none are text."""
+    found = []
+    for word in words:
+        try:
+            found.append(tomllib.loads(f"value = {word}")["value"])
+        except tomllib.TOMLDecodeError:
+            found.append(word)
+    hint = next((f.type for f in fields(_Keys) if f.name == key.replace("-", "_")), None)
+    several = str(hint).startswith("list") and not isinstance(found[0], list)
+    return found if several or len(found) > 1 else found[0]
+
+
+def _check_table(number: int, table: StageTable) -> None:
+    path = f"stages.{number}."
+    known = {f.name for f in fields(_Keys)}
+    for key in table:
+        if key not in known and (of_run := _key_of_run(key)):
+            raise ValueError(f"{path}{key}: is the same in all stages; set {of_run} for the run")
+    check_toml_types(_Keys, table, path)
+    for key in ("steps", "attention"):
+        if key not in table:
+            raise ValueError(f"{path}{key}: is missing; a stage needs its steps and its attention")
+    for key in ("steps", "seq_len", "local_batch_size"):
+        if table.get(key, 1) < 1:
+            raise ValueError(f"{path}{key} = {table[key]}: must be at least 1")
+    _check_attention(path, table)
+    if not 0 <= table.get("lr_factor", 1.0) < float("inf"):
+        raise ValueError(
+            f"{path}lr_factor = {table['lr_factor']}: must be a finite number, zero or more"
+        )
+    if not 0 <= table.get("warmup_steps", 0) <= table["steps"]:
+        raise ValueError(
+            f"{path}warmup_steps = {table['warmup_steps']}: must be zero or more, and at most the "
+            f"stage's {table['steps']} steps"
+        )
+
+
+def _check_attention(path: str, table: StageTable) -> None:
+    """Refuse keys that would do nothing under the stage's attention."""
+    attention = table["attention"]
+    useful = {f.name for f in OF_LIGHTHOUSE} if attention == "lighthouse" else set()
+    useful |= {"window"} if attention == "window" else set()
+    for key in table:
+        if key in {f.name for f in OF_LIGHTHOUSE} - useful:
+            raise ValueError(
+                f"{path}{key}: means nothing under {path}attention = {attention!r}; leave it out"
+            )
+
+
+def _key_of_run(key: str) -> str | None:
+    """What a key, a table or SECTION.KEY is called in the run's configuration, if it is there."""
+    # Not imported above: torchtitan's configuration imports this module.
+    from torchtitan.config import JobConfig
+
+    if key in OF_THE_RUN:
+        return f"lighthouse.{key}"
+    for section in fields(JobConfig):
+        if dataclasses.is_dataclass(section.type):
+            if section.name == key.split(".")[0]:
+                return key
+            if any(f.name == key for f in fields(section.type)):
+                return f"{section.name}.{key}"
+    return None
+
+
+def of_stage(job_config: "JobConfig", table: StageTable) -> "JobConfig":
+    """The run's configuration with what a stage's table sets, and no stages of its own."""
+    return dataclasses.replace(
+        job_config,
+        stages=[],
+        training=dataclasses.replace(
+            job_config.training, **{k: v for k, v in table.items() if k in OF_TRAINING}
+        ),
+        lighthouse=dataclasses.replace(
+            job_config.lighthouse,
+            enable=table["attention"] == "lighthouse",
+            **{f.name: table[f.name] for f in OF_LIGHTHOUSE if f.name in table},
+        ),
+    )
