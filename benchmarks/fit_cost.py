@@ -39,6 +39,7 @@ from lighthouse.cost.rates import RATES_FILE, Rates
 from lighthouse.cost.seconds import BACKWARD_MATMULS, elements_around
 from lighthouse.cost.sizes import Layout, Model, Work
 from lighthouse.cost.step import cost
+from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.distributed.layout import layout_of
 from lighthouse.titan.plan import machine_of, model_of, parse, work_of
 
@@ -155,7 +156,8 @@ def _job(flags: str, gpus: int) -> tuple[Model, Layout, Work]:
     args = ["--job.config_file", str(BASE), *one_micro_batch, *flags.split()]
     job_config = parse(args, machine_of(REFERENCE, gpus))
     model, layout = model_of(job_config.model.flavor), layout_of(job_config, gpus)
-    return model, layout, work_of(job_config, layout, model.layers)
+    layers = Stages.of(job_config).at(1).layers(job_config, model.layers)
+    return model, layout, work_of(job_config, layout, tuple(layers))
 
 
 def step_seconds(run: Run) -> float:

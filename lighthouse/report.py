@@ -1,4 +1,4 @@
-"""What happened in a run: the loss before and after the switch to dense attention, and the speed.
+"""What happened in a run: its stages, the loss around each boundary, and the speed.
 
     python -m lighthouse.report RUN_FOLDER [RUN_FOLDER ...]
 
@@ -19,16 +19,25 @@ import matplotlib
 
 matplotlib.use("Agg")  # writes files, needs no display
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 from lighthouse.runs.folder import RESOLVED_FILE, newest_checkpoint
 from lighthouse.runs.metrics import Record, join_runs, to_json
+from lighthouse.runs.stages import (
+    SMOOTH_STEPS,
+    SPIKE_STEPS,
+    StageReport,
+    attention_of,
+    smoothed,
+    split,
+    stage_reports,
+    table,
+)
 
 STAGES = ("lighthouse", "dense")
-COLORS = {"lighthouse": "tab:blue", "dense": "tab:orange"}
-
-# Counted in logged steps.
-SPIKE_STEPS = 50
-SMOOTH_STEPS = 10
+COLORS = {"lighthouse": "tab:blue", "dense": "tab:orange", "window": "tab:green"}
+_MOST_PANELS = 4
+"""Boundaries that are drawn large."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class Report:
         sees_future: whether that stage's selection is one that tells of later tokens, so that its
             loss is not that of a language model.
         checkpoint: newest finished checkpoint.
+        stages: all of them, in order.
     """
 
     last_step: int
@@ -70,6 +80,7 @@ class Report:
     leak: float | None
     sees_future: bool
     checkpoint: str | None
+    stages: tuple[StageReport, ...]
 
 
 def summarize(
@@ -87,41 +98,29 @@ def summarize(
     steps = [record for record in records if "loss" in record]
     if not steps:
         raise ValueError("no training step logged yet")
-    stages = [_stage(record) for record in steps]
-    dense_from = _switch_index(stages)
-
-    before = spike = recovered = switch_step = None
-    before_steps = 0
-    if dense_from is not None:
-        last = [record["loss"] for record in steps[:dense_from]][-SMOOTH_STEPS:]
-        before, before_steps = statistics.fmean(last), len(last)
-        after = steps[dense_from:]
-        losses = [record["loss"] for record in after]
-        switch_step = after[0]["step"]
-        spike = max(losses[:SPIKE_STEPS], key=lambda loss: math.inf if math.isnan(loss) else loss)
-        smooth = smoothed(losses, SMOOTH_STEPS)
-        full_windows = list(zip(after, smooth, strict=True))[SMOOTH_STEPS - 1 :]
-        recovered = next((r["step"] - switch_step for r, s in full_windows if s <= before), None)
-    final = [r["loss"] for r, stage in zip(steps, stages, strict=True) if stage == stages[-1]]
-    final = final[-SMOOTH_STEPS:]
+    stages = stage_reports(steps)
+    before = _before_the_switch(stages)
+    switch = stages[before + 1] if before is not None else None
+    last_of = [len(part[-SMOOTH_STEPS:]) for part in split(steps)]
     foreseen = [record for record in records if "validation_dense_loss" in record]
     leaks = [record["validation_leak"] for record in records if "validation_leak" in record]
     return Report(
         last_step=steps[-1]["step"],
-        loss_before_switch=before,
-        loss_before_steps=before_steps,
+        loss_before_switch=None if switch is None else switch.loss_before,
+        loss_before_steps=0 if before is None else last_of[before],
         foreseen_loss=foreseen[-1]["validation_dense_loss"] if foreseen else None,
         foreseen_step=foreseen[-1]["step"] if foreseen else None,
-        switch_step=switch_step,
-        spike=spike,
-        steps_to_recover=recovered,
-        final_loss=statistics.fmean(final),
-        final_steps=len(final),
+        switch_step=None if switch is None else switch.first_step,
+        spike=None if switch is None else switch.spike,
+        steps_to_recover=None if switch is None else switch.steps_to_recover,
+        final_loss=stages[-1].final_loss,
+        final_steps=last_of[-1],
         lighthouse_tokens_per_second=_speed(steps, "lighthouse"),
         dense_tokens_per_second=_speed(steps, "dense"),
         leak=leaks[-1] if leaks else None,
-        sees_future=published and "lighthouse" in stages,
+        sees_future=published and any(stage.attention == "lighthouse" for stage in stages),
         checkpoint=str(checkpoint) if checkpoint else None,
+        stages=tuple(stages),
     )
 
 
@@ -138,25 +137,14 @@ def has_published_selection(folder: Path) -> bool:
     return section.get("selection", "published") == "published" or in_layers
 
 
-def smoothed(values: Sequence[float], width: int) -> list[float]:
-    """Mean of each value and up to `width - 1` before it."""
-    return [statistics.fmean(values[max(0, i + 1 - width) : i + 1]) for i in range(len(values))]
-
-
-def _stage(record: Record) -> str:
-    # Older runs say "stage", and nothing where all layers are always dense.
-    stage: str = record.get("attention") or record.get("stage") or "dense"
-    return stage
-
-
-def _switch_index(stages: Sequence[str]) -> int | None:
-    """Index of the first dense step after a lighthouse step."""
-    pairs = itertools.pairwise(stages)
-    return next((i for i, pair in enumerate(pairs, start=1) if pair == STAGES), None)
+def _before_the_switch(stages: Sequence[StageReport]) -> int | None:
+    """Index of the first Lighthouse stage that a dense one follows."""
+    pairs = itertools.pairwise(stage.attention for stage in stages)
+    return next((i for i, pair in enumerate(pairs) if pair == STAGES), None)
 
 
 def _speed(steps: Sequence[Record], stage: str) -> float | None:
-    speeds = [record["tokens_per_second"] for record in steps if _stage(record) == stage]
+    speeds = [record["tokens_per_second"] for record in steps if attention_of(record) == stage]
     return statistics.median(speeds[1:]) if len(speeds) > 1 else None
 
 
@@ -189,43 +177,85 @@ def format_table(report: Report) -> str:
         rows.append(("note", f"the lighthouse stage's loss is no language model's: {why}"))
     rows.append(("checkpoint", report.checkpoint or "none"))
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    return "\n".join([table(report.stages), "", *lines] if len(report.stages) > 1 else lines)
 
 
 def _mean_of(steps: int) -> str:
     return f"(mean of the last {steps} logged steps)"
 
 
-def plot_loss(records: Sequence[Record], report: Report, path: Path) -> None:
-    """Write the loss curve as PNG: thin for each logged step, thick smoothed within its stage."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+def plot_loss(records: Sequence[Record], report: Report, path: Path, name: str = "") -> None:
+    """Write the loss curve as PNG: the whole run, and each boundary between stages large.
+
+    Thin for each logged step, thick smoothed within its stage. The whole run's axis leaves out what
+    lies above the losses after its first twentieth, so that what follows can be seen.
+    """
     steps = [record for record in records if "loss" in record]
-    for stage in STAGES:
-        part = [record for record in steps if _stage(record) == stage]
-        if part:
-            x = [record["step"] for record in part]
-            loss = [record["loss"] for record in part]
-            color = COLORS[stage]
+    parts = split(steps)
+    boundaries = [part[0]["step"] for part in parts[1:]]
+    shown = boundaries[-_MOST_PANELS:]
+    figure, grid = plt.subplots(
+        2 if shown else 1,
+        max(1, len(shown)),
+        figsize=(9, 7.5 if shown else 4.5),
+        layout="constrained",
+        squeeze=False,
+        height_ratios=(3, 2) if shown else None,
+    )
+    for axes in grid[0]:
+        axes.remove()
+    whole = figure.add_subplot(grid[0][0].get_gridspec()[0, :])
+    panels = list(grid[1]) if shown else []
+    for axes in (whole, *panels):
+        for part in parts:
+            x, loss = [r["step"] for r in part], [r["loss"] for r in part]
+            color = COLORS[attention_of(part[0])]
             axes.plot(x, loss, color=color, linewidth=0.6, alpha=0.5)
-            axes.plot(x, smoothed(loss, SMOOTH_STEPS), color=color, linewidth=1.8, label=stage)
+            axes.plot(x, smoothed(loss, SMOOTH_STEPS), color=color, linewidth=1.8)
+        for key, marker in (("validation_loss", "k."), ("validation_dense_loss", "r.")):
+            points = [(r["step"], r[key]) for r in records if key in r]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker, markersize=5)
+        for boundary in boundaries:
+            axes.axvline(boundary, color="gray", linestyle="--", linewidth=0.8)
+        axes.grid(alpha=0.3)
+        axes.set_xlabel("training step")
+    for attention in dict.fromkeys(attention_of(part[0]) for part in parts):
+        whole.plot([], [], color=COLORS[attention], linewidth=1.8, label=attention)
     for key, label, marker in (
         ("validation_loss", "validation", "k."),
         ("validation_dense_loss", "validation, if it were dense", "r."),
     ):
-        validation = [record for record in records if key in record]
-        if validation:
-            x = [record["step"] for record in validation]
-            axes.plot(x, [r[key] for r in validation], marker, markersize=5, label=label)
-    if report.switch_step is not None and report.loss_before_switch is not None:
-        axes.axvline(report.switch_step, color="gray", linestyle="--", label="switch to dense")
-        axes.axhline(report.loss_before_switch, color="gray", linestyle=":", linewidth=0.8)
-    axes.set_xlabel("training step")
-    axes.set_ylabel("cross-entropy loss (nats per token)")
-    axes.set_title(f"thin: logged steps, thick: mean of {SMOOTH_STEPS}", fontsize="small")
-    axes.grid(alpha=0.3)
-    axes.legend()
+        if any(key in record for record in records):
+            whole.plot([], [], marker, label=label)
+    _clip(whole, [r["loss"] for r in steps[len(steps) // 20 :]])
+    for number, (axes, boundary) in enumerate(zip(panels, shown, strict=True)):
+        index = next(i for i, record in enumerate(steps) if record["step"] == boundary)
+        near = steps[max(0, index - SPIKE_STEPS) : index + SPIKE_STEPS]
+        axes.set_xlim(near[0]["step"], near[-1]["step"] + 1)
+        _clip(axes, [record["loss"] for record in near])
+        stage = report.stages[len(report.stages) - len(shown) + number]
+        length = f", {stage.seq_len:,} tokens" if stage.seq_len else ""
+        axes.set_title(f"step {boundary:,}: {stage.attention}{length}", fontsize="small")
+        if stage.loss_before is not None:
+            axes.axhline(stage.loss_before, color="gray", linestyle=":", linewidth=0.8)
+    whole.set_ylabel("cross-entropy loss (nats per token)")
+    whole.set_title(
+        f"{name}{': ' if name else ''}thin: logged steps, thick: mean of {SMOOTH_STEPS}",
+        fontsize="small",
+    )
+    whole.legend()
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _clip(axes: Axes, losses: Sequence[float]) -> None:
+    """Show these losses, with a margin."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if finite and max(finite) > min(finite):
+        margin = 0.05 * (max(finite) - min(finite))
+        axes.set_ylim(min(finite) - margin, max(finite) + margin)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -248,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     output = folders[-1]
-    plot_loss(records, report, output / "loss.png")
+    plot_loss(records, report, output / "loss.png", output.resolve().name)
     (output / "report.json").write_text(to_json(asdict(report)) + "\n", encoding="utf-8")
     print(format_table(report))
     print(f"loss curve: {output / 'loss.png'}")

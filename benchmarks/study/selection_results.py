@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import commit
-from lighthouse.report import smoothed
 from lighthouse.runs.metrics import Record, read_metrics
+from lighthouse.runs.stages import smoothed
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/selection_study.json"

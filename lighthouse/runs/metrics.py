@@ -13,12 +13,16 @@ Record = dict[str, Any]
 
 
 def to_json(value: Any) -> str:
-    """Strict JSON of a flat dict: floats in full, NaN and infinities as "nan", "inf", "-inf"."""
-    strict = {
-        key: str(item) if isinstance(item, float) and not math.isfinite(item) else item
-        for key, item in value.items()
-    }
-    return json.dumps(strict, allow_nan=False)
+    """Strict JSON: floats in full, NaN and infinities as "nan", "inf", "-inf"."""
+    return json.dumps(_strict(value), allow_nan=False)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(folder: Path) -> list[Record]:

@@ -1,5 +1,6 @@
 """What each point of a sweep means to the trainer; the only file here that parses its TOML."""
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from lighthouse.sweep.run_folder import Run, folder_of, run_names
 from lighthouse.sweep.spec import Point, Spec, refuse_secrets
 from lighthouse.titan.config.check import Machine
 from lighthouse.titan.config.resolved_toml import to_toml
+from lighthouse.titan.config.stage_tables import FLAG
 from lighthouse.titan.plan import CPU, Plan, machine_of, parse, plan
 
 
@@ -85,7 +87,11 @@ def _parse(spec: Spec, point: Point, machine: Machine) -> Any:
     """The trainer's configuration of a point: the base, the common overrides, the point's."""
     values = {**spec.overrides, **point}
     overlay: dict[str, Any] = {"job": {"extends": str(spec.base)}}
+    flags: list[str] = []
     for dotted, value in values.items():
+        if dotted.startswith(FLAG.removeprefix("--")):
+            flags.append(f"--{dotted}={json.dumps(value)}")  # of these values JSON is TOML
+            continue
         if whole := next((k for k in values if dotted.startswith(f"{k}.")), None):
             raise ValueError(
                 f"{whole} = {values[whole]!r}: {dotted} is set too; say it in one place"
@@ -99,7 +105,7 @@ def _parse(spec: Spec, point: Point, machine: Machine) -> Any:
         file = Path(folder) / "overlay.toml"
         file.write_text(tomli_w.dumps(overlay), encoding="utf-8")
         try:
-            return parse(["--job.config_file", str(file)], machine)
+            return parse(["--job.config_file", str(file), *flags], machine)
         except ValueError as error:
             # The overlay is gone when this is read.
             raise ValueError(str(error).replace(f" (in {file})", "")) from None

@@ -36,7 +36,7 @@ def plan_table(planned: Sequence["PlannedRun"], states: Sequence[RunState]) -> G
     remarks: Counter[str] = Counter()
     for plan, state in zip(planned, states, strict=True):
         run, estimate = plan.run, plan.plan
-        remarks.update(estimate.remarks)
+        remarks.update((*estimate.misfits, *estimate.remarks))
         table.add_row(
             run.name,
             Text(state.state, style=_STYLES.get(state.state, "")),

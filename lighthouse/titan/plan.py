@@ -2,7 +2,8 @@
 
     python -m lighthouse.titan.plan --gpus 8 --job.config_file X.toml [any trainer flag]
 
-Nothing is started and no GPU is needed. ``--device`` names the kind of GPU, or ``cpu``; ``--json``
+Nothing is started and no GPU is needed. It ends with 2 where the trainer would refuse the job, or a
+stage would not fit into memory. ``--device`` names the kind of GPU, or ``cpu``; ``--json``
 prints everything for programs. The estimate is that of ``lighthouse/cost/``; validation,
 checkpoints and waiting for data are not in it. What it does not cover is left blank, with the
 reason.
@@ -24,8 +25,7 @@ from lighthouse.cost.sizes import Layout, Model, Work, flops_per_token
 from lighthouse.cost.step import Cost, cost
 from lighthouse.refusal import refuse
 from lighthouse.titan.config.check import Machine
-from lighthouse.titan.config.section import layer_configs, num_chunks
-from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.distributed.layout import accumulation_steps, layout_of
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ class PlannedStage:
     """What a stage would take; None for what is not estimated.
 
     Attributes:
-        name: its attention; ``"all dense"`` for the run without Lighthouse.
+        name: its attention; ``"all dense"`` for the run with every layer dense in each stage.
         steps: optimizer steps.
+        seq_len, tokens_per_step: over all GPUs.
         flops_per_token: by torchtitan's conventions.
         step_seconds: of one optimizer step.
         tokens_per_second: of one GPU.
@@ -51,6 +52,8 @@ class PlannedStage:
 
     name: str
     steps: int
+    seq_len: int
+    tokens_per_step: int
     flops_per_token: int | None
     step_seconds: float | None
     tokens_per_second: float | None
@@ -66,12 +69,14 @@ class Plan:
 
     Attributes:
         parameters: of the model.
-        gathered_len: S of each Lighthouse layer, and how many layers have it.
+        seq_len, tokens_per_step, accumulation: of the longest stage.
+        gathered_len: S of each Lighthouse layer, and how many layers have it, over all stages.
         stages: in order of training.
         all_dense: the same job with dense attention throughout.
         hours, gpu_hours, speedup: of the whole job; the last over ``all_dense``.
         memory_limit_gib: of the device.
-        remarks: why there is no estimate, what it does not know, and what does not fit.
+        misfits: stages that do not fit into the device's memory, a sentence each.
+        remarks: why there is no estimate, and what it does not know.
     """
 
     flavor: str
@@ -89,6 +94,7 @@ class Plan:
     gpu_hours: float | None
     speedup: float | None
     memory_limit_gib: float | None
+    misfits: tuple[str, ...]
     remarks: tuple[str, ...]
 
 
@@ -105,61 +111,65 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
         device: a kind of GPU; one without rates is not estimated.
     """
     layout = layout_of(job_config, gpus)
-    accumulation = accumulation_steps(job_config, layout)
-    training = job_config.training
-    tokens = layout.batch * training.local_batch_size * accumulation * training.seq_len
+    stages_of_run = Stages.of(job_config)
     reason = _why_not_estimated(job_config, device)
     is_llama = job_config.model.name == "llama3"
     model = model_of(job_config.model.flavor) if is_llama else None
-    work = None if model is None else work_of(job_config, layout, model.layers)
+    rows: dict[int, int] = {}
 
-    def planned(name: str, steps: int, dense: bool) -> PlannedStage:
-        if model is None or work is None:
-            return _planned_stage(name, steps, None, None, 0)
-        of_stage = replace(work, attention=(None,) * model.layers) if dense else work
-        estimate = None if reason else cost(model, layout, of_stage, load_rates(device))
-        flops = flops_per_token(model, of_stage)
-        return _planned_stage(name, steps, flops, estimate, tokens / layout.gpus)
+    def planned(stage: Stage, all_dense: bool = False) -> PlannedStage:
+        job = stage.job(job_config)
+        sequences = layout.batch * job.training.local_batch_size * accumulation_steps(job, layout)
+        tokens = sequences * stage.seq_len
+        flops, estimate = None, None
+        if model is not None:
+            layers = stage.layers(job_config, model.layers)
+            if not all_dense:
+                rows.update(Counter(c.gathered_len(stage.seq_len) for c in layers if c is not None))
+            attention = (None,) * model.layers if all_dense else tuple(layers)
+            work = work_of(job, layout, attention)
+            flops = flops_per_token(model, work)
+            estimate = None if reason else cost(model, layout, work, load_rates(device))
+        return _planned_stage(stage, tokens, flops, estimate, layout.gpus)
 
-    stages = [planned(s.attention, s.steps, s.dense) for s in Stages.of(job_config)]
-    all_dense = planned("all dense", training.steps, dense=True)
+    stages = [planned(stage) for stage in stages_of_run]
+    all_dense = _together([planned(stage, all_dense=True) for stage in stages_of_run])
     hours = None if reason else sum(stage.hours or 0.0 for stage in stages)
     limit = None if reason else load_rates(device).memory / GIB
-    layers = () if work is None else work.attention
-    rows = Counter(c.gathered_len(training.seq_len) for c in layers if c is not None)
+    longest = max(stages, key=lambda stage: stage.seq_len)
+    of_longest = next(s for s in stages_of_run if s.seq_len == longest.seq_len)
     return Plan(
         flavor=job_config.model.flavor,
         device=device,
         gpus=gpus,
         layout=layout,
         parameters=None if model is None else model.parameters,
-        seq_len=training.seq_len,
-        tokens_per_step=tokens,
-        accumulation=accumulation,
-        gathered_len=dict(rows),
+        seq_len=longest.seq_len,
+        tokens_per_step=longest.tokens_per_step,
+        accumulation=accumulation_steps(of_longest.job(job_config), layout),
+        gathered_len=rows,
         stages=tuple(stages),
         all_dense=all_dense,
         hours=hours,
         gpu_hours=None if hours is None else hours * gpus,
         speedup=None if hours is None or all_dense.hours is None else all_dense.hours / hours,
         memory_limit_gib=limit,
-        remarks=(reason,) if reason else _remarks(job_config, stages, limit),
+        misfits=_misfits(stages, limit),
+        remarks=(reason,) if reason else _remarks(job_config),
     )
 
 
-def work_of(job_config: "JobConfig", layout: Layout, layers: int) -> Work:
-    """A step of the Lighthouse stage, or of the dense one where there is no other."""
-    training, section = job_config.training, job_config.lighthouse
-    configs: list[LighthouseConfig | None] = [None] * layers
-    if section.enable:
-        chunks = num_chunks(section, job_config.parallelism)
-        configs = layer_configs(section, layers, training.seq_len, chunks)
+def work_of(
+    job_config: "JobConfig", layout: Layout, attention: tuple[LighthouseConfig | None, ...]
+) -> Work:
+    """A step of a stage, whose configuration this is, with the attention of each layer."""
+    training = job_config.training
     checkpoint = job_config.activation_checkpoint
     selective = checkpoint.mode == "selective"
     element, residual = _activation_bytes(job_config, layout)
     return Work(
         seq_len=training.seq_len,
-        attention=tuple(configs),
+        attention=attention,
         local_batch=training.local_batch_size,
         accumulation=accumulation_steps(job_config, layout),
         checkpointing=checkpoint.selective_ac_option if selective else checkpoint.mode,
@@ -220,31 +230,45 @@ def _why_not_estimated(job_config: "JobConfig", device: str) -> str | None:
 
 
 def _planned_stage(
-    name: str, steps: int, flops: int | None, estimate: Cost | None, tokens_of_a_gpu: float
+    stage: Stage, tokens: int, flops: int | None, estimate: Cost | None, gpus: int
 ) -> PlannedStage:
+    known = stage.attention, stage.steps, stage.seq_len, tokens, flops
     if estimate is None:
-        return PlannedStage(name, steps, flops, None, None, None, None, {}, {})
+        return PlannedStage(*known, None, None, None, None, {}, {})
     return PlannedStage(
-        name=name,
-        steps=steps,
-        flops_per_token=flops,
+        *known,
         step_seconds=estimate.step_seconds,
-        tokens_per_second=tokens_of_a_gpu / estimate.step_seconds,
+        tokens_per_second=tokens / gpus / estimate.step_seconds,
         memory_gib=estimate.peak_bytes / GIB,
-        hours=steps * estimate.step_seconds / 3600,
+        hours=stage.steps * estimate.step_seconds / 3600,
         seconds_by_part=estimate.seconds,
         gib_by_part={part: size / GIB for part, size in estimate.memory.items()},
     )
 
 
-def _remarks(
-    job_config: "JobConfig", stages: Sequence[PlannedStage], limit: float | None
-) -> tuple[str, ...]:
-    remarks = [
-        f"stage {stage.name}: {stage.memory_gib:.1f} GiB do not fit the device's {limit:.1f} GiB"
-        for stage in stages
+def _together(stages: Sequence[PlannedStage]) -> PlannedStage:
+    """All stages, with every layer dense, as one column: their hours, and the longest's step."""
+    longest = max(stages, key=lambda stage: stage.seq_len)
+    hours = [stage.hours for stage in stages if stage.hours is not None]
+    return replace(
+        longest,
+        name="all dense",
+        steps=sum(stage.steps for stage in stages),
+        hours=sum(hours) if hours else None,
+    )
+
+
+def _misfits(stages: Sequence[PlannedStage], limit: float | None) -> tuple[str, ...]:
+    return tuple(
+        f"stage {number}, {stage.name}: {stage.memory_gib:.1f} GiB do not fit the device's "
+        f"{limit:.1f} GiB"
+        for number, stage in enumerate(stages, start=1)
         if stage.memory_gib is not None and limit is not None and stage.memory_gib > limit
-    ]
+    )
+
+
+def _remarks(job_config: "JobConfig") -> tuple[str, ...]:
+    remarks: list[str] = []
     if not job_config.compile.enable:
         remarks.append("compile.enable = false: the rates are those of compiled blocks")
     if job_config.training.mixed_precision_param == "float32":
@@ -286,6 +310,9 @@ def table(result: Plan) -> str:
 
     lines.append(f"{'':<28}" + "".join(f"{stage.name:>14}" for stage in columns))
     row("steps", [stage.steps for stage in columns], ",")
+    if len({stage.seq_len for stage in columns}) > 1:
+        row("tokens of a sequence", [stage.seq_len for stage in columns], ",")
+        row("tokens per step", [stage.tokens_per_step for stage in columns], ",")
     gflops = [s.flops_per_token and s.flops_per_token / 1e9 for s in columns]
     row("GFLOPs per token", gflops, ".2f")
     row("tokens/s per GPU", [stage.tokens_per_second for stage in columns], ",.0f")
@@ -338,7 +365,9 @@ def main(args: list[str] | None = None) -> None:
     except ValueError as error:
         refuse(error)
     result = plan(job_config, options.gpus, options.device)
-    print(json.dumps(asdict(result), indent=1) if options.json else table(result))
+    print(json.dumps(asdict(result), indent=1) if options.json else table(result), flush=True)
+    if result.misfits:
+        refuse("; ".join(result.misfits))
 
 
 if __name__ == "__main__":

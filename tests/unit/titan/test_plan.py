@@ -33,7 +33,8 @@ def planned(file: Path, *args: str, gpus: int = 8, device: str = "h100") -> Plan
 def layout_and_work(file: Path, *args: str, gpus: int) -> tuple[Layout, Work]:
     job = job_of(file, *args, gpus=gpus)
     layout = layout_of(job, gpus)
-    return layout, work_of(job, layout, model_of(job.model.flavor).layers)
+    layers = Stages.of(job).at(1).layers(job, model_of(job.model.flavor).layers)
+    return layout, work_of(job, layout, tuple(layers))
 
 
 def test_a_device_stands_for_a_machine():
@@ -124,7 +125,7 @@ def test_context_parallel_runs_are_estimated(file, args, gpus, gathered):
     assert list(result.gathered_len) == [gathered]
     assert result.layout.gpus == gpus
     assert all(stage.seconds_by_part["ring"] > 0 for stage in result.stages)
-    assert not result.remarks  # it fits
+    assert not result.remarks and not result.misfits
 
 
 def test_a_machine_without_a_gpu_plans_for_kernels_and_gla(monkeypatch):
@@ -253,10 +254,12 @@ def test_json_has_everything(capsys):
 
 def test_the_table_shows_the_stages_and_what_does_not_fit(capsys):
     args = "--gpus 8 --model.flavor 530M --activation_checkpoint.mode none --compile.no-enable"
-    main(["--job.config_file", str(BASE), *args.split()])
-    out = capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["--job.config_file", str(BASE), *args.split()])
+    out, last = capsys.readouterr()
+    assert ended.value.code == 2
     assert "530,117,632 parameters" in out and "18,432 in 26 layers" in out
-    assert "GiB do not fit the device's 79.1 GiB" in out
+    assert last.startswith("refused: ") and "GiB do not fit the device's 79.1 GiB" in last
     assert "compile.enable = false" in out
     assert "ring" not in out
 

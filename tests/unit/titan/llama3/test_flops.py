@@ -78,7 +78,8 @@ def test_a_dry_run_counts_the_same(scorer):
     job, model, model_args = build(*args)
     _, dense = model_args.get_nparams_and_flops(model, N)
     llama = model_of(job.model.flavor)
-    work = work_of(job, layout_of(job, 1), llama.layers)
+    layers = Stages.of(job).at(1).layers(job, llama.layers)
+    work = work_of(job, layout_of(job, 1), tuple(layers))
     logged = flops_per_token([model], dense, model_args, job)
     assert sizes.flops_per_token(llama, work) == pytest.approx(logged, rel=1e-9)
 
