@@ -155,7 +155,7 @@ def _job(flags: str, gpus: int) -> tuple[Model, Layout, Work]:
     one_micro_batch = ["--training.global_batch_size", "-1"]
     args = ["--job.config_file", str(BASE), *one_micro_batch, *flags.split()]
     job_config = parse(args, machine_of(REFERENCE, gpus))
-    model, layout = model_of(job_config.model.flavor), layout_of(job_config, gpus)
+    model, layout = model_of(job_config), layout_of(job_config, gpus)
     layers = Stages.of(job_config).at(1).layers(job_config, model.layers)
     return model, layout, work_of(job_config, layout, tuple(layers))
 

@@ -1,8 +1,9 @@
 """A training checkpoint as a Hugging Face Llama folder.
 
-    python -m lighthouse.titan.export CHECKPOINT_STEP_FOLDER OUT --flavor F [--tokenizer byte|PATH]
+    python -m lighthouse.titan.export CHECKPOINT_STEP_FOLDER OUT [--flavor F] [--tokenizer T]
 
-Lighthouse Attention adds no weights, so the result is an ordinary dense Llama.
+The sizes of the model and the tokenizer are those of the run that the checkpoint lies in, unless
+they are named. Lighthouse Attention adds no weights, so the result is an ordinary dense Llama.
 """
 
 import argparse
@@ -19,8 +20,9 @@ from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.models.llama3 import TransformerModelArgs, llama3_args
 from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAdapter
 
+from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.data.tokenizer import ByteTokenizer
-from lighthouse.titan.trained import load_weights
+from lighthouse.titan.trained import job_of_run, load_weights
 
 # What a tokenizer folder may consist of; weights and configuration beside it are not copied.
 TOKENIZER_FILES = (
@@ -44,7 +46,7 @@ def export(
     Args:
         checkpoint: a finished `step-N` folder of the trainer.
         output: folder to write; must be missing or empty.
-        model_args: the flavor that was trained.
+        model_args: the sizes that were trained.
         tokenizer: "byte", a folder with Hugging Face tokenizer files, or None for no tokenizer.
         dtype: "float32" or "bfloat16", of the written weights.
 
@@ -78,8 +80,15 @@ def export(
 def llama_config(
     weights: dict[str, torch.Tensor], model_args: TransformerModelArgs, dtype: str
 ) -> dict[str, Any]:
-    """Hugging Face's LlamaConfig, with the rotary scaling that upstream always applies."""
+    """Hugging Face's LlamaConfig."""
     scaling = model_args.rope_scaling_args
+    stretched = {
+        "rope_type": "llama3",
+        "factor": scaling.scaling_factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_position_embeddings,
+    }
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -97,13 +106,7 @@ def llama_config(
         "tie_word_embeddings": False,
         "max_position_embeddings": model_args.max_seq_len,
         "rope_theta": float(model_args.rope_theta),
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": scaling.scaling_factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_position_embeddings,
-        },
+        "rope_scaling": None if scaling.scaling_factor == 1 else stretched,
         "torch_dtype": dtype,
     }
 
@@ -137,6 +140,26 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def _of_run(
+    checkpoint: Path, flavor: str | None, tokenizer: str | None
+) -> tuple[TransformerModelArgs, str | None]:
+    """Sizes and tokenizer: those named, else those of the run that a checkpoint lies in."""
+    named = None if tokenizer == "none" else tokenizer
+    if flavor is not None:
+        return llama3_args[flavor], named
+    folder = checkpoint.resolve().parents[1]
+    try:
+        job_config = job_of_run(folder)
+    except ValueError as error:
+        raise ValueError(f"{error}; name the sizes with --flavor") from None
+    model_args = model_args_of(job_config)
+    model_args.update_from_config(job_config)
+    if tokenizer is None:
+        byte = job_config.model.tokenizer == "byte"
+        named = "byte" if byte else job_config.model.hf_assets_path
+    return model_args, named
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lighthouse.titan.export",
@@ -144,20 +167,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("checkpoint", type=Path, help="a step-N folder")
     parser.add_argument("output", type=Path, help="folder to write, missing or empty")
-    parser.add_argument("--flavor", required=True, help="model.flavor of the training run")
-    parser.add_argument("--tokenizer", help='"byte", or a folder with tokenizer files')
+    parser.add_argument("--flavor", help="model.flavor of a checkpoint that lies in no run")
+    parser.add_argument("--tokenizer", help='"byte", a folder with tokenizer files, or "none"')
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     options = parser.parse_args(arguments)
-    if options.flavor not in llama3_args:
+    if options.flavor is not None and options.flavor not in llama3_args:
         parser.error(f"--flavor {options.flavor!r}: expected one of {sorted(llama3_args)}")
     try:
-        export(
-            options.checkpoint,
-            options.output,
-            llama3_args[options.flavor],
-            options.tokenizer,
-            options.dtype,
-        )
+        model_args, tokenizer = _of_run(options.checkpoint, options.flavor, options.tokenizer)
+        export(options.checkpoint, options.output, model_args, tokenizer, options.dtype)
     except ValueError as error:
         parser.error(str(error))
     print(f"wrote {options.output}")

@@ -25,6 +25,7 @@ from lighthouse.cost.sizes import Layout, Model, Work, flops_per_token
 from lighthouse.cost.step import Cost, cost
 from lighthouse.refusal import refuse
 from lighthouse.titan.config.check import Machine
+from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.distributed.layout import accumulation_steps, layout_of
 
@@ -114,7 +115,7 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
     stages_of_run = Stages.of(job_config)
     reason = _why_not_estimated(job_config, device)
     is_llama = job_config.model.name == "llama3"
-    model = model_of(job_config.model.flavor) if is_llama else None
+    model = model_of(job_config) if is_llama else None
     rows: dict[int, int] = {}
 
     def planned(stage: Stage, all_dense: bool = False) -> PlannedStage:
@@ -189,12 +190,12 @@ def _activation_bytes(job_config: "JobConfig", layout: Layout) -> tuple[int, int
     return 2, 4  # autocast
 
 
-def model_of(flavor: str) -> Model:
-    """The sizes of a llama3 flavor."""
+def model_of(job_config: "JobConfig") -> Model:
+    """The sizes of a job's llama3."""
     from torchtitan.protocols.train_spec import get_train_spec
 
     spec = get_train_spec("llama3")
-    args = spec.model_args[flavor]
+    args = model_args_of(job_config)
     with torch.device("meta"):  # one layer tells the width of the feed-forward
         one = spec.model_cls(replace(args, n_layers=1, max_seq_len=2))
     return Model(

@@ -18,6 +18,7 @@ from torchtitan.protocols.train_spec import get_train_spec
 from lighthouse.attention import LighthouseAttention
 from lighthouse.runs.folder import RESOLVED_FILE, finished_steps
 from lighthouse.titan.config.check import import_custom
+from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.section import num_chunks
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.llama3.layers import apply_lighthouse, lighthouse_modules, set_stage
@@ -93,10 +94,8 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
     Raises:
         ValueError: no run, no such checkpoint, or flags that the trainer would refuse.
     """
-    if not (folder / RESOLVED_FILE).is_file():
-        raise ValueError(f"{folder} has no {RESOLVED_FILE}: not the folder of a run")
+    of_run = job_of_run(folder)
     arguments = ["--job.config_file", str(folder / RESOLVED_FILE)]
-    of_run = ConfigManager(checked=False).parse_args(arguments)
     chunks = num_chunks(of_run.lighthouse, of_run.parallelism)
     arguments += ["--parallelism.context_parallel_degree", "1"]
     arguments += ["--lighthouse.num_chunks", str(chunks)]
@@ -111,9 +110,8 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
             + (f" of step {step}; finished are {', '.join(map(str, steps))}" if steps else "")
         )
     step = steps[-1] if step is None else step
-    import_custom(job_config)
     spec = get_train_spec(job_config.model.name)
-    model_args = spec.model_args[job_config.model.flavor]
+    model_args = model_args_of(job_config)
     model_args.update_from_config(job_config)
     weights = load_weights(checkpoints / f"step-{step}", model_args)
     with torch.device("meta"):
@@ -126,6 +124,20 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
     set_stage([model], Stages.of(job_config).at(step))
     output, model.output = model.output, None  # without one, the forward pass ends before it
     return Trained(job_config, step, model.eval(), output)
+
+
+def job_of_run(folder: Path) -> "JobConfig":
+    """The configuration that a run's folder has.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (folder / RESOLVED_FILE).is_file():
+        raise ValueError(f"{folder} has no {RESOLVED_FILE}: not the folder of a run")
+    arguments = ["--job.config_file", str(folder / RESOLVED_FILE)]
+    job_config = ConfigManager(checked=False).parse_args(arguments)
+    import_custom(job_config)
+    return job_config
 
 
 def load_weights(checkpoint: Path, model_args: TransformerModelArgs) -> dict[str, torch.Tensor]:

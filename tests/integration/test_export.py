@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs, llama3_args
 
+from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.export import export, main
 
@@ -29,6 +31,37 @@ def save(args: TransformerModelArgs, folder: Path) -> Transformer:
     state = {**model.state_dict(), "optimizer": {"state": torch.zeros(3)}, "train_state": {"n": 1}}
     dcp.save(state, checkpoint_id=folder, no_dist=True)
     return model
+
+
+def test_sizes_and_tokenizer_come_from_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    file = run / "config.toml"
+    run.mkdir()
+    file.write_text(
+        '[model]\nflavor = "tiny_byte"\ntokenizer = "byte"\n[training]\nseq_len = 512\n'
+        "[model.args]\ndim = 64\nn_layers = 2\nn_kv_heads = 2\nffn_dim = 100\n"
+        '[model.args.rope_scaling]\nrope_type = "none"\n'
+    )
+    args = model_args_of(ConfigManager(checked=False).parse_args(["--job.config_file", str(file)]))
+    model = save(args, run / "checkpoint" / "step-3")
+    main([str(run / "checkpoint" / "step-3"), str(tmp_path / "out")])
+
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    tokens = torch.randint(0, 264, (1, 300))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, model(tokens), rtol=1e-4, atol=1e-4)
+    assert theirs.config.intermediate_size == 100
+    assert theirs.config.max_position_embeddings == 512
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_a_checkpoint_in_no_run_needs_its_flavor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "run" / "checkpoint" / "step-3"), str(tmp_path / "out")])
+    assert "name the sizes with --flavor" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from lighthouse import LighthouseAttention
+from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.llama3.layers import apply_lighthouse
 
 
@@ -14,7 +15,7 @@ def on_meta(job_config: Any) -> Any:
 
     spec = get_train_spec(job_config.model.name)
     with torch.device("meta"):
-        model = spec.model_cls(spec.model_args[job_config.model.flavor])
+        model = spec.model_cls(model_args_of(job_config))
         apply_lighthouse(model, job_config)
     return model
 

@@ -94,11 +94,10 @@ def import_custom(job_config: "JobConfig") -> None:
 
 
 def _as_written(message: str, number: int, table: dict[str, object]) -> str:
-    """Name the keys that a stage sets as they stand in its table, or else the stage."""
-    written = message
+    """Name the keys that a stage sets as they stand in its table; others are the run's."""
     for key in table:
-        written = re.sub(rf"\b(training|lighthouse)\.{key}\b", f"stages.{number}.{key}", written)
-    return f"in stage {number}: {message}" if written == message else written
+        message = re.sub(rf"\b(training|lighthouse)\.{key}\b", f"stages.{number}.{key}", message)
+    return message
 
 
 def _check_positions(job_config: "JobConfig") -> None:

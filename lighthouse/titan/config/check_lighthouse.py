@@ -7,7 +7,7 @@ import torch
 
 from lighthouse.config import nearest_multiple
 from lighthouse.ops import implementation
-from lighthouse.titan.config.check_llama3 import flavor_args
+from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.section import layer_configs, num_chunks
 from lighthouse.titan.config.stages import Stages
 
@@ -34,7 +34,7 @@ def _check_layers(job_config: "JobConfig", machine: "Machine") -> None:
         raise ValueError(
             f"model.name = {job_config.model.name!r}: lighthouse.enable needs 'llama3'"
         )
-    model_args = flavor_args(job_config)
+    model_args = model_args_of(job_config)
     if model_args.attn_type != "sdpa" or model_args.attn_mask_type != "causal":
         raise ValueError(
             f"model.flavor = {job_config.model.flavor!r}: has {model_args.attn_type} attention "

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from lighthouse.config import nearest_multiple
+from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.distributed.layout import EXPERT_DEGREES
 from lighthouse.titan.llama3.flavors import BYTE_VOCAB_SIZE
 
@@ -33,7 +34,7 @@ def check_llama3(job_config: "JobConfig", machine: "Machine") -> None:
         )
     if name != "llama3":
         return
-    model_args = flavor_args(job_config)
+    model_args = model_args_of(job_config)
     _check_optimizer(job_config.optimizer)
     _check_split(job_config, model_args)
     _check_balancer(job_config, model_args)
@@ -43,22 +44,6 @@ def check_llama3(job_config: "JobConfig", machine: "Machine") -> None:
     if job_config.training.loss_chunk_tokens:
         _check_chunked_loss(job_config, model_args)
     _warn_of_pipeline(job_config)
-
-
-def flavor_args(job_config: "JobConfig") -> Any:
-    """The model arguments of the job's flavor.
-
-    Raises:
-        ValueError: there is no such flavor.
-    """
-    from torchtitan.protocols.train_spec import get_train_spec
-
-    known = get_train_spec(job_config.model.name).model_args
-    if job_config.model.flavor not in known:
-        raise ValueError(
-            f"model.flavor = {job_config.model.flavor!r}: must be one of {', '.join(known)}"
-        )
-    return known[job_config.model.flavor]
 
 
 def _check_optimizer(section: Any) -> None:
@@ -130,7 +115,8 @@ def _check_byte_vocabulary(job_config: "JobConfig", model_args: Any) -> None:
     if vocab_size < BYTE_VOCAB_SIZE:
         raise ValueError(
             f"model.flavor = {job_config.model.flavor!r}: its vocabulary of {vocab_size} is "
-            f"smaller than the byte tokenizer's {BYTE_VOCAB_SIZE}; use 530M_byte or tiny_byte"
+            f"smaller than the byte tokenizer's {BYTE_VOCAB_SIZE}; use 530M_byte or tiny_byte, or "
+            f"model.args.vocab_size = {BYTE_VOCAB_SIZE}"
         )
 
 

@@ -14,6 +14,7 @@ from torchtitan.components.tokenizer import BaseTokenizer, build_hf_tokenizer
 from torchtitan.config import JobConfig
 
 from lighthouse.refusal import refusals
+from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.llama3.flavors import BYTE_VOCAB_SIZE
 
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>", *(f"<|reserved_{i}|>" for i in range(5)))
@@ -122,15 +123,13 @@ def build_tokenizer(job_config: JobConfig) -> BaseTokenizer:
     """
     if job_config.model.tokenizer == "byte":
         return ByteTokenizer()
-    # Not imported above: the models' specifications name this function.
-    from torchtitan.protocols.train_spec import get_train_spec
-
     tokenizer = build_hf_tokenizer(job_config)
     section = job_config.model
-    known = get_train_spec(section.name).model_args[section.flavor].vocab_size
+    known = model_args_of(job_config).vocab_size
     if tokenizer.get_vocab_size() > known:
         raise ValueError(
             f"model.hf_assets_path = {section.hf_assets_path!r}: has {tokenizer.get_vocab_size()} "
-            f"tokens, model.flavor = {section.flavor!r} only {known}; use a flavor with more"
+            f"tokens, model.flavor = {section.flavor!r} only {known}; use a flavor with more, or "
+            f"model.args.vocab_size = {tokenizer.get_vocab_size()}"
         )
     return tokenizer

@@ -33,7 +33,7 @@ def planned(file: Path, *args: str, gpus: int = 8, device: str = "h100") -> Plan
 def layout_and_work(file: Path, *args: str, gpus: int) -> tuple[Layout, Work]:
     job = job_of(file, *args, gpus=gpus)
     layout = layout_of(job, gpus)
-    layers = Stages.of(job).at(1).layers(job, model_of(job.model.flavor).layers)
+    layers = Stages.of(job).at(1).layers(job, model_of(job).layers)
     return layout, work_of(job, layout, tuple(layers))
 
 
@@ -82,7 +82,8 @@ def test_sizes_are_those_of_the_model(flavor):
     spec = get_train_spec("llama3")
     with torch.device("meta"):
         model = spec.model_cls(spec.model_args[flavor])
-    assert model_of(flavor).parameters == sum(p.numel() for p in model.parameters())
+    job = job_of(QUICKSTART, "--model.flavor", flavor, "--model.tokenizer", "byte")
+    assert model_of(job).parameters == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_a_dry_run_counts_the_same(scorer):
     args += f"--lighthouse.dense_layers 0 --lighthouse.scorer {scorer}".split()
     job, model, model_args = build(*args)
     _, dense = model_args.get_nparams_and_flops(model, N)
-    llama = model_of(job.model.flavor)
+    llama = model_of(job)
     layers = Stages.of(job).at(1).layers(job, llama.layers)
     work = work_of(job, layout_of(job, 1), tuple(layers))
     logged = flops_per_token([model], dense, model_args, job)
