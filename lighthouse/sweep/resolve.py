@@ -8,6 +8,7 @@ from typing import Any
 
 import tomli_w
 
+from lighthouse.sweep.budget import filled_steps
 from lighthouse.sweep.identity import VERSION, identity, values_of
 from lighthouse.sweep.run_folder import Run, folder_of, run_names
 from lighthouse.sweep.spec import Point, Spec, refuse_secrets
@@ -34,9 +35,10 @@ def resolve(spec: Spec, commit: str | None) -> list[PlannedRun]:
     """
     planned: list[PlannedRun] = []
     errors: list[str] = []
+    base = None if spec.budget is None else _estimate(spec, _parse(spec, {}, _machine(spec)))
     for point, name in zip(spec.points, run_names(spec.points), strict=True):
         try:
-            planned.append(_resolve_point(spec, point, name, commit))
+            planned.append(_resolve_point(spec, point, name, commit, base))
         except ValueError as error:
             errors.append(f"{name}: {error}")
     by_identity: dict[str, str] = {}
@@ -51,17 +53,42 @@ def resolve(spec: Spec, commit: str | None) -> list[PlannedRun]:
     return planned
 
 
-def _resolve_point(spec: Spec, point: Point, name: str, commit: str | None) -> PlannedRun:
+def _device(spec: Spec) -> str:
+    return spec.resources.gpu if spec.resources.gpus_per_node else CPU
+
+
+def _machine(spec: Spec) -> Machine:
+    return machine_of(_device(spec), spec.resources.processes)
+
+
+def _estimate(spec: Spec, job: Any) -> Plan:
+    return plan(job, spec.resources.processes, _device(spec))
+
+
+def _fill(spec: Spec, point: Point, base: Plan) -> Point:
+    """A point with the steps that the sweep's budget leaves to the filling stage."""
+    assert spec.budget is not None
+    key = f"stages.{spec.budget.stage}.steps"
+    if key in spec.overrides or key in point:
+        raise ValueError(f"{key}: budget.stage says that its steps make up for the others")
+    estimate = _estimate(spec, _parse(spec, point, _machine(spec)))
+    return {**point, key: filled_steps(spec.budget, base, estimate)}
+
+
+def _resolve_point(
+    spec: Spec, point: Point, name: str, commit: str | None, base: Plan | None
+) -> PlannedRun:
     processes = spec.resources.processes
-    device = spec.resources.gpu if spec.resources.gpus_per_node else CPU
-    job = _parse(spec, point, machine_of(device, processes))
+    if base is not None:
+        point = _fill(spec, point, base)
+    job = _parse(spec, point, _machine(spec))
     if not job.checkpoint.enable or job.checkpoint.load_only:
         raise ValueError(
             f"checkpoint.enable = {job.checkpoint.enable}, checkpoint.load_only = "
             f"{job.checkpoint.load_only}: a run that saves nothing can't be continued; set them to "
             "true and false"
         )
-    estimate = plan(job, processes, device)
+    estimate = _estimate(spec, job)
     refuse_secrets(job.to_dict())
     values, defaults = (values_of(to_toml(config)) for config in (job, type(job)()))
     key = identity(values, defaults, processes)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lighthouse.sweep.budget import Budget
 from lighthouse.sweep.resources import Resources, check_path
 from lighthouse.toml_types import check_toml_types
 
@@ -44,6 +45,7 @@ class SweepFile:
         axes: lists of values; each combination is a point.
         points: further points.
         exclude: combinations of the axes to leave out: those that have all of an entry's values.
+        budget: what each run may spend on its stages; without it they say so themselves.
         resources: of each run.
     """
 
@@ -55,6 +57,7 @@ class SweepFile:
     axes: dict[str, Any] = field(default_factory=dict)
     points: list[dict[str, Any]] = field(default_factory=list)
     exclude: list[dict[str, Any]] = field(default_factory=list)
+    budget: dict[str, Any] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
 
 
@@ -68,6 +71,7 @@ class Spec:
     overrides: Point
     points: tuple[Point, ...]
     resources: Resources
+    budget: Budget | None = None
 
 
 def read_spec(file: Path) -> Spec:
@@ -107,7 +111,20 @@ def read_spec(file: Path) -> Spec:
         overrides=_flat(sweep.overrides, "overrides"),
         points=tuple(_points(sweep)),
         resources=sweep.resources,
+        budget=_budget(sweep.budget),
     )
+
+
+def _budget(values: dict[str, Any]) -> Budget | None:
+    if not values:
+        return None
+    check_toml_types(Budget, values, "budget.")
+    if values.get("stage", 0) < 1:
+        raise ValueError(
+            f"budget.stage = {values.get('stage')!r}: must be the stage, from 1, whose steps make "
+            "up for the others"
+        )
+    return Budget(**values)
 
 
 def refuse_secrets(values: Any, key: str = "") -> None:
