@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lighthouse.config import LighthouseConfig
+from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.memory import GIB
 from lighthouse.cost.rates import devices, load_rates
 from lighthouse.cost.sizes import Layout, Model, Work, flops_per_token
 from lighthouse.cost.step import Cost, cost
 from lighthouse.refusal import refuse
 from lighthouse.titan.config.check import Machine
-from lighthouse.titan.config.section import layer_configs, num_chunks
+from lighthouse.titan.config.section import LayerConfig, layer_configs, num_chunks
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.distributed.layout import accumulation_steps, layout_of
 
@@ -67,6 +67,8 @@ class Plan:
     Attributes:
         parameters: of the model.
         gathered_len: S of each Lighthouse layer, and how many layers have it.
+        windows: of each window layer, and how many layers have it.
+        head_windows: of each Lighthouse layer with window heads, and how many layers have it.
         stages: in order of training.
         all_dense: the same job with dense attention throughout.
         hours, gpu_hours, speedup: of the whole job; the last over ``all_dense``.
@@ -83,6 +85,8 @@ class Plan:
     tokens_per_step: int
     accumulation: int
     gathered_len: dict[int, int]
+    windows: dict[int, int]
+    head_windows: dict[int, int]
     stages: tuple[PlannedStage, ...]
     all_dense: PlannedStage
     hours: float | None
@@ -126,7 +130,10 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
     hours = None if reason else sum(stage.hours or 0.0 for stage in stages)
     limit = None if reason else load_rates(device).memory / GIB
     layers = () if work is None else work.attention
-    rows = Counter(c.gathered_len(training.seq_len) for c in layers if c is not None)
+    lighthouse = [config for config in layers if isinstance(config, LighthouseConfig)]
+    rows = Counter(config.gathered_len(training.seq_len) for config in lighthouse)
+    windows = Counter(config.window for config in layers if isinstance(config, WindowConfig))
+    windows_beside = Counter(config.window for config in lighthouse if config.window_heads)
     return Plan(
         flavor=job_config.model.flavor,
         device=device,
@@ -137,6 +144,8 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
         tokens_per_step=tokens,
         accumulation=accumulation,
         gathered_len=dict(rows),
+        windows=dict(windows),
+        head_windows={window: n for window, n in windows_beside.items() if window is not None},
         stages=tuple(stages),
         all_dense=all_dense,
         hours=hours,
@@ -150,7 +159,7 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
 def work_of(job_config: "JobConfig", layout: Layout, layers: int) -> Work:
     """A step of the Lighthouse stage, or of the dense one where there is no other."""
     training, section = job_config.training, job_config.lighthouse
-    configs: list[LighthouseConfig | None] = [None] * layers
+    configs: list[LayerConfig] = [None] * layers
     if section.enable:
         chunks = num_chunks(section, job_config.parallelism)
         configs = layer_configs(section, layers, training.seq_len, chunks)
@@ -265,7 +274,10 @@ def table(result: Plan) -> str:
         "context parallel": layout.cp,
         "tensor parallel": layout.tp,
     }
-    gathered = ", ".join(f"{s:,} in {n} layers" for s, n in result.gathered_len.items()) or "-"
+
+    def in_layers(found: dict[int, int]) -> str:
+        return ", ".join(f"{size:,} in {n} layers" for size, n in found.items())
+
     size = "" if result.parameters is None else f", {result.parameters:,} parameters"
     kind = "CPU processes" if result.device == CPU else f"x {result.device}"
     lines = [
@@ -274,9 +286,13 @@ def table(result: Plan) -> str:
         + ", ".join(f"{name} {degree}" for name, degree in degrees.items()),
         f"step              {result.tokens_per_step:,} tokens in sequences of {result.seq_len:,}, "
         f"{result.accumulation} micro-batches",
-        f"S                 {gathered}",
-        "",
+        f"S                 {in_layers(result.gathered_len) or '-'}",
     ]
+    if result.windows:
+        lines.append(f"windows           {in_layers(result.windows)}")
+    if result.head_windows:
+        lines.append(f"windows of heads  {in_layers(result.head_windows)}")
+    lines.append("")
     columns = [*result.stages, result.all_dense]
 
     def row(title: str, cells: Sequence[float | None], form: str) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lighthouse.config import nearest_multiple
+from lighthouse.config import LighthouseConfig, nearest_multiple
 from lighthouse.ops import implementation
 from lighthouse.titan.config.check_llama3 import flavor_args
 from lighthouse.titan.config.section import layer_configs, num_chunks
@@ -44,8 +44,11 @@ def _check_layers(job_config: "JobConfig", machine: "Machine") -> None:
         )
     chunks = num_chunks(section, job_config.parallelism)
     configs = layer_configs(section, model_args.n_layers, job_config.training.seq_len, chunks)
-    uses_gla = any(config and config.scorer == "gla" for config in configs)
-    _check_implementation(section.impl, machine, uses_gla)
+    lighthouse = [config for config in configs if isinstance(config, LighthouseConfig)]
+    _check_implementation(section.impl, machine, any(c.scorer == "gla" for c in lighthouse))
+    kv_heads = model_args.n_kv_heads or model_args.n_heads
+    for config in lighthouse:
+        _check_window_heads(config, kv_heads, job_config.parallelism.tensor_parallel_degree)
     if job_config.validation.enable:
         length = job_config.validation.seq_len
         layer_configs(section, model_args.n_layers, length, chunks, "validation")
@@ -60,6 +63,21 @@ def _check_layers(job_config: "JobConfig", machine: "Machine") -> None:
             f"parallelism.pipeline_parallel_degree = {degree}: lighthouse.enable is not available "
             "under pipeline parallelism, where torchtitan 0.2.2 leaves gradients undivided by the "
             "number of tokens and clipping cuts them all; use 1, with data or tensor parallelism"
+        )
+
+
+def _check_window_heads(config: LighthouseConfig, kv_heads: int, ranks: int) -> None:
+    """The same share of the window's heads and of the others on each tensor-parallel rank."""
+    try:
+        config.is_windowed(kv_heads)
+    except ValueError as error:
+        raise ValueError(f"lighthouse.{error}") from None
+    heads = config.window_heads
+    if heads and (heads % ranks or kv_heads % ranks):
+        raise ValueError(
+            f"lighthouse.window_heads = {heads}: parallelism.tensor_parallel_degree = {ranks} must "
+            f"divide it and the model's {kv_heads} key/value heads, so that all ranks have as many "
+            f"of either kind; use a multiple of {ranks} below {kv_heads}, or another degree"
         )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
-from lighthouse.titan.llama3.layers import lighthouse_modules
+from lighthouse.titan.llama3.layers import wrapped_modules
 
 
 def prepare_to_compile(model: Any) -> None:
@@ -22,7 +22,7 @@ def _allow_all_variants(model: nn.Module) -> None:
     A kind is compiled for training and for validation, in either stage. Beyond PyTorch's limit a
     run would stop, perhaps as late as at the switch to dense.
     """
-    kinds = len({module.config for module in lighthouse_modules([model])})
+    kinds = len({module.config for module in wrapped_modules([model])})
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 8 + 4 * kinds)
 

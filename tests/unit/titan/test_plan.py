@@ -58,12 +58,28 @@ def test_the_recipe_in_two_stages():
     assert not result.remarks
 
 
-def test_flops_are_those_of_the_trainer():
+WINDOWS = "--lighthouse.window 4096 --lighthouse.dense_layers --lighthouse.window_layers 0 1 28 29"
+
+
+def test_windows_are_planned():
+    result = planned(BASE, *WINDOWS.split(), "--lighthouse.window_heads", "2")
+    assert (result.windows, result.head_windows) == ({4096: 4}, {4096: 26})
+    shown = table(result)
+    assert "windows           4,096 in 4 layers" in shown
+    assert "windows of heads  4,096 in 26 layers" in shown
+    assert "window attention" in shown
+    lighthouse, dense = result.stages
+    assert dense.seconds_by_part["window attention"] == 0
+    assert lighthouse.step_seconds < planned(BASE).stages[0].step_seconds
+
+
+@pytest.mark.parametrize("windows", ["", f"{WINDOWS} --lighthouse.window_heads 2"])
+def test_flops_are_those_of_the_trainer(windows):
     from torchtitan.protocols.train_spec import get_train_spec
 
     from lighthouse.titan.llama3.flops import flops_per_token as trainers
 
-    job = job_of(BASE)
+    job = job_of(BASE, *windows.split())
     result = plan(job, 8)
     args = get_train_spec("llama3").model_args["530M_byte"]
     model = on_meta(job)
