@@ -14,6 +14,7 @@ from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.resume import check_resume
 from lighthouse.titan.config.resolved_toml import write_resolved
 from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.distributed.window_exchange import exchange_windows
 from lighthouse.titan.llama3.chunked_loss import apply_chunked_loss
 from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, stage_metrics
@@ -71,6 +72,7 @@ class RunHooks:
     ) -> None:
         """All is built and wrapped, with first weights."""
         self._model_parts = list(model_parts)
+        exchange_windows(self._model_parts, self._job_config, parallel_dims)
         self._model_args = model_args
         self._metrics_processor = metrics_processor
         self._dense_flops_per_token = metrics_processor.num_flops_per_token
