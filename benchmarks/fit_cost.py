@@ -36,8 +36,8 @@ import numpy as np
 from lighthouse.config import LighthouseConfig
 from lighthouse.cost.memory import GIB
 from lighthouse.cost.rates import RATES_FILE, Rates
-from lighthouse.cost.seconds import BACKWARD_MATMULS, elements_around
-from lighthouse.cost.sizes import Layout, Model, Work
+from lighthouse.cost.seconds import BACKWARD_MATMULS, elements_around, elements_in_windows
+from lighthouse.cost.sizes import Layout, Model, Work, window_square
 from lighthouse.cost.step import cost
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.distributed.layout import layout_of
@@ -69,7 +69,7 @@ SPECIFICATIONS: dict[str, dict[str, Any]] = {
     },
 }
 COMPUTE = ("matmul", "attention_forward", "attention_backward", "dilated")
-BANDWIDTH = ("elementwise", "copy", "around")
+BANDWIDTH = ("elementwise", "copy", "around", "window")
 COMPUTE_PARTS = ("matmuls", "dense attention", "lighthouse attention", "scorer")
 
 
@@ -138,6 +138,30 @@ def fit_kernels(results: dict[str, Any]) -> dict[str, float]:
         "dilated": 4 * length**2 / config.dilation * BODY.dim / dilated,
         "gla": gla / gla_length / BODY.dim,
     }
+
+
+def fit_windows(rates: Rates, results: dict[str, Any]) -> float:
+    """Bytes/s in windows over those of a copy, from ``windows.py``.
+
+    The stock kernel is taken to be as fast as in dense attention of the same measurement.
+    """
+    rows = [row for row in results["rows"] if row["kv_heads"] == BODY.kv_heads]
+    (dense,) = (row["ms"] for row in rows if row["kernel"] == "dense, cuDNN")
+    length = results["seq_len"]
+    columns, target, whole = [], [], []
+    for row in rows:
+        if row["kernel"] == "two triangles, cuDNN":
+            share = window_square(row["window"], length) / length**2
+            times = [
+                (ms - share * of_dense) / 1e3 for ms, of_dense in zip(row["ms"], dense, strict=True)
+            ]
+            forward, backward = (2 * length * n for n in elements_in_windows(BODY))
+            columns += [[forward], [backward]]
+            target += [times[0], times[1] - times[0]]
+            whole += [row["ms"][0] / 1e3, (row["ms"][1] - row["ms"][0]) / 1e3]
+    (per_byte,), errors = least_squares(columns, target, whole)
+    show("windows", errors)
+    return 1 / per_byte / rates.copy
 
 
 def config_of(values: dict[str, Any]) -> LighthouseConfig:
@@ -292,6 +316,7 @@ def fit_device(device: str, reference: Rates | None) -> Rates:
             **links,
             matmul=1.0,
             elementwise=1.0,
+            window=1.0,
             node=8,
             activations={"none": 1.0, "op": 1.0, "full": 1.0},
         )
@@ -337,7 +362,17 @@ def fit() -> dict[str, Rates]:
     reference = fit_device(REFERENCE, None)
     others = [device for device in SPECIFICATIONS if device != REFERENCE]
     rates = {REFERENCE: reference} | {device: fit_device(device, reference) for device in others}
-    return share_links(rates)
+    return share_windows(share_links(rates))
+
+
+def share_windows(rates: dict[str, Rates]) -> dict[str, Rates]:
+    """Windows were measured on some devices: their share of a copy's speed is taken for all's."""
+    names = {SPECIFICATIONS[device]["name"]: device for device in rates}
+    measured = [file for file in read("windows_*.json") if file["device"] in names]
+    shares = [fit_windows(rates[names[file["device"]]], file) for file in measured]
+    share = float(np.mean(shares))
+    print(f"windows: {share:.0%} of a copy's speed")
+    return {device: replace(r, window=share * r.copy) for device, r in rates.items()}
 
 
 def main() -> None:

@@ -11,15 +11,19 @@ if TYPE_CHECKING:
     from lighthouse.attention import LighthouseAttention as LighthouseAttention
     from lighthouse.attention import lighthouse_attention as lighthouse_attention
     from lighthouse.config import LighthouseConfig as LighthouseConfig
+    from lighthouse.config import WindowConfig as WindowConfig
     from lighthouse.selection import Selection as Selection
     from lighthouse.selection import select as select
+    from lighthouse.window import window_attention as window_attention
 
 _MODULES = {
     "LighthouseAttention": "attention",
     "LighthouseConfig": "config",
     "Selection": "selection",
+    "WindowConfig": "config",
     "lighthouse_attention": "attention",
     "select": "selection",
+    "window_attention": "window",
 }
 
 __all__ = [*_MODULES]

@@ -1,16 +1,22 @@
 """Lighthouse Attention as a function and as a module around a dense attention module."""
 
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lighthouse.config import LighthouseConfig
+from lighthouse.config import LighthouseConfig, WindowConfig
+from lighthouse.inputs import check_inputs
 from lighthouse.ops import check_name, implementation
 from lighthouse.scorers import level0_scores, level1_maxima
+from lighthouse.window import window_attention
 
 DenseAttention = Callable[..., Tensor]
+WindowAttention = Callable[..., Tensor]
 
 
 def dense_attention(
@@ -30,6 +36,7 @@ def lighthouse_attention(
     config: LighthouseConfig,
     impl: str = "auto",
     attention: DenseAttention = dense_attention,
+    windowed: WindowAttention = window_attention,
 ) -> Tensor:
     """Pool, score, select, gather, attend, scatter back (arXiv 2605.06554).
 
@@ -44,6 +51,8 @@ def lighthouse_attention(
         impl: ``"auto"`` or the name of an implementation of the steps around attention.
         attention: the causal dense attention of the sub-sequence, called as
             ``attention(q_BHSD, k_BHSD, v_BHSD, enable_gqa=Hq != Hkv)``.
+        windowed: the attention of the window heads, if ``config`` has any, called with their share
+            of the inputs as ``windowed(q_BHND, k_BHND, v_BHND, window=config.window)``.
 
     Returns:
         (B, Hq, N, D) in the dtype that ``attention`` returns: that of the inputs, but for autocast.
@@ -54,7 +63,18 @@ def lighthouse_attention(
         ValueError: for inputs that don't fit each other or ``config``, and for an ``attention``
             that returns another shape than its queries'.
     """
-    _check_inputs(q_BHND, k_BHND, v_BHND)
+    check_inputs(q_BHND, k_BHND, v_BHND)
+    if config.window_heads:
+        in_window = config.is_windowed(k_BHND.shape[1])
+        inputs = (q_BHND, k_BHND, v_BHND)
+        near = windowed(*(heads_of(x, in_window, True) for x in inputs), window=config.window)
+        far = lighthouse_attention(
+            *(heads_of(x, in_window, False) for x in inputs),
+            config=replace(config, window_heads=0),
+            impl=impl,
+            attention=attention,
+        )
+        return _in_head_order(near, far, in_window)
     seq_len = q_BHND.shape[2]
     config.validate(seq_len)
     ops = implementation(impl, q_BHND.device, q_BHND.dtype)
@@ -82,48 +102,52 @@ def lighthouse_attention(
     return ops.scatter(rows_BHSD, selection, q_BHND, config)
 
 
-def _check_inputs(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> None:
-    shapes = f"q {tuple(q_BHND.shape)}, k {tuple(k_BHND.shape)}, v {tuple(v_BHND.shape)}"
-    if not (q_BHND.ndim == k_BHND.ndim == 4 and k_BHND.shape == v_BHND.shape):
-        raise ValueError(f"q, k, v must be (B, H, N, D) with k and v of one shape, got {shapes}")
-    batch, heads, seq_len, head_dim = q_BHND.shape
-    kv_heads = k_BHND.shape[1]
-    if k_BHND.shape != (batch, kv_heads, seq_len, head_dim) or kv_heads == 0 or heads % kv_heads:
-        raise ValueError(
-            f"q and k must agree in B, N and D, and Hq be a multiple of Hkv, got {shapes}"
-        )
-    if heads == 0 or head_dim == 0:
-        raise ValueError(f"Hq and D must be at least 1, got {shapes}")
-    if not q_BHND.is_floating_point() or not q_BHND.dtype == k_BHND.dtype == v_BHND.dtype:
-        raise ValueError(
-            "q, k, v must share one floating dtype, got "
-            f"{q_BHND.dtype}, {k_BHND.dtype}, {v_BHND.dtype}"
-        )
-    if not q_BHND.device == k_BHND.device == v_BHND.device:
-        raise ValueError(
-            f"q, k, v must be on one device, got {q_BHND.device}, {k_BHND.device}, {v_BHND.device}"
-        )
+def heads_of(x_BHND: Tensor, windowed: list[bool], which: bool) -> Tensor:
+    """The heads, of queries or of keys, whose key/value head attends in the window, or not."""
+    if not any(windowed):
+        return x_BHND[:, :0] if which else x_BHND
+    runs = [list(run) for _, run in itertools.groupby(windowed)]
+    group = x_BHND.shape[1] // len(windowed)
+    pieces = x_BHND.split([group * len(run) for run in runs], dim=1)
+    return torch.cat([x for x, run in zip(pieces, runs, strict=True) if run[0] == which], dim=1)
+
+
+def _in_head_order(window_BHND: Tensor, other_BHND: Tensor, windowed: list[bool]) -> Tensor:
+    """What :func:`heads_of` took apart."""
+    runs = [list(run) for _, run in itertools.groupby(windowed)]
+    group = (window_BHND.shape[1] + other_BHND.shape[1]) // len(windowed)
+    pieces = {
+        which: iter(x.split([group * len(run) for run in runs if run[0] == which], dim=1))
+        for which, x in ((True, window_BHND), (False, other_BHND))
+    }
+    return torch.cat([next(pieces[run[0]]) for run in runs], dim=1)
 
 
 class LighthouseAttention(nn.Module):
     """Wraps a dense attention module; called like it, with the same arguments.
 
     Attributes:
-        config: the layer's parameters.
+        config: the layer's parameters; a :class:`WindowConfig` if it attends in a window instead.
         inner: the dense module, called as ``inner(q, k, v, enable_gqa=..., **kwargs)`` on the
             sub-sequence, or on the whole input when ``dense`` is set.
         impl: as in :func:`lighthouse_attention`.
         dense: whether to pass calls straight on to ``inner``. Not part of the state dict: the
             module has no parameters and no buffers, so checkpoints are those of the dense model.
+        windowed: as in :func:`lighthouse_attention`, for a window layer and for window heads.
     """
 
-    def __init__(self, config: LighthouseConfig, inner: nn.Module, impl: str = "auto") -> None:
+    windowed: WindowAttention
+
+    def __init__(
+        self, config: LighthouseConfig | WindowConfig, inner: nn.Module, impl: str = "auto"
+    ) -> None:
         super().__init__()
         check_name(impl)
         self.config = config
         self.inner = inner
         self.impl = impl
         self.dense = False
+        self.windowed = window_attention
 
     def forward(
         self,
@@ -134,7 +158,7 @@ class LighthouseAttention(nn.Module):
         enable_gqa: bool = False,
         **inner_kwargs: Any,
     ) -> Tensor:
-        """(B, Hq, N, D) from q (B, Hq, N, D), k and v (B, Hkv, N, D); see the function."""
+        """(B, Hq, N, D) from q (B, Hq, N, D), k and v (B, Hkv, N, D); see the functions."""
         if self.dense:
             return self.inner(q_BHND, k_BHND, v_BHND, enable_gqa=enable_gqa, **inner_kwargs)
         if q_BHND.shape[1] != k_BHND.shape[1] and not enable_gqa:
@@ -142,12 +166,18 @@ class LighthouseAttention(nn.Module):
                 f"enable_gqa = False: q has {q_BHND.shape[1]} heads and k {k_BHND.shape[1]}; "
                 "grouped-query heads need enable_gqa = True"
             )
+        if isinstance(self.config, WindowConfig):
+            return self.windowed(q_BHND, k_BHND, v_BHND, window=self.config.window)
 
         def attention(q: Tensor, k: Tensor, v: Tensor, *, enable_gqa: bool) -> Tensor:
             return self.inner(q, k, v, enable_gqa=enable_gqa, **inner_kwargs)
 
         return lighthouse_attention(
-            q_BHND, k_BHND, v_BHND, config=self.config, impl=self.impl, attention=attention
+            *(q_BHND, k_BHND, v_BHND),
+            config=self.config,
+            impl=self.impl,
+            attention=attention,
+            windowed=self.windowed,
         )
 
     def extra_repr(self) -> str:

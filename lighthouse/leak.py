@@ -65,8 +65,8 @@ def measure(
     Raises:
         ValueError: no layer runs Lighthouse Attention in this stage.
     """
-    modules = run.sparse_modules
-    if not modules:
+    selecting = run.selecting
+    if not selecting:
         raise ValueError(
             f"step {run.step} is in a dense stage, which sees no future: name a step of a "
             "Lighthouse stage with --step"
@@ -79,7 +79,7 @@ def measure(
     everywhere: list[tuple[float, float]] = []
     for number, (tokens_N, labels_N) in enumerate(text):
         own_N = run.losses(tokens_N[None], labels_N[None])[0]
-        with dense_stage(modules):
+        with dense_stage([run.body]):
             dense_N = run.losses(tokens_N[None], labels_N[None])[0]
         everywhere.append((own_N.mean().item(), dense_N.mean().item()))
         count = positions * (number + 1) // len(text) - positions * number // len(text)
@@ -98,7 +98,7 @@ def measure(
         step=run.step,
         seq_len=seq_len,
         sequences=len(text),
-        selections=sorted({module.config.selection for module in modules}),
+        selections=sorted({config.selection for config in selecting}),
         own=leak_of(true, other),
         dense=statistics.fmean(dense),
         own_everywhere=own_everywhere,

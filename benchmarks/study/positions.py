@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from lighthouse.leak import held_out
-from lighthouse.titan.llama3.layers import dense_stage, lighthouse_modules
+from lighthouse.titan.llama3.layers import dense_stage
 from lighthouse.titan.trained import load_run
 
 
@@ -26,7 +26,7 @@ def measure(folder: Path, sequences: int, device: torch.device) -> dict[str, obj
     text = held_out(run, sequences, device)
     n = text[0][0].shape[0]
     own, foreign = [], []
-    with dense_stage(lighthouse_modules([run.body])):
+    with dense_stage([run.body]):
         for number, (tokens_N, labels_N) in enumerate(text):
             own.append(run.losses(tokens_N[None], labels_N[None])[0])
             other_N = text[(number + 1) % len(text)][0]

@@ -1,8 +1,8 @@
 """Bytes of a step on one GPU at its peak, part by part."""
 
-from lighthouse.config import LighthouseConfig
+from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.rates import Rates
-from lighthouse.cost.sizes import Layout, Model, Work, rows
+from lighthouse.cost.sizes import Layout, Model, Work, rows, window_share
 
 GIB = 2**30
 
@@ -43,33 +43,43 @@ def memory(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str, 
     }
 
 
-def _kept_bytes(model: Model, work: Work, config: LighthouseConfig | None) -> float:
+def _kept_bytes(model: Model, work: Work, config: LighthouseConfig | WindowConfig | None) -> float:
     """Kept for backward, per token: block input and sum, norms, SwiGLU, attention in and out.
 
-    A Lighthouse layer keeps the rows of its sub-sequence instead of q, k and v of each token.
+    A Lighthouse layer keeps the rows of its sub-sequence instead of q, k and v of each token, and
+    takes those of its window heads apart.
     """
     element = work.element_bytes
     body = 2 * model.dim * (work.residual_bytes + element)
     body += element * (model.dim + 3 * model.ffn_dim)
     qkv = model.dim + 2 * model.kv_dim
-    if config is None:
+    if not isinstance(config, LighthouseConfig):
         return body + element * qkv
-    rows_per_token = config.gathered_len(work.seq_len) / work.seq_len
+    near = window_share(config, model.kv_heads)
+    rows_per_token = near + (1 - near) * config.gathered_len(work.seq_len) / work.seq_len
     return body + element * rows_per_token * (qkv + model.dim)
 
 
 def _kept_by_ring(
-    model: Model, layout: Layout, work: Work, config: LighthouseConfig | None
+    model: Model, layout: Layout, work: Work, config: LighthouseConfig | WindowConfig | None
 ) -> float:
-    """The gathered keys and values of all ranks, per token of one."""
+    """The gathered keys and values of all ranks, per token of one; of a window those in front of
+    two chunks, and the chunks'."""
     if layout.cp == 1:
         return 0.0
-    rows_per_token = layout.cp * rows(config, work.seq_len) / work.seq_len
+    near = window_share(config, model.kv_heads)
+    rows_per_token = (1 - near) * layout.cp * rows(config, work.seq_len) / work.seq_len
+    if config is not None and config.window is not None:
+        in_front = 2 * layout.cp * (config.window - 1) / work.seq_len
+        rows_per_token += near * (1 + min(in_front, layout.cp))
     return work.element_bytes * rows_per_token * 2 * model.kv_dim
 
 
-def _kept_by_op(model: Model, layout: Layout, work: Work, config: LighthouseConfig | None) -> float:
+def _kept_by_op(
+    model: Model, layout: Layout, work: Work, config: LighthouseConfig | WindowConfig | None
+) -> float:
     """The block's input, wq, wv, w1 and the attention kernel's outputs, one a piece, per token."""
-    share = layout.cp * rows(config, work.seq_len) / work.seq_len
+    near = window_share(config, model.kv_heads)
+    share = near + (1 - near) * layout.cp * rows(config, work.seq_len) / work.seq_len
     columns = model.dim + model.kv_dim + model.ffn_dim + share * model.dim
     return work.residual_bytes * model.dim + work.element_bytes * columns

@@ -23,6 +23,7 @@ class Rates:
         attention_latency: seconds of a call of it beside that.
         around: bytes/s of summarize, gather and scatter, each byte counted once.
         select: seconds of a selection.
+        window: bytes/s of reversing and merging in windows, each byte counted once.
         dilated: FLOP/s of the ``dilated`` scorer's attention.
         gla: seconds per token and channel of the ``gla`` scorer.
         nvlink, network: bytes/s a GPU sends within a node and between nodes.
@@ -39,6 +40,7 @@ class Rates:
     attention_latency: float
     around: float
     select: float
+    window: float
     dilated: float
     gla: float
     nvlink: float

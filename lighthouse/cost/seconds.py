@@ -1,8 +1,8 @@
 """Seconds of a step on one GPU: work over rates, part by part."""
 
-from lighthouse.config import LighthouseConfig
+from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.rates import Rates
-from lighthouse.cost.sizes import Layout, Model, Work, rows
+from lighthouse.cost.sizes import Layout, Model, Work, rows, window_share, window_square
 
 BACKWARD_MATMULS = 2.5  # of the attention kernel against its forward: 5 matrix products to 2
 ELEMENTWISE_BACKWARD = 2.0  # gradients read and write about twice what forward does
@@ -29,6 +29,7 @@ def seconds(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str,
         "matmuls": tokens * matmul / rates.matmul,
         "elementwise": tokens * elementwise / rates.elementwise,
         "dense attention": 0.0,
+        "window attention": 0.0,
         "lighthouse attention": 0.0,
         "around lighthouse": 0.0,
         "scorer": 0.0,
@@ -36,23 +37,30 @@ def seconds(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str,
         "ring": 0.0,
     }
     for config in work.attention:
+        near = window_share(config, model.kv_heads)
+        if near:
+            assert config is not None and config.window is not None
+            inner, ring = _window_seconds(model, layout, work, rates, config.window)
+            parts["window attention"] += near * inner
+            parts["ring"] += near * ring
+        if isinstance(config, WindowConfig):
+            continue
         attended = rows(config, work.seq_len)
         inner, ring = _attention_seconds(model, layout, work, rates, attended, again)
-        parts["ring"] += ring
+        parts["ring"] += (1 - near) * ring
         if config is None:
             parts["dense attention"] += inner
             continue
-        parts["lighthouse attention"] += inner
+        parts["lighthouse attention"] += (1 - near) * inner
         passes_again = 1.0 if selective else again
         moved = work.local_batch / layout.cp / layout.tp * work.element_bytes
         forward, backward = elements_around(model, config, work.seq_len)
-        parts["around lighthouse"] += (
-            moved * ((1 + passes_again) * forward + backward) / rates.around
-            + (1 + again) * work.local_batch * rates.select
-        )
+        parts["around lighthouse"] += (1 - near) * moved * (
+            (1 + passes_again) * forward + backward
+        ) / rates.around + (1 + again) * work.local_batch * rates.select
         scorer = _scorer_seconds(model, config, work.seq_len, rates) / layout.cp / layout.tp
         # Selective checkpointing keeps the selection, so nothing asks for scores again.
-        parts["scorer"] += (1 + again) * work.local_batch * scorer
+        parts["scorer"] += (1 - near) * (1 + again) * work.local_batch * scorer
 
     parts["tensor parallel"] = _tensor_parallel_seconds(model, layout, work, rates)
     # Gathering and reducing run beside the computation; only what is longer shows.
@@ -96,6 +104,39 @@ def _attention_seconds(
     exposed = travels / _link(rates, layout.cp * layout.tp)
     merged = MERGE_BYTES * attended * model.dim * work.local_batch / layout.tp / rates.copy
     return kernel, exposed + (2 + again) * merged
+
+
+def _window_seconds(
+    model: Model, layout: Layout, work: Work, rates: Rates, window: int
+) -> tuple[float, float]:
+    """Attention of all heads, and what context parallelism adds to it: tails of chunks.
+
+    Selective checkpointing keeps the output.
+    """
+    again = work.checkpointed
+    of_a_gpu = work.local_batch / layout.cp / layout.tp
+    flops = 2 * window_square(window, work.seq_len) * model.dim * of_a_gpu
+    forward, backward = elements_in_windows(model)
+    moved = work.seq_len * of_a_gpu * work.element_bytes / rates.window
+    latency = 2 * rates.attention_latency
+    kernel = (1 + again) * (flops / rates.attention_forward + forward * moved + latency)
+    kernel += BACKWARD_MATMULS * flops / rates.attention_backward + backward * moved + latency
+    if layout.cp == 1:
+        return kernel, 0.0
+    tails = 2 * min(window - 1, work.seq_len)  # of two chunks
+    sent = tails * 2 * model.kv_dim * work.element_bytes * work.local_batch / layout.tp
+    passes = 2 + (1.0 if work.checkpointing == "op" else again)
+    return kernel, passes * sent / _link(rates, layout.cp * layout.tp)
+
+
+def elements_in_windows(model: Model) -> tuple[int, int]:
+    """Elements moved around the two stock calls of a window, per token, forward and backward.
+
+    Forward: q, k, v reversed; two outputs read and one written. Backward: the same, the output and
+    its gradient reversed; gradients of q, k, v read twice and written.
+    """
+    row, out = model.dim + 2 * model.kv_dim, model.dim
+    return 2 * row + 3 * out, 2 * (row + 2 * out) + 3 * row
 
 
 def elements_around(model: Model, config: LighthouseConfig, seq_len: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lighthouse.config import LighthouseConfig
+from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.scorers import scoring_flops_per_token
 
 
@@ -69,7 +69,7 @@ class Work:
 
     Attributes:
         seq_len: N, tokens of a sequence, over all context parallel ranks.
-        attention: each layer's Lighthouse parameters, ``None`` for a dense layer.
+        attention: each layer's parameters, ``None`` for a dense layer.
         local_batch: sequences of a micro-batch.
         accumulation: micro-batches of a step.
         checkpointing: ``"none"``, ``"op"`` (selective), ``"full"``, or every how many layers one is
@@ -81,7 +81,7 @@ class Work:
     """
 
     seq_len: int
-    attention: Sequence[LighthouseConfig | None]
+    attention: Sequence[LighthouseConfig | WindowConfig | None]
     local_batch: int = 1
     accumulation: int = 1
     checkpointing: str = "none"
@@ -98,24 +98,41 @@ class Work:
         return 1.0 if self.checkpointing == "full" else 1 / int(self.checkpointing)
 
 
-def rows(config: LighthouseConfig | None, seq_len: int) -> int:
-    """Rows that a layer's attention has: of its sub-sequence, or all tokens in a dense one."""
-    return seq_len if config is None else config.gathered_len(seq_len)
+def rows(config: LighthouseConfig | WindowConfig | None, seq_len: int) -> int:
+    """Rows that a layer's attention has: of its sub-sequence, or all tokens without one."""
+    return config.gathered_len(seq_len) if isinstance(config, LighthouseConfig) else seq_len
+
+
+def window_square(window: int, seq_len: int) -> int:
+    """What N² is of dense attention, whose causal mask is not discounted: twice a window's pairs,
+    less ``window``."""
+    return seq_len**2 - max(0, seq_len - window) ** 2
+
+
+def window_share(config: LighthouseConfig | WindowConfig | None, kv_heads: int) -> float:
+    """Heads that attend in a window, of all."""
+    if isinstance(config, LighthouseConfig):
+        return config.window_heads / kv_heads
+    return 0.0 if config is None else 1.0
 
 
 def flops_per_token(model: Model, work: Work) -> int:
     """FLOPs per token and step by torchtitan's conventions.
 
     6 per weight, 12 * dim * rows per token of attention: forward and backward, no discount for the
-    causal mask, no recomputation; scoring once. The embedding is no product, norms count as
-    upstream counts them. The trainer logs the same (``lighthouse/titan/llama3/flops.py``).
+    causal mask, no recomputation; scoring once. Windows count as the pairs that they are of N². The
+    embedding is no product, norms count as upstream counts them. The trainer logs the same
+    (``lighthouse/titan/llama3/flops.py``).
     """
     weights = model.parameters - model.dim * model.vocab_size
-    attended = sum(rows(config, work.seq_len) ** 2 / work.seq_len for config in work.attention)
     head_dim = model.dim // model.heads
-    scoring = sum(
-        scoring_flops_per_token(config, work.seq_len, model.heads, head_dim)
-        for config in work.attention
-        if config is not None
-    )
-    return round(6 * weights + 12 * model.dim * attended + scoring)
+    squares = scoring = 0.0
+    for config in work.attention:
+        near = window_share(config, model.kv_heads)
+        if config is not None and config.window is not None:
+            squares += near * window_square(config.window, work.seq_len)
+        squares += (1 - near) * rows(config, work.seq_len) ** 2
+        if isinstance(config, LighthouseConfig):
+            of_all = scoring_flops_per_token(config, work.seq_len, model.heads, head_dim)
+            scoring += (1 - near) * of_all
+    return round(6 * weights + 12 * model.dim * squares / work.seq_len + scoring)

@@ -164,3 +164,20 @@ def scatter(
         row_BHND = rows.gather(2, slot_BHN.clamp(min=0)[..., None].expand_as(out_BHND))
         out_BHND = out_BHND + torch.where(heard[..., None], row_BHND, 0)
     return out_BHND.to(rows_BHSD.dtype)
+
+
+def window_attention(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor, window: int) -> Tensor:
+    """Causal softmax attention to the last ``window`` tokens, (B, H, N, D) (section 9).
+
+    The last N of the M keys are those of the queries' tokens.
+    """
+    num_queries, num_keys = q_BHND.shape[2], k_BHMD.shape[2]
+    group = q_BHND.shape[1] // k_BHMD.shape[1]
+    dtype = _accumulation_dtype(q_BHND)
+    k, v = (x.to(dtype).repeat_interleave(group, dim=1) for x in (k_BHMD, v_BHMD))
+    token_N1 = torch.arange(num_queries, device=k.device)[:, None] + num_keys - num_queries
+    behind_NM = token_N1 - torch.arange(num_keys, device=k.device)
+    seen_NM = (behind_NM >= 0) & (behind_NM < window)
+    logits_BHNM = q_BHND.to(dtype) @ k.mT * q_BHND.shape[-1] ** -0.5
+    weights_BHNM = logits_BHNM.masked_fill(~seen_NM, -torch.inf).softmax(dim=-1)
+    return (weights_BHNM @ v).to(q_BHND.dtype)

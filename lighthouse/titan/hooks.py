@@ -15,6 +15,7 @@ from lighthouse.titan.config.resolved_toml import write_resolved
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.staged import StagedLoader
 from lighthouse.titan.distributed.layout import accumulation_of
+from lighthouse.titan.distributed.window_exchange import exchange_windows
 from lighthouse.titan.llama3.chunked_loss import apply_chunked_loss
 from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, stage_metrics
@@ -73,6 +74,7 @@ class RunHooks:
         """
         self._trainer = trainer
         self._model_parts = list(trainer.model_parts)
+        exchange_windows(self._model_parts, self._job_config, trainer.parallel_dims)
         self._dense_flops_per_token = trainer.metrics_processor.num_flops_per_token
         self._observer = SelectionObserver(
             self._model_parts, self._job_config, trainer.parallel_dims

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lighthouse.config import LighthouseConfig
+from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.memory import GIB
 from lighthouse.cost.rates import devices, load_rates
 from lighthouse.cost.sizes import Layout, Model, Work, flops_per_token
@@ -26,6 +26,7 @@ from lighthouse.cost.step import Cost, cost
 from lighthouse.refusal import refuse
 from lighthouse.titan.config.check import Machine
 from lighthouse.titan.config.model_args import model_args_of
+from lighthouse.titan.config.section import LayerConfig
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.distributed.layout import accumulation_steps, layout_of
 
@@ -72,6 +73,8 @@ class Plan:
         parameters: of the model.
         seq_len, tokens_per_step, accumulation: of the longest stage.
         gathered_len: S of each Lighthouse layer, and how many layers have it, over all stages.
+        windows: of each window layer, and how many layers have it.
+        head_windows: of each Lighthouse layer with window heads, and how many layers have it.
         stages: in order of training.
         all_dense: the same job with dense attention throughout.
         hours, gpu_hours, speedup: of the whole job; the last over ``all_dense``.
@@ -89,6 +92,8 @@ class Plan:
     tokens_per_step: int
     accumulation: int
     gathered_len: dict[int, int]
+    windows: dict[int, int]
+    head_windows: dict[int, int]
     stages: tuple[PlannedStage, ...]
     all_dense: PlannedStage
     hours: float | None
@@ -117,6 +122,8 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
     is_llama = job_config.model.name == "llama3"
     model = model_of(job_config) if is_llama else None
     rows: dict[int, int] = {}
+    windows: dict[int, int] = {}
+    head_windows: dict[int, int] = {}
 
     def planned(stage: Stage, all_dense: bool = False) -> PlannedStage:
         job = stage.job(job_config)
@@ -126,7 +133,12 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
         if model is not None:
             layers = stage.layers(job_config, model.layers)
             if not all_dense:
-                rows.update(Counter(c.gathered_len(stage.seq_len) for c in layers if c is not None))
+                sparse = [config for config in layers if isinstance(config, LighthouseConfig)]
+                rows.update(Counter(config.gathered_len(stage.seq_len) for config in sparse))
+                windows.update(Counter(c.window for c in layers if isinstance(c, WindowConfig)))
+                head_windows.update(
+                    Counter(c.window for c in sparse if c.window_heads and c.window is not None)
+                )
             attention = (None,) * model.layers if all_dense else tuple(layers)
             work = work_of(job, layout, attention)
             flops = flops_per_token(model, work)
@@ -149,6 +161,8 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
         tokens_per_step=longest.tokens_per_step,
         accumulation=accumulation_steps(of_longest.job(job_config), layout),
         gathered_len=rows,
+        windows=windows,
+        head_windows=head_windows,
         stages=tuple(stages),
         all_dense=all_dense,
         hours=hours,
@@ -160,9 +174,7 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
     )
 
 
-def work_of(
-    job_config: "JobConfig", layout: Layout, attention: tuple[LighthouseConfig | None, ...]
-) -> Work:
+def work_of(job_config: "JobConfig", layout: Layout, attention: tuple[LayerConfig, ...]) -> Work:
     """A step of a stage, whose configuration this is, with the attention of each layer."""
     training = job_config.training
     checkpoint = job_config.activation_checkpoint
@@ -290,7 +302,10 @@ def table(result: Plan) -> str:
         "context parallel": layout.cp,
         "tensor parallel": layout.tp,
     }
-    gathered = ", ".join(f"{s:,} in {n} layers" for s, n in result.gathered_len.items()) or "-"
+
+    def in_layers(found: dict[int, int]) -> str:
+        return ", ".join(f"{size:,} in {n} layers" for size, n in found.items())
+
     size = "" if result.parameters is None else f", {result.parameters:,} parameters"
     kind = "CPU processes" if result.device == CPU else f"x {result.device}"
     lines = [
@@ -299,9 +314,13 @@ def table(result: Plan) -> str:
         + ", ".join(f"{name} {degree}" for name, degree in degrees.items()),
         f"step              {result.tokens_per_step:,} tokens in sequences of {result.seq_len:,}, "
         f"{result.accumulation} micro-batches",
-        f"S                 {gathered}",
-        "",
+        f"S                 {in_layers(result.gathered_len) or '-'}",
     ]
+    if result.windows:
+        lines.append(f"windows           {in_layers(result.windows)}")
+    if result.head_windows:
+        lines.append(f"windows of heads  {in_layers(result.head_windows)}")
+    lines.append("")
     columns = [*result.stages, result.all_dense]
 
     def row(title: str, cells: Sequence[float | None], form: str) -> None:

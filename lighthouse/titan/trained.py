@@ -15,13 +15,13 @@ from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 from torchtitan.protocols.train_spec import get_train_spec
 
-from lighthouse.attention import LighthouseAttention
+from lighthouse.config import LighthouseConfig
 from lighthouse.runs.folder import RESOLVED_FILE, finished_steps
 from lighthouse.titan.config.check import import_custom
 from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.section import num_chunks
 from lighthouse.titan.config.stages import Stages
-from lighthouse.titan.llama3.layers import apply_lighthouse, lighthouse_modules, set_stage
+from lighthouse.titan.llama3.layers import apply_lighthouse, selecting_modules, set_stage
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -47,9 +47,9 @@ class Trained:
     output: nn.Module
 
     @property
-    def sparse_modules(self) -> list[LighthouseAttention]:
-        """The layers that run Lighthouse Attention in the stage at hand."""
-        return [module for module in lighthouse_modules([self.body]) if not module.dense]
+    def selecting(self) -> list[LighthouseConfig]:
+        """Of the layers that run Lighthouse Attention in the stage at hand."""
+        return [config for _, config in selecting_modules([self.body])]
 
     @torch.no_grad()
     def losses(

@@ -9,6 +9,7 @@ from triton.compiler import ASTSource
 
 from lighthouse.ops.triton.pull import _pull_kernel
 from lighthouse.ops.triton.select import _select_kernel
+from lighthouse.ops.triton.softmaxes import _add_kernel, _merge_kernel
 from lighthouse.ops.triton.summarize import _summarize_kernel
 from lighthouse.ops.triton.windows import _windows_kernel
 
@@ -45,4 +46,9 @@ for (levels, p), chunks, dtype, dim in (
         ints = dict.fromkeys(("index", "slot", "scratch"), "*i32")
         strata = {"M": 128, "STRATA": 12, "COVER_PREFIX": flag, "BLOCK": 512}
         strata |= {"COARSEST_WIDTH": p ** (levels - 1)}
+        parts = dict.fromkeys(("out", "part", "total"), f"*{dtype}")
+        parts |= {"lse": "*fp32", "part_lse": "*fp32"}
+        of_blocks = HEADS | block | {"C": 3, "BLOCK_R": 8, "REVERSED": flag}
+        compile_kernel(_merge_kernel, parts, of_blocks)
+        compile_kernel(_add_kernel, parts, of_blocks)
         compile_kernel(_select_kernel, scores | ints, common | strata)

@@ -10,7 +10,7 @@ from lighthouse.titan.llama3.layers import apply_lighthouse
 
 
 def on_meta(job_config: Any) -> Any:
-    """The job's model with its Lighthouse layers."""
+    """The job's model with its kinds of layers."""
     from torchtitan.protocols.train_spec import get_train_spec
 
     spec = get_train_spec(job_config.model.name)
@@ -21,6 +21,6 @@ def on_meta(job_config: Any) -> Any:
 
 
 def lighthouse_layers(model: Any) -> dict[int, LighthouseAttention]:
-    """Attention modules of the Lighthouse layers, by layer."""
+    """Attention modules of the layers that are not always dense, by layer."""
     modules = {int(i): block.attention.inner_attention for i, block in model.layers.items()}
     return {i: m for i, m in modules.items() if isinstance(m, LighthouseAttention)}

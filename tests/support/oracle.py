@@ -17,6 +17,7 @@ Where the definition leaves room, the oracle assumes:
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -272,6 +273,41 @@ def attend_and_scatter(
 def lighthouse_attention(
     config: LighthouseConfig, q_BQND: np.ndarray, k_BHND: np.ndarray, v_BHND: np.ndarray
 ) -> np.ndarray:
-    """The whole method."""
+    """The whole method; a head is as if it were alone."""
+    if config.window_heads:
+        H, n = k_BHND.shape[1], config.window_heads
+        G = q_BQND.shape[1] // H
+        alone = replace(config, window_heads=0)
+        heads = []
+        for h in range(H):
+            inputs = q_BQND[:, h * G : (h + 1) * G], k_BHND[:, h : h + 1], v_BHND[:, h : h + 1]
+            if math.floor((h + 1) * n / H) > math.floor(h * n / H):
+                heads.append(window_attention(config.window, *inputs))
+            else:
+                heads.append(lighthouse_attention(alone, *inputs))
+        return np.concatenate(heads, axis=1)
     index_BHS = select_flat(config, *level0_scores(config, q_BQND, k_BHND, v_BHND))
     return attend_and_scatter(config, q_BQND, k_BHND, v_BHND, index_BHS)
+
+
+# ---- 9. windows
+
+
+def window_attention(
+    window: int | None, q_BQND: np.ndarray, k_BHMD: np.ndarray, v_BHMD: np.ndarray
+) -> np.ndarray:
+    """Output (B, Q, N, D); the last N of the M keys are those of the queries' tokens."""
+    assert window is not None
+    B, Q, N, D = q_BQND.shape
+    H, M = k_BHMD.shape[1:3]
+    out_BQND = np.zeros((B, Q, N, D))
+    for b in range(B):
+        for head in range(Q):
+            h = head // (Q // H)
+            for row in range(N):
+                token = row + M - N
+                seen = slice(max(0, token - window + 1), token + 1)
+                logits = k_BHMD[b, h, seen] @ q_BQND[b, head, row] / math.sqrt(D)
+                weights = np.exp(logits - logits.max())
+                out_BQND[b, head, row] = (weights / weights.sum()) @ v_BHMD[b, h, seen]
+    return out_BQND

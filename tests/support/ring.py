@@ -1,4 +1,4 @@
-"""Started by torchrun: each rank compares its share of Lighthouse layers with the whole of them.
+"""Started by torchrun: each rank compares its share of the layers with the whole of them.
 
     torchrun --nproc_per_node=W -m tests.support.ring [cpu|cuda]
 
@@ -10,6 +10,9 @@ is off from float64 on the same inputs.
 import itertools
 import os
 import sys
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -18,8 +21,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torchtitan.distributed.context_parallel import apply_cp_to_attention_module, cp_shard
 from torchtitan.models.attention import ScaledDotProductAttentionWrapper
 
-from lighthouse import LighthouseAttention, LighthouseConfig, lighthouse_attention, select
+from lighthouse import (
+    LighthouseAttention,
+    LighthouseConfig,
+    WindowConfig,
+    lighthouse_attention,
+    select,
+    window_attention,
+)
 from lighthouse.scorers import level0_scores, level1_maxima
+from lighthouse.titan.distributed.window_exchange import exchange_windows
 
 BATCH, SEQ_LEN, HEAD_DIM = 2, 512, 16
 HEADS = {"one key/value head each": (2, 2), "grouped": (4, 2)}
@@ -51,6 +62,20 @@ def main(device_type: str) -> None:
         )
         compare(config, heads, balancer, mesh, device, dtype, SEQ_LEN * scale)
         count += 1
+    for heads, balancer, window in itertools.product(HEADS, BALANCERS, (1, 24, 300, 10**6)):
+        chunks = world * BALANCERS[balancer]
+        mixed = LighthouseConfig(
+            num_levels=3,
+            pooling_factor=2,
+            topk=4 * scale * chunks,
+            stratum=2 * scale,
+            num_chunks=chunks,
+            window=window,
+            window_heads=1,
+        )
+        for layer in (WindowConfig(window), mixed):
+            compare(layer, heads, balancer, mesh, device, dtype, SEQ_LEN * scale)
+            count += 1
     if dist.get_rank() == 0:
         print(f"{count} cases agree on {world} ranks", flush=True)
     dist.destroy_process_group()
@@ -71,19 +96,26 @@ def compare(config, heads, balancer, mesh, device, dtype, seq_len) -> None:
         whole = tuple(x.detach().clone() for x in tensors)
         return list(cp_shard(mesh, whole, None, balancer, input_seq_dim=2)[0])
 
-    local = config.local(mesh.size())
+    is_window = isinstance(config, WindowConfig)
+    local = config if is_window else config.local(mesh.size())
     inner = ScaledDotProductAttentionWrapper()
     apply_cp_to_attention_module([inner], mesh, "sdpa")
     layer = LighthouseAttention(local, inner)
+    balanced = SimpleNamespace(context_parallel_load_balancer=balancer)
+    dims = SimpleNamespace(get_optional_mesh=lambda _: mesh)
+    exchange_windows([layer], SimpleNamespace(parallelism=balanced), dims)
 
     def ring(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return layer(q, k, v, enable_gqa=query_heads != kv_heads)
 
     shares = share(inputs)
-    check_selection(config, local, inputs, shares, balancer, mesh)
+    if config.window is None:
+        check_selection(config, local, inputs, shares, balancer, mesh)
     ours = with_gradients(ring, shares, *share([grad_out]))
 
     def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if is_window:
+            return window_attention(q, k, v, window=config.window)
         return lighthouse_attention(q, k, v, config=config)
 
     rounded = share(with_gradients(whole, inputs, grad_out))
@@ -106,6 +138,19 @@ def exact_with_gradients(config, inputs: list[Tensor], grad_out: Tensor) -> list
     """In float64, with the selection made by the inputs as they are."""
     from lighthouse.ops import reference
 
+    if isinstance(config, WindowConfig):
+        window = partial(reference.window_attention, window=config.window)
+        return with_gradients(window, [x.double() for x in inputs], grad_out.double())
+    if config.window_heads:
+        heads = config.is_windowed(inputs[1].shape[1])
+        group = inputs[0].shape[1] // len(heads)
+        of_heads: list[list[Tensor]] = []
+        for h, windowed in enumerate(heads):
+            one = WindowConfig(config.window) if windowed else replace(config, window_heads=0)
+            places = (slice(h * group, (h + 1) * group), slice(h, h + 1), slice(h, h + 1))
+            own = [x[:, place] for x, place in zip(inputs, places, strict=True)]
+            of_heads.append(exact_with_gradients(one, own, grad_out[:, places[0]]))
+        return [torch.cat(parts, 1) for parts in zip(*of_heads, strict=True)]
     scores = level0_scores(*inputs, config)
     selection = reference.select(*(level1_maxima(x, config) for x in scores), config)
 

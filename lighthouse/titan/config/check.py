@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from lighthouse.titan.config.check_checkpoint import check_checkpoint
 from lighthouse.titan.config.check_layout import check_layout
-from lighthouse.titan.config.check_lighthouse import check_end, check_lighthouse
+from lighthouse.titan.config.check_lighthouse import check_end, check_lighthouse, check_model
 from lighthouse.titan.config.check_llama3 import check_llama3
 from lighthouse.titan.config.check_numbers import check_numbers
+from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.stage_tables import of_stage
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.text_files import check_texts
@@ -59,9 +60,13 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
     _check_device(job_config, machine.device)
     if not job_config.stages:
         _check_stage(job_config, machine)
+    stages = Stages.of(job_config).stages
     for number, table in enumerate(job_config.stages, start=1):
         try:
             _check_stage(of_stage(job_config, table), machine)
+            if table["attention"] == "window":
+                check_model(job_config, f"stages.{number}.attention = 'window'")
+                stages[number - 1].layers(job_config, model_args_of(job_config).n_layers)
         except ValueError as error:
             raise ValueError(_as_written(str(error), number, table)) from None
     _check_positions(job_config)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lighthouse.config import nearest_multiple
+from lighthouse.config import LighthouseConfig, nearest_multiple
 from lighthouse.ops import implementation
 from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.section import layer_configs, num_chunks
@@ -25,26 +25,46 @@ def check_lighthouse(job_config: "JobConfig", machine: "Machine") -> None:
     """
     _check_reports(job_config)
     if job_config.lighthouse.enable:
+        check_model(job_config, "lighthouse.enable")
         _check_layers(job_config, machine)
 
 
-def _check_layers(job_config: "JobConfig", machine: "Machine") -> None:
-    section = job_config.lighthouse
+def check_model(job_config: "JobConfig", what: str) -> None:
+    """Refuse a model whose layers can't change their attention.
+
+    Args:
+        what: asks for it, for the message.
+
+    Raises:
+        ValueError: naming the key, the value it got and what would do.
+    """
     if job_config.model.name != "llama3":
-        raise ValueError(
-            f"model.name = {job_config.model.name!r}: lighthouse.enable needs 'llama3'"
-        )
+        raise ValueError(f"model.name = {job_config.model.name!r}: {what} needs 'llama3'")
     model_args = model_args_of(job_config)
     if model_args.attn_type != "sdpa" or model_args.attn_mask_type != "causal":
         raise ValueError(
             f"model.flavor = {job_config.model.flavor!r}: has {model_args.attn_type} attention "
-            f"under a {model_args.attn_mask_type} mask; lighthouse.enable needs sdpa attention "
+            f"under a {model_args.attn_mask_type} mask; {what} needs sdpa attention "
             "under the plain causal mask, for instance a flavor without _flex or _varlen"
         )
+    degree = job_config.parallelism.pipeline_parallel_degree
+    if degree > 1:
+        raise ValueError(
+            f"parallelism.pipeline_parallel_degree = {degree}: {what} is not available "
+            "under pipeline parallelism, where torchtitan 0.2.2 leaves gradients undivided by the "
+            "number of tokens and clipping cuts them all; use 1, with data or tensor parallelism"
+        )
+
+
+def _check_layers(job_config: "JobConfig", machine: "Machine") -> None:
+    section, model_args = job_config.lighthouse, model_args_of(job_config)
     chunks = num_chunks(section, job_config.parallelism)
     configs = layer_configs(section, model_args.n_layers, job_config.training.seq_len, chunks)
-    uses_gla = any(config and config.scorer == "gla" for config in configs)
-    _check_implementation(section.impl, machine, uses_gla)
+    lighthouse = [config for config in configs if isinstance(config, LighthouseConfig)]
+    _check_implementation(section.impl, machine, any(c.scorer == "gla" for c in lighthouse))
+    kv_heads = model_args.n_kv_heads or model_args.n_heads
+    for config in lighthouse:
+        _check_window_heads(config, kv_heads, job_config.parallelism.tensor_parallel_degree)
     if job_config.validation.enable:
         length = job_config.validation.seq_len
         layer_configs(section, model_args.n_layers, length, chunks, "validation")
@@ -53,12 +73,20 @@ def _check_layers(job_config: "JobConfig", machine: "Machine") -> None:
             f"lighthouse.dense_from_step = {section.dense_from_step}: steps count from 1; "
             "leave it out to stay in the Lighthouse stage"
         )
-    degree = job_config.parallelism.pipeline_parallel_degree
-    if degree > 1:
+
+
+def _check_window_heads(config: LighthouseConfig, kv_heads: int, ranks: int) -> None:
+    """The same share of the window's heads and of the others on each tensor-parallel rank."""
+    try:
+        config.is_windowed(kv_heads)
+    except ValueError as error:
+        raise ValueError(f"lighthouse.{error}") from None
+    heads = config.window_heads
+    if heads and (heads % ranks or kv_heads % ranks):
         raise ValueError(
-            f"parallelism.pipeline_parallel_degree = {degree}: lighthouse.enable is not available "
-            "under pipeline parallelism, where torchtitan 0.2.2 leaves gradients undivided by the "
-            "number of tokens and clipping cuts them all; use 1, with data or tensor parallelism"
+            f"lighthouse.window_heads = {heads}: parallelism.tensor_parallel_degree = {ranks} must "
+            f"divide it and the model's {kv_heads} key/value heads, so that all ranks have as many "
+            f"of either kind; use a multiple of {ranks} below {kv_heads}, or another degree"
         )
 
 

@@ -9,11 +9,20 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lighthouse.config import LighthouseConfig, Scorer, Window, nearest_multiple
+from lighthouse.config import (
+    LighthouseConfig,
+    Scorer,
+    SelectionKind,
+    WindowConfig,
+    nearest_multiple,
+)
 
-_NUMBER_KEYS = ("topk", "pooling_factor", "num_levels")
+_NUMBER_KEYS = ("topk", "pooling_factor", "num_levels", "window", "window_heads")
 LAYER_KEYS = (*_NUMBER_KEYS, "scorer", "selection")
 """What ``layer_overrides`` may set."""
+
+LayerConfig = LighthouseConfig | WindowConfig | None
+"""Of one layer; None for one that is always dense."""
 
 _OVERRIDE = re.compile(r"(?P<first>\d+)(-(?P<last>\d+))?:(?P<settings>.+)")
 
@@ -21,7 +30,10 @@ _OVERRIDE = re.compile(r"(?P<first>\d+)(-(?P<last>\d+))?:(?P<settings>.+)")
 @dataclass
 class Lighthouse:
     enable: bool = False
-    """Use Lighthouse Attention in all layers but dense_layers; false trains dense throughout"""
+    """
+    Use Lighthouse Attention in all layers but dense_layers and window_layers; false trains dense
+    throughout
+    """
 
     num_levels: int = 3
     """L, levels of the pyramid, tokens included (at least 2)"""
@@ -35,7 +47,7 @@ class Lighthouse:
     scorer: Scorer = "norm"
     """How tokens are scored"""
 
-    selection: Window = "causal"
+    selection: SelectionKind = "causal"
     """
     Tokens that decide whether an entry is refined: those under it (published), which lets a token's
     output tell of later ones, or as many that end with its first (causal)
@@ -52,6 +64,18 @@ class Lighthouse:
 
     dense_layers: list[int] = field(default_factory=list)
     """Layers that keep dense attention throughout, for instance [0, 1, 28, 29]"""
+
+    window: int | None = None
+    """Tokens that a token of window_layers and of window_heads sees, its own among them"""
+
+    window_layers: list[int] = field(default_factory=list)
+    """Layers that attend in the window, at full resolution, instead of running Lighthouse"""
+
+    window_heads: int = 0
+    """
+    Key/value heads of each Lighthouse layer that attend in the window, with their query heads,
+    spread evenly over all
+    """
 
     dense_from_step: int | None = None
     """First step at which every layer is dense (steps count from 1); unset: never in this run"""
@@ -79,8 +103,8 @@ class Lighthouse:
 
     layer_overrides: list[str] = field(default_factory=list)
     """
-    Per-layer values of topk, pooling_factor, num_levels, scorer and selection, each entry as
-    "LAYER:key=value" or "FIRST-LAST:key=value key=value", for instance
+    Per-layer values of topk, pooling_factor, num_levels, scorer, selection, window and
+    window_heads, each entry as "LAYER:key=value" or "FIRST-LAST:key=value key=value", for instance
     ["2-7:topk=4096", "8:scorer=gla num_levels=4"]. Later entries win.
     """
 
@@ -116,7 +140,7 @@ def layer_configs(
     seq_len: int,
     num_chunks: int = 1,
     length_section: str = "training",
-) -> list[LighthouseConfig | None]:
+) -> list[LayerConfig]:
     """The parameters of each layer, ``None`` for a layer that is always dense.
 
     Args:
@@ -129,30 +153,56 @@ def layer_configs(
     Raises:
         ValueError: for a value that does not fit, named as in the TOML.
     """
-    for layer in section.dense_layers:
-        if not 0 <= layer < num_layers:
-            raise ValueError(
-                f"lighthouse.dense_layers = {section.dense_layers}: layer {layer} does not exist; "
-                f"the model has layers 0..{num_layers - 1}"
-            )
-    fields = (f.name for f in dataclasses.fields(LighthouseConfig))
-    base = {name: getattr(section, name) for name in fields} | {"num_chunks": num_chunks}
-    _check(base, seq_len, length_section, "")
-    overrides: list[dict[str, str | int]] = [{} for _ in range(num_layers)]
+    for key in ("dense_layers", "window_layers"):
+        for layer in getattr(section, key):
+            if not 0 <= layer < num_layers:
+                raise ValueError(
+                    f"lighthouse.{key} = {getattr(section, key)}: layer {layer} does not exist; "
+                    f"the model has layers 0..{num_layers - 1}"
+                )
+    both = sorted({*section.dense_layers} & {*section.window_layers})
+    if both:
+        raise ValueError(
+            f"lighthouse.window_layers = {section.window_layers}: layer {both[0]} is one of "
+            f"lighthouse.dense_layers = {section.dense_layers} too; name it in one of them"
+        )
+    overrides: list[dict[str, Any]] = [{} for _ in range(num_layers)]
     entries: list[list[str]] = [[] for _ in range(num_layers)]
     for entry in section.layer_overrides:
-        layers, values = _parse_override(entry, num_layers)
+        layers, settings = _parse_override(entry, num_layers)
         for layer in layers:
-            overrides[layer] |= values
+            overrides[layer] |= settings
             entries[layer].append(entry)
+    fields = (f.name for f in dataclasses.fields(LighthouseConfig))
+    base: dict[str, Any] = {name: getattr(section, name) for name in fields}
+    base["num_chunks"] = num_chunks
+    if len({*section.dense_layers, *section.window_layers}) < num_layers:
+        _check(base, seq_len, length_section, "")
+    configs: list[LayerConfig] = []
     for layer in range(num_layers):
-        if entries[layer]:
-            where = f"lighthouse.layer_overrides = {', '.join(map(repr, entries[layer]))}: "
-            _check(base | overrides[layer], seq_len, length_section, where)
-    return [
-        None if layer in section.dense_layers else LighthouseConfig(**(base | overrides[layer]))
-        for layer in range(num_layers)
-    ]
+        values = base | overrides[layer]
+        named = ", ".join(map(repr, entries[layer]))
+        where = f"lighthouse.layer_overrides = {named}: " if named else ""
+        if layer in section.window_layers:
+            configs.append(_window_config(values["window"], layer, section, where))
+            continue
+        if named:
+            _check(values, seq_len, length_section, where)
+        is_dense = layer in section.dense_layers
+        configs.append(None if is_dense else LighthouseConfig(**values))
+    return configs
+
+
+def _window_config(window: Any, layer: int, section: Lighthouse, where: str) -> WindowConfig:
+    if window is None:
+        raise ValueError(
+            f"lighthouse.window_layers = {section.window_layers}: layer {layer} has no window; set "
+            "lighthouse.window to the tokens that a token sees, such as 4096"
+        )
+    try:
+        return WindowConfig(window)
+    except ValueError as error:
+        raise ValueError(f"{where}lighthouse.{error}") from None
 
 
 def _check(values: dict[str, Any], seq_len: int, length_section: str, where: str) -> None:

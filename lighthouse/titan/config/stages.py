@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from lighthouse.config import LighthouseConfig
-from lighthouse.titan.config.section import layer_configs, num_chunks
+from lighthouse.config import WindowConfig
+from lighthouse.titan.config.section import LayerConfig, layer_configs, num_chunks
 from lighthouse.titan.config.stage_tables import of_stage
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Stage:
         """The run's configuration as it is in this stage."""
         return of_stage(job_config, self.table) if self.table else job_config
 
-    def layers(self, job_config: "JobConfig", num_layers: int) -> list[LighthouseConfig | None]:
+    def layers(self, job_config: "JobConfig", num_layers: int) -> list[LayerConfig]:
         """What each layer does, over all ranks; None is dense.
 
         Raises:
@@ -62,6 +62,16 @@ class Stage:
         if self.dense:
             return [None] * num_layers
         job = self.job(job_config)
+        if self.attention == "window":
+            if job.lighthouse.window is None:
+                raise ValueError(
+                    f"stages.{self.number}.attention = 'window': lighthouse.window is not set; set "
+                    f"stages.{self.number}.window to the tokens that a token sees, such as 4096"
+                )
+            try:
+                return [WindowConfig(job.lighthouse.window)] * num_layers
+            except ValueError as error:
+                raise ValueError(f"lighthouse.{error}") from None
         chunks = num_chunks(job.lighthouse, job.parallelism)
         return layer_configs(job.lighthouse, num_layers, self.seq_len, chunks)
 

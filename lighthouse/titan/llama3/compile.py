@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
-from lighthouse.titan.llama3.layers import StagedAttention, lighthouse_modules
+from lighthouse.titan.llama3.layers import StagedAttention, wrapped_modules
 
 
 def prepare_to_compile(model: Any) -> None:
@@ -22,7 +22,7 @@ def _allow_all_variants(model: nn.Module) -> None:
     A kind is compiled for training and for validation, in every stage. Beyond PyTorch's limit a
     run would stop, perhaps as late as at the switch to dense.
     """
-    modules = [m for m in lighthouse_modules([model]) if isinstance(m, StagedAttention)]
+    modules = [m for m in wrapped_modules([model]) if isinstance(m, StagedAttention)]
     kinds = len({config for module in modules for config in (module.config, *module.by_stage)})
     stages = max((len(module.by_stage) for module in modules), default=1)
     config = torch._dynamo.config

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from lighthouse.config import LighthouseConfig
+from lighthouse.cost.sizes import window_share, window_square
 from lighthouse.scorers import scoring_flops_per_token
-from lighthouse.titan.llama3.layers import lighthouse_modules
+from lighthouse.titan.llama3.layers import wrapped_modules
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -24,7 +26,7 @@ def flops_per_token(
     Those count 12 * heads * head dimension * N per token for attention (forward and backward, no
     discount for the causal mask, no recomputation). A layer in the Lighthouse stage attends S x S
     instead of N x N, after scoring, which has no backward; pooling, norms and scatter are bandwidth
-    and count nothing.
+    and count nothing. A window counts as the pairs that it is of N x N.
 
     Args:
         model_parts: the model, in its present stage.
@@ -35,13 +37,21 @@ def flops_per_token(
         counted_seq_len: the N that ``dense_flops_per_token`` is for; None for the stage's.
     """
     seq_len, ranks = job_config.training.seq_len, job_config.parallelism.context_parallel_degree
+    head_ranks = job_config.parallelism.tensor_parallel_degree
     flops: float = dense_flops_per_token
     if counted_seq_len not in (None, seq_len):
         flops += 12 * model_args.n_layers * model_args.dim * (seq_len - counted_seq_len)
-    for module in lighthouse_modules(model_parts):
-        if not module.dense:
-            heads, head_dim = model_args.n_heads, model_args.dim // model_args.n_heads
-            rows = ranks * module.config.gathered_len(seq_len // ranks)
-            flops += 12 * model_args.dim * (rows**2 / seq_len - seq_len)
-            flops += scoring_flops_per_token(module.config, seq_len // ranks, heads, head_dim)
+    for module in wrapped_modules(model_parts):
+        if module.dense:
+            continue
+        heads, head_dim = model_args.n_heads, model_args.dim // model_args.n_heads
+        near = window_share(module.config, (model_args.n_kv_heads or heads) // head_ranks)
+        square = 0.0
+        if module.config.window is not None:
+            square += near * window_square(module.config.window, seq_len)
+        if isinstance(module.config, LighthouseConfig):
+            square += (1 - near) * (ranks * module.config.gathered_len(seq_len // ranks)) ** 2
+            scoring = scoring_flops_per_token(module.config, seq_len // ranks, heads, head_dim)
+            flops += (1 - near) * scoring
+        flops += 12 * model_args.dim * (square / seq_len - seq_len)
     return round(flops)

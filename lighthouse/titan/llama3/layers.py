@@ -1,4 +1,4 @@
-"""Lighthouse Attention in the layers of torchtitan's Llama-3, and the stage they are in."""
+"""The kinds of attention in the layers of torchtitan's Llama-3, and the stage they are in."""
 
 import contextlib
 import importlib.util
@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lighthouse.attention import LighthouseAttention
-from lighthouse.config import LighthouseConfig
-from lighthouse.titan.config.section import layer_configs, num_chunks
+from lighthouse.config import LighthouseConfig, WindowConfig
+from lighthouse.titan.config.section import LayerConfig, layer_configs, num_chunks
 from lighthouse.titan.config.stages import Stage, Stages
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ class StagedAttention(LighthouseAttention):
 
     def __init__(
         self,
-        by_stage: Sequence[LighthouseConfig | None],
-        otherwise: LighthouseConfig,
+        by_stage: Sequence[LayerConfig],
+        otherwise: LighthouseConfig | WindowConfig,
         inner: nn.Module,
         impl: str,
     ) -> None:
@@ -43,24 +43,33 @@ class StagedAttention(LighthouseAttention):
             self.config = config
 
 
+def _of_a_rank(config: LayerConfig, ranks: int, head_ranks: int) -> LayerConfig:
+    return config.local(ranks, head_ranks) if isinstance(config, LighthouseConfig) else config
+
+
 def apply_lighthouse(model: Any, job_config: "JobConfig") -> None:
     """Wrap the attention of every layer that is not always dense, in a just built Transformer.
 
     The wrapped dense module stays inside, so context parallelism and the switch to dense find it,
     and parameter names stay those of the dense model. Under context parallelism a rank's tokens are
     whole chunks: it pools, selects and scatters by itself, and the ring runs over the sub-sequence
-    as it does over the tokens of a dense layer.
+    as it does over the tokens of a dense layer. What windows need there
+    :func:`lighthouse.titan.distributed.window_exchange.exchange_windows` adds.
     """
     section, parallelism = job_config.lighthouse, job_config.parallelism
+    ranks, head_ranks = (
+        parallelism.context_parallel_degree,
+        parallelism.tensor_parallel_degree,
+    )
     stages, count = Stages.of(job_config), len(model.layers)
     by_layer = zip(*(stage.layers(job_config, count) for stage in stages), strict=True)
     # A run whose only stage is dense still knows what its layers would be.
-    unused: Sequence[LighthouseConfig | None] = [None] * count
+    unused: Sequence[LayerConfig] = [None] * count
     if section.enable and not stages.listed:
         chunks = num_chunks(section, parallelism)
         unused = layer_configs(section, count, job_config.training.seq_len, chunks)
     for block, by_stage, otherwise in zip(model.layers.values(), by_layer, unused, strict=True):
-        local = [c and c.local(parallelism.context_parallel_degree) for c in (*by_stage, otherwise)]
+        local = [_of_a_rank(config, ranks, head_ranks) for config in (*by_stage, otherwise)]
         shown = next((config for config in local if config is not None), None)
         if shown is not None:
             inner = block.attention.inner_attention
@@ -75,22 +84,33 @@ def dense_module(inner_attention: nn.Module) -> nn.Module:
     return inner_attention
 
 
-def lighthouse_modules(model_parts: Iterable[nn.Module]) -> list[LighthouseAttention]:
-    """The attention modules of layers that are not always dense, in any stage."""
+def wrapped_modules(model_parts: Iterable[nn.Module]) -> list[LighthouseAttention]:
+    """Attention modules of the layers that are not always dense, in any stage."""
     return [m for part in model_parts for m in part.modules() if isinstance(m, LighthouseAttention)]
+
+
+def selecting_modules(
+    model_parts: Iterable[nn.Module],
+) -> list[tuple[LighthouseAttention, LighthouseConfig]]:
+    """Those that run Lighthouse Attention now, in some heads at least, and their parameters."""
+    return [
+        (module, module.config)
+        for module in wrapped_modules(model_parts)
+        if not module.dense and isinstance(module.config, LighthouseConfig)
+    ]
 
 
 def set_stage(model_parts: Iterable[nn.Module], stage: Stage) -> None:
     """Put all layers into a stage. Nothing but the attention call changes."""
-    for module in lighthouse_modules(model_parts):
+    for module in wrapped_modules(model_parts):
         if isinstance(module, StagedAttention):
             module.begin_stage(stage.number)
 
 
 @contextlib.contextmanager
-def dense_stage(modules: Iterable[LighthouseAttention]) -> Iterator[None]:
-    """Inside the context these layers are dense; afterwards they are as they were."""
-    before = [(module, module.dense) for module in modules]
+def dense_stage(model_parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside the context all layers are dense; afterwards they are as they were."""
+    before = [(module, module.dense) for module in wrapped_modules(model_parts)]
     try:
         for module, _ in before:
             module.dense = True
@@ -102,20 +122,22 @@ def dense_stage(modules: Iterable[LighthouseAttention]) -> Iterator[None]:
 
 def stage_metrics(model_parts: Iterable[nn.Module]) -> dict[str, int]:
     """How many layers run Lighthouse Attention now; nothing for a model that never does."""
-    modules = lighthouse_modules(model_parts)
-    if not modules:
+    parts = list(model_parts)
+    if not any(isinstance(m.config, LighthouseConfig) for m in wrapped_modules(parts)):
         return {}
-    return {"lighthouse/active_layers": sum(not module.dense for module in modules)}
+    return {"lighthouse/active_layers": len(selecting_modules(parts))}
 
 
 def operators_to_save() -> set[Any]:
-    """Operators whose results selective activation checkpointing keeps: the selection.
+    """Operators whose results selective activation checkpointing keeps: selections and windows.
 
-    It is small, and the only step whose time is not in moving tensors. Empty where there is no
-    Triton, and so no such operator.
+    A selection is small, and the only step of Lighthouse Attention whose time is not in moving
+    tensors. Attention in a window is kept as dense attention is. Where there is no Triton there is
+    no operator that selects.
     """
-    if importlib.util.find_spec("triton") is None:
-        return set()
-    import lighthouse.ops.triton  # noqa: F401  (registers the operators)
+    operators = {torch.ops.lighthouse.window.default}
+    if importlib.util.find_spec("triton") is not None:
+        import lighthouse.ops.triton  # noqa: F401  (registers the operators)
 
-    return {torch.ops.lighthouse.select.default}
+        operators.add(torch.ops.lighthouse.select.default)
+    return operators

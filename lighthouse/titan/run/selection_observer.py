@@ -9,10 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lighthouse.attention import LighthouseAttention
+from lighthouse.attention import heads_of
+from lighthouse.config import LighthouseConfig
 from lighthouse.scorers import level0_scores
 from lighthouse.selection import select
 from lighthouse.selection_statistics import refined_entries, statistics
+from lighthouse.titan.llama3.layers import selecting_modules
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -53,16 +55,22 @@ class SelectionObserver:
         if not self._every or (step != 1 and step % self._every):
             return
         for part in self._model_parts:
+            selecting = dict(selecting_modules([part]))
             for layer, block in part.layers.items():
-                attention = block.attention.inner_attention
-                if isinstance(attention, LighthouseAttention) and not attention.dense:
+                config = selecting.get(block.attention.inner_attention)
+                if config is not None:
                     self._hooks[layer] = block.register_forward_pre_hook(
-                        partial(self._observe, layer), with_kwargs=True
+                        partial(self._observe, layer, config), with_kwargs=True
                     )
 
     @torch.no_grad()
     def _observe(
-        self, layer: str, block: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+        self,
+        layer: str,
+        config: LighthouseConfig,
+        block: Any,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         self._hooks.pop(layer).remove()
         x, *rotary = args
@@ -74,10 +82,11 @@ class SelectionObserver:
         )
         capture.remove()
 
-        q, k, v = qkv
-        query_scores, key_scores = map(self._of_all_heads, level0_scores(q, k, v, module.config))
-        selection = select(query_scores, key_scores, config=module.config, impl=module.impl)
-        refined = refined_entries(selection, module.config, query_scores.shape[-1])
+        in_window = config.is_windowed(qkv[1].shape[1])
+        q, k, v = (heads_of(x, in_window, False) for x in qkv)
+        query_scores, key_scores = map(self._of_all_heads, level0_scores(q, k, v, config))
+        selection = select(query_scores, key_scores, config=config, impl=module.impl)
+        refined = refined_entries(selection, config, query_scores.shape[-1])
         previous = self._refined.get(layer)
         self._statistics[layer] = statistics(query_scores, key_scores, refined, previous)
         self._refined[layer] = refined

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lighthouse.titan.llama3.chunked_loss import IGNORE_INDEX
-from lighthouse.titan.llama3.layers import dense_stage, lighthouse_modules
+from lighthouse.titan.llama3.layers import dense_stage, selecting_modules, wrapped_modules
 from lighthouse.titan.run.future import Leak, draw_positions, leak_of, with_other_future
 
 DENSE_LOSS = "validation_metrics/dense_loss"
@@ -32,15 +32,15 @@ def validate_stage(validator: Any, model_parts: list[nn.Module], step: int) -> N
     """
     batches = validator.validation_dataloader
     extra_metrics = {}
-    sparse = [module for module in lighthouse_modules(model_parts) if not module.dense]
+    sparse = any(not module.dense for module in wrapped_modules(model_parts))
     section = validator.job_config.lighthouse
     if (section.validate_dense or section.validate_leak) and sparse:
         steps = validator.job_config.validation.steps
         batches = list(itertools.islice(batches, None if steps == -1 else steps))
     if section.validate_dense and sparse:
-        with dense_stage(sparse):
+        with dense_stage(model_parts):
             extra_metrics[DENSE_LOSS] = _evaluate_untimed(validator, model_parts, batches)
-    if section.validate_leak and sparse:
+    if section.validate_leak and selecting_modules(model_parts):
         leak = _measure_leak(validator, model_parts, batches, section.validate_leak)
         extra_metrics[LEAK] = leak.leak
         if leak.standard_error is not None:

@@ -6,8 +6,10 @@ from dataclasses import asdict, replace
 import pytest
 
 from benchmarks import fit_cost
+from lighthouse.config import WindowConfig
 from lighthouse.cost.memory import GIB
 from lighthouse.cost.rates import RATES_FILE, devices, load_rates
+from lighthouse.cost.sizes import Layout, Work
 from lighthouse.cost.step import cost
 
 N = 98304
@@ -53,3 +55,14 @@ def test_the_link_is_fitted_to_what_a_ring_takes_beyond_its_share():
         run["tokens_per_second"] = N / run["gpus"] / seconds
     fitted = fit_cost.fit_link(RATES, [(alone, ring)])
     assert fitted.nvlink == pytest.approx(truth.nvlink, rel=0.03)
+
+
+def test_measured_windows_are_predicted():
+    """One layer of the same body."""
+    for file in fit_cost.read("windows_*.json"):
+        (device,) = (d for d, s in fit_cost.SPECIFICATIONS.items() if s["name"] == file["device"])
+        for row in file["rows"]:
+            if row["kernel"] == "two triangles, cuDNN" and row["kv_heads"] == 8:
+                work = Work(seq_len=file["seq_len"], attention=(WindowConfig(row["window"]),))
+                parts = cost(fit_cost.BODY, Layout(), work, load_rates(device)).seconds
+                assert parts["window attention"] == pytest.approx(row["ms"][1] / 1e3, rel=0.05)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from lighthouse.config import LighthouseConfig
+from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.rates import devices, load_rates
-from lighthouse.cost.sizes import Layout, Model, Work
-from lighthouse.cost.step import cost
+from lighthouse.cost.sizes import Layout, Model, Work, window_square
+from lighthouse.cost.step import Cost, cost
 
 BODY = Model(dim=1024, layers=30, heads=8, kv_heads=8, ffn_dim=1536, vocab_size=264)
 CONFIG = LighthouseConfig(num_levels=3, pooling_factor=4, topk=1536)
@@ -33,6 +33,48 @@ def test_lighthouse_saves_attention_alone():
     assert [lighthouse[part] for part in same] == [dense[part] for part in same]
     assert lighthouse["dense attention"] == pytest.approx(dense["dense attention"] * 4 / 30)
     assert sum(lighthouse.values()) < 0.3 * sum(dense.values())
+
+
+WINDOWED = tuple(WindowConfig(4096) if layer in DENSE_LAYERS else CONFIG for layer in range(30))
+
+
+def test_a_window_saves_what_is_outside_of_it():
+    """An H100 does such a step of the trainer in about as long as was hoped for."""
+    work = replace(WORK, attention=WINDOWED)
+    windows, dense = (cost(BODY, ONE, w, RATES).seconds for w in (work, WORK))
+    assert windows["dense attention"] == 0
+    pairs = window_square(4096, N) / N**2
+    assert 1 < windows["window attention"] / (pairs * dense["dense attention"]) < 1.6
+    changed = ("dense attention", "window attention")
+    assert all(windows[part] == dense[part] for part in windows if part not in changed)
+    longer = replace(work, attention=(WindowConfig(8192),) * 30)
+    short = replace(work, attention=(WindowConfig(4096),) * 30)
+    ratio = cost(BODY, ONE, longer, RATES).seconds["window attention"]
+    ratio /= cost(BODY, ONE, short, RATES).seconds["window attention"]
+    assert 1.5 < ratio < 2
+
+
+def test_window_heads_lie_between_their_two_kinds_of_layer():
+    def of(config) -> Cost:
+        return cost(BODY, ONE, replace(WORK, attention=(config,) * 30), RATES)
+
+    whole, window = of(CONFIG), of(WindowConfig(4096))
+    half = of(replace(CONFIG, window=4096, window_heads=4))
+    for part in ("window attention", "lighthouse attention"):
+        both = (whole.seconds[part] + window.seconds[part]) / 2
+        assert half.seconds[part] == pytest.approx(both)
+    assert half.seconds["around lighthouse"] < whole.seconds["around lighthouse"]
+    kept = [c.memory["activations"] for c in (whole, half, window)]
+    assert kept == sorted(kept)
+
+
+def test_windows_of_a_ring_fetch_their_tails_alone():
+    windows, dense = (
+        cost(BODY, Layout(cp=8), replace(WORK, attention=(config,) * 30), RATES)
+        for config in (WindowConfig(4096), None)
+    )
+    assert 0 < windows.seconds["ring"] < dense.seconds["ring"] / 2
+    assert windows.memory["activations"] < dense.memory["activations"]
 
 
 def test_checkpointing_buys_memory_with_time():

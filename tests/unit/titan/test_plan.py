@@ -18,7 +18,7 @@ from tests.support import TRAIN_CONFIGS
 from tests.support.models import on_meta
 
 BASE = TRAIN_CONFIGS / "530M_byte_98k.toml"
-QUICKSTART = TRAIN_CONFIGS / "quickstart.toml"
+TINY = TRAIN_CONFIGS / "tiny.toml"
 MILLION = TRAIN_CONFIGS / "paper" / "cp8_1m_k4096.toml"
 
 
@@ -59,12 +59,28 @@ def test_the_recipe_in_two_stages():
     assert not result.remarks
 
 
-def test_flops_are_those_of_the_trainer():
+WINDOWS = "--lighthouse.window 4096 --lighthouse.dense_layers --lighthouse.window_layers 0 1 28 29"
+
+
+def test_windows_are_planned():
+    result = planned(BASE, *WINDOWS.split(), "--lighthouse.window_heads", "2")
+    assert (result.windows, result.head_windows) == ({4096: 4}, {4096: 26})
+    shown = table(result)
+    assert "windows           4,096 in 4 layers" in shown
+    assert "windows of heads  4,096 in 26 layers" in shown
+    assert "window attention" in shown
+    lighthouse, dense = result.stages
+    assert dense.seconds_by_part["window attention"] == 0
+    assert lighthouse.step_seconds < planned(BASE).stages[0].step_seconds
+
+
+@pytest.mark.parametrize("windows", ["", f"{WINDOWS} --lighthouse.window_heads 2"])
+def test_flops_are_those_of_the_trainer(windows):
     from torchtitan.protocols.train_spec import get_train_spec
 
     from lighthouse.titan.llama3.flops import flops_per_token as trainers
 
-    job = job_of(BASE)
+    job = job_of(BASE, *windows.split())
     result = plan(job, 8)
     args = get_train_spec("llama3").model_args["530M_byte"]
     model = on_meta(job)
@@ -82,7 +98,7 @@ def test_sizes_are_those_of_the_model(flavor):
     spec = get_train_spec("llama3")
     with torch.device("meta"):
         model = spec.model_cls(spec.model_args[flavor])
-    job = job_of(QUICKSTART, "--model.flavor", flavor, "--model.tokenizer", "byte")
+    job = job_of(TINY, "--model.flavor", flavor, "--model.tokenizer", "byte")
     assert model_of(job).parameters == sum(p.numel() for p in model.parameters())
 
 
@@ -180,7 +196,7 @@ NOT_ESTIMATED = {
         (BASE, "--parallelism.pipeline_parallel_degree 2 --lighthouse.no-enable", "h100"),
         "does not cover parallelism.pipeline_parallel_degree = 2",
     ),
-    "CPU": ((QUICKSTART, "", "cpu"), "there are no rates of CPUs"),
+    "CPU": ((TINY, "", "cpu"), "there are no rates of CPUs"),
     "unknown GPU": ((BASE, "", "mi300"), "there are no rates of 'mi300', only of h100, h200"),
 }
 
@@ -266,6 +282,6 @@ def test_the_table_shows_the_stages_and_what_does_not_fit(capsys):
 
 
 def test_a_device_is_asked_for_by_name(capsys):
-    main(["--gpus", "2", "--device", "cpu", "--job.config_file", str(QUICKSTART)])
+    main(["--gpus", "2", "--device", "cpu", "--job.config_file", str(TINY)])
     out = capsys.readouterr().out
     assert "2 CPU processes" in out and "no rates of CPUs" in out

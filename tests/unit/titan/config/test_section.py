@@ -2,7 +2,7 @@
 
 import sys
 
-from lighthouse.config import LighthouseConfig
+from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.titan.config.section import Lighthouse, layer_configs
 
 
@@ -28,6 +28,33 @@ def test_overrides_are_checked_together():
     )
     # 4 levels of 512 tokens have 8 coarsest entries: too few for 16, enough for 8.
     assert layer_configs(section, 2, 512)[1] == LighthouseConfig(4, 4, 8, stratum=8)
+
+
+def test_window_layers_and_window_heads():
+    section = Lighthouse(
+        enable=True,
+        topk=16,
+        stratum=8,
+        window=64,
+        window_heads=2,
+        dense_layers=[0],
+        window_layers=[1, 3],
+        layer_overrides=["2:window=32 window_heads=1", "3:window=128"],
+    )
+    configs = layer_configs(section, 5, 256)
+    base = {"topk": 16, "stratum": 8}
+    assert configs == [
+        None,
+        WindowConfig(64),
+        LighthouseConfig(**base, window=32, window_heads=1),
+        WindowConfig(128),
+        LighthouseConfig(**base, window=64, window_heads=2),
+    ]
+
+
+def test_windows_alone_ask_nothing_of_lighthouse():
+    section = Lighthouse(enable=True, topk=1536, window=8, window_layers=[0, 1])
+    assert layer_configs(section, 2, 30) == [WindowConfig(8)] * 2
 
 
 def test_the_config_module_can_be_merged():

@@ -71,10 +71,34 @@ def test_grouped_query_heads_attend_like_any_other():
     assert saved(2) == saved(8) == 30 * 12 * 1024 * (N - S * S // N)
 
 
+WINDOWS = "--lighthouse.window 4096 --lighthouse.window_layers 1 2 --lighthouse.window_heads 2"
+
+
+def test_windows_count_the_pairs_that_they_are_of_all():
+    args = f"--training.seq_len {N} --lighthouse.enable {WINDOWS}".split()
+    pairs = sum(min(token + 1, 4096) for token in range(N))
+    # Twice as many, since a causal mask is not discounted; of N tokens it is N**2.
+    window = 2 * pairs - 4096
+    expected = 12 * 1024 / N * (2 * window + 28 * (window / 4 + S**2 * 3 / 4))
+    job, model, model_args = build(*args)
+    found = flops_per_token([model], 30 * 12 * 1024 * N, model_args, job)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_tensor_parallel_ranks_count_the_same_windows():
+    args = f"--training.seq_len {N} --lighthouse.enable {WINDOWS}".split()
+    counts = []
+    for degree in ("1", "2"):
+        job, model, model_args = build(*args, "--parallelism.tensor_parallel_degree", degree)
+        counts.append(flops_per_token([model], 10**10, model_args, job))
+    assert counts[0] == counts[1] < 10**10
+
+
+@pytest.mark.parametrize("windows", ["", WINDOWS])
 @pytest.mark.parametrize("scorer", ["norm", "dilated", "gla"])
-def test_a_dry_run_counts_the_same(scorer):
+def test_a_dry_run_counts_the_same(scorer, windows):
     args = f"--training.seq_len {N} --lighthouse.enable --lighthouse.dense_from_step 10".split()
-    args += f"--lighthouse.dense_layers 0 --lighthouse.scorer {scorer}".split()
+    args += f"--lighthouse.dense_layers 0 --lighthouse.scorer {scorer} {windows}".split()
     job, model, model_args = build(*args)
     _, dense = model_args.get_nparams_and_flops(model, N)
     llama = model_of(job)

@@ -1,14 +1,16 @@
 """Statistics of the selection in a training step."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from lighthouse.config import WindowConfig
 from lighthouse.ops import reference
 from lighthouse.pyramid import Selection
-from lighthouse.titan.llama3.layers import apply_lighthouse, lighthouse_modules
+from lighthouse.titan.llama3.layers import apply_lighthouse, wrapped_modules
 from lighthouse.titan.run.selection_observer import SelectionObserver
 
 
@@ -75,7 +77,7 @@ def test_only_the_first_microbatch_of_a_step_whose_turn_it_is() -> None:
     assert {k: v for k, v in observer.metrics().items() if "change" not in k} == first
 
     for step, dense in ((19, False), (40, True)):
-        for module in lighthouse_modules([model]):
+        for module in wrapped_modules([model]):
             module.dense = dense
         observer.begin_step(step)
         assert not any(block._forward_pre_hooks for block in model.layers.values())
@@ -97,3 +99,18 @@ def test_gradients_are_those_of_an_unobserved_step() -> None:
         gradients.append([p.grad for p in model.parameters()])
     for plain, beside in zip(*gradients, strict=True):
         assert torch.equal(plain, beside)
+
+
+def test_windows_are_left_out() -> None:
+    """A window layer has no selection, and window heads have no part in one."""
+    model, job = build()
+    first, second, _ = wrapped_modules([model])
+    first.config = WindowConfig(16)
+    second.config = replace(second.config, window=16, window_heads=1)
+    observer = SelectionObserver([model], job, ONE_DEVICE)
+    observer.begin_step(20)
+    model(TOKENS)
+    layers = {name.split("/")[1] for name in observer.metrics()}
+    assert layers == {"layer_02", "layer_03"}
+    refined = observer._refined
+    assert refined["2"].shape[1] == refined["3"].shape[1] - 1
