@@ -21,7 +21,7 @@ scripts/setup.sh
 mkdir -p "$run"
 steps=$(.venv/bin/python -c 'import tomllib
 with open("train_configs/quickstart.toml", "rb") as file:
-    print(tomllib.load(file)["training"]["steps"])')
+    print(sum(stage["steps"] for stage in tomllib.load(file)["stages"]))')
 last=$run/checkpoint/step-$steps/.metadata
 if [ -e "$last" ]; then
     echo "quickstart: already done; scripts/quickstart.sh --fresh starts over"

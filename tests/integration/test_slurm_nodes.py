@@ -22,7 +22,7 @@ from tests.support.trainer import Run
 
 pytestmark = needs_slurm
 
-CONFIG = ROOT / "train_configs" / "quickstart.toml"
+CONFIG = ROOT / "train_configs" / "tiny.toml"
 STEPS = 6
 OPTIONS = {
     "training.seq_len": 256,

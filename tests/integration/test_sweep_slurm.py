@@ -29,7 +29,7 @@ pytestmark = needs_slurm
 
 
 SWEEP = """
-base = "{root}/train_configs/quickstart.toml"
+base = "{root}/train_configs/tiny.toml"
 output = "{output}"
 
 [overrides]

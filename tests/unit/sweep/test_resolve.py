@@ -63,7 +63,7 @@ def test_the_examples_in_the_documentation_are_valid(tmp_path):
 
 def sweep(tmp_path, text):
     file = tmp_path / "sweep.toml"
-    file.write_text(f'base = "{TRAIN_CONFIGS}/quickstart.toml"\n{text}')
+    file.write_text(f'base = "{TRAIN_CONFIGS}/tiny.toml"\n{text}')
     return read_spec(file)
 
 

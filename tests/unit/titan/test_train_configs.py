@@ -22,7 +22,7 @@ def test_there_are_train_configs():
     assert (TRAIN_CONFIGS / "quickstart.toml") in FILES
 
 
-@each([file for file in FILES if file.name != "quickstart.toml"])
+@each([file for file in FILES if file.name not in ("quickstart.toml", "tiny.toml")])
 def test_every_gpu_run_can_be_planned(file):
     job = job_of(file)
     result = plan(job, GPUS.get(file.name, 8))

@@ -18,7 +18,7 @@ def parse(*args: str):
 @pytest.mark.parametrize(
     "args",
     [
-        ["--job.config_file", str(TRAIN_CONFIGS / "quickstart.toml"), "--training.steps", "150"],
+        ["--job.config_file", str(TRAIN_CONFIGS / "tiny.toml"), "--training.steps", "150"],
         ["--job.config_file", str(TRAIN_CONFIGS / "paper" / "cp8_1m_k4096.toml")],
         ["--optimizer.lr", "1e-3", "--lighthouse.layer_overrides", "2-3:topk=2048"],
         ["--parallelism.context_parallel_load_balancer", "None"],
