@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lighthouse import slurm
-from lighthouse.refusal import EXIT_CODE, FILE_VARIABLE, REFUSED, refuse
-from lighthouse.runs.folder import STOP_FILE
+from lighthouse.refusal import EXIT_CODE, FILE_VARIABLE, REFUSED, last_word, refuse, say_last
+from lighthouse.runs.folder import LAST_WORD_FILE, STOP_FILE
 
 LOOK_SECONDS = 0.5
 
@@ -36,6 +36,10 @@ ENVIRONMENT = {
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
 }
 """What every training has unless the caller's environment says otherwise."""
+
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+SIDE_BY_SIDE_VARIABLE = "LIGHTHOUSE_SIDE_BY_SIDE"
+"""How many trainings share this machine, where they were started together."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,27 @@ def environment(base: Mapping[str, str] = os.environ) -> dict[str, str]:
     return ENVIRONMENT | dict(base)
 
 
+def threads(gpus: int, processes: int, base: Mapping[str, str] = os.environ) -> int:
+    """How many threads each of a machine's processes computes with, unless the user says it.
+
+    A GPU's process needs one. More, of several processes on many cores, wait for each other: data
+    was read a hundred times slower. torchrun sees to it only where it starts more than one process.
+    """
+    if gpus:
+        return 1
+    beside = int(base.get(SIDE_BY_SIDE_VARIABLE, "1"))
+    return max(1, len(os.sched_getaffinity(0)) // (processes * beside))
+
+
+def set_threads() -> None:
+    """In a trainer's process that no launcher has told how many threads to have, set them."""
+    import torch
+
+    if THREADS_VARIABLE not in os.environ:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(threads(_gpus(), processes))
+
+
 def run_torchrun(processes: int, nodes: int, meet: str, run_id: str, flags: Sequence[str]) -> int:
     """Run this node's processes to their end, and return the exit code.
 
@@ -91,8 +116,9 @@ def run_torchrun(processes: int, nodes: int, meet: str, run_id: str, flags: Sequ
     arguments += [f"--rdzv-endpoint={meet}", f"--rdzv-id={run_id}"]
     code = 0
     with tempfile.TemporaryDirectory() as folder:
-        last_word = Path(folder) / "last_word"
-        os.environ.update(environment() | {FILE_VARIABLE: str(last_word)})
+        above, word = os.environ.get(FILE_VARIABLE), Path(folder) / LAST_WORD_FILE
+        ours = {THREADS_VARIABLE: str(threads(_gpus(), processes))}
+        os.environ.update(ours | environment() | {FILE_VARIABLE: str(word)})
         try:
             torchrun.run(torchrun.parse_args([*arguments, "-m", "torchtitan.train", *flags]))
         except ChildFailedError as error:
@@ -105,12 +131,19 @@ def run_torchrun(processes: int, nodes: int, meet: str, run_id: str, flags: Sequ
             # Where another node's launcher has ended, srun ends this one, and takes the highest
             # exit code: that must be the other's.
             code = 128 + error.sigval.value if nodes == 1 else 1
-        if last_word.exists():
-            said = last_word.read_text(encoding="utf-8")
-            print(said, file=sys.stderr, flush=True)
-            # Whatever a rank that was left alone has died of since.
-            code = EXIT_CODE if said.startswith(REFUSED) else code
-    return code
+        return _say_last(word, code, above)
+
+
+def _say_last(word: Path, code: int, above: str | None = None) -> int:
+    """Pass on what a trainer has said, and return the exit code: 2 for a refusal.
+
+    Whatever a rank that was left alone, or a launcher on another node, has died of since.
+    """
+    said = last_word(word)
+    if said is None:
+        return code
+    say_last(said, above)
+    return EXIT_CODE if said.startswith(REFUSED) else code
 
 
 def _how(exit_code: int) -> str:
@@ -127,6 +160,8 @@ def run_in_batch_job(folder: Path, flags: Sequence[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     stop = folder / STOP_FILE
     stop.unlink(missing_ok=True)
+    word = folder.absolute() / LAST_WORD_FILE
+    word.unlink(missing_ok=True)
     task = slurm.own_task()
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")  # which srun does not take over from sbatch
     launch = Launch(
@@ -137,7 +172,7 @@ def run_in_batch_job(folder: Path, flags: Sequence[str]) -> int:
     )
     command = launch.command(["--job.dump_folder", str(folder), *flags])
     print(f"launch: {shlex.join(command)}", flush=True)
-    process = subprocess.Popen(command, env=environment())
+    process = subprocess.Popen(command, env=environment() | {FILE_VARIABLE: str(word)})
     while process.poll() is None:
         # Again and again: the trainer removes a file that it finds when it starts.
         if notice.given:
@@ -146,7 +181,7 @@ def run_in_batch_job(folder: Path, flags: Sequence[str]) -> int:
     preempted = stop.exists() and "SIGTERM" in stop.read_text(encoding="utf-8")
     if (notice.given and stop.exists()) or preempted:
         slurm.go_back_into_the_queue(task)
-    return process.returncode
+    return _say_last(word, process.returncode)
 
 
 def _free_port() -> int:

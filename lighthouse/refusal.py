@@ -1,25 +1,30 @@
 """A user's mistake, said in one sentence: last on the screen, exit code 2, and no traceback.
 
 A trainer is many processes under a launcher. They all refuse alike, or one alone does; the launcher
-is told through a file, so that it can say the sentence once, after everything else.
+is told through a file, so that it can say the sentence once, after everything else. Under Slurm and
+in sweeps the launchers of several nodes are below another process, which they tell in the same way.
 """
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from lighthouse.runs.files import write_atomic
 
 EXIT_CODE = 2
 """Of a process that refused: trying again does the same again."""
 
 FILE_VARIABLE = "LIGHTHOUSE_LAST_WORD"
-"""Names the file that a launcher reads the sentence from."""
+"""Names the file that the process above reads the sentence from."""
 
 REFUSED = "refused: "
 """Begins a refusal's line."""
 
+_RANKS_OWN = re.compile(rf"{REFUSED}rank \d+: ")
 _AFTER_RANK_0 = 5.0  # seconds, in which a rank that says the same is ended by torchrun
 
 
@@ -42,13 +47,30 @@ def refusals() -> Iterator[None]:
         raise Refusal(str(error)) from error
 
 
-def say_last(sentence: str) -> None:
-    """Say a sentence of a trainer's process, through its launcher where there is one."""
-    file = os.environ.get(FILE_VARIABLE)
-    if file is None:
-        print(sentence, file=sys.stderr, flush=True)
-    else:
-        Path(file).write_text(sentence, encoding="utf-8")
+def say_last(sentence: str, above: str | None) -> None:
+    """Say a sentence, through the process above where there is one.
+
+    Args:
+        sentence: of rank 0, or of one rank, whose word gives way to that of rank 0.
+        above: the value of `FILE_VARIABLE` that this process was started with.
+    """
+    if above is not None:
+        if _RANKS_OWN.match(sentence) and Path(above).exists():
+            return
+        with suppress(OSError):  # a folder that can't be written is what is refused, perhaps
+            write_atomic(Path(above), sentence)
+            return
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def last_word(file: Path) -> str | None:
+    """What the processes below have said; it is not there any more then."""
+    try:
+        said = file.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    file.unlink()
+    return said
 
 
 def refuse(sentence: object) -> None:
@@ -70,7 +92,7 @@ def refuse_in_a_rank(sentence: object, rank: int) -> None:
     if rank != 0:
         time.sleep(_AFTER_RANK_0)
         sentence = f"rank {rank}: {sentence}"
-    say_last(f"{REFUSED}{sentence}")
+    say_last(f"{REFUSED}{sentence}", os.environ.get(FILE_VARIABLE))
     sys.stdout.flush()
     # Without the exit handlers of process groups, which wait for ranks that are gone.
     os._exit(EXIT_CODE)

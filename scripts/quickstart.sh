@@ -27,15 +27,17 @@ if [ -e "$last" ]; then
     echo "quickstart: already done; scripts/quickstart.sh --fresh starts over"
 else
     echo "quickstart: training; the full log is $run/train.log"
-    failed=""
+    code=0
     # Every tenth step and whatever goes wrong on the screen, everything in the log.
     .venv/bin/python -m lighthouse.launch --processes 1 \
         --job.config_file train_configs/quickstart.toml 2>&1 |
         tee -a "$run/train.log" |
         { grep --line-buffered -E 'step: +[0-9]*0 |starts at step|Error:|^refused:' || true; } ||
-        failed=yes
+        code=$?
     # Not by the exit code alone: a run that was stopped exits with 0 too.
-    if [ ! -e "$last" ] && [ -n "$failed" ]; then
+    if [ ! -e "$last" ] && [ "$code" = 2 ]; then
+        exit 2 # refused, and the last line says why
+    elif [ ! -e "$last" ] && [ "$code" != 0 ]; then
         echo "quickstart: training failed; the end of $run/train.log:" >&2
         tail -n 20 "$run/train.log" >&2
         exit 1

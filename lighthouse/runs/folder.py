@@ -10,6 +10,7 @@ from pathlib import Path
 
 RESOLVED_FILE = "config.toml"
 STOP_FILE = "STOP"
+LAST_WORD_FILE = "LAST_WORD"
 
 
 def is_finished(checkpoint: str | os.PathLike[str]) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from types import FrameType
 
+from lighthouse.launch import SIDE_BY_SIDE_VARIABLE
 from lighthouse.sweep.resources import Resources
 from lighthouse.sweep.submission import Submission
 from lighthouse.sweep.worker import AGAIN
@@ -49,7 +50,8 @@ def check_room(resources: Resources, at_a_time: int) -> None:
 def run_local(submission: Submission, at_a_time: int) -> None:
     """Run all of a submission's runs; returns when none is left, or after SIGINT or SIGTERM."""
     per_run, gpus = submission.resources.gpus_per_node, _visible_gpus()
-    slots = [_Slot(gpus[i * per_run : (i + 1) * per_run]) for i in range(at_a_time)]
+    beside = min(at_a_time, len(submission.runs))
+    slots = [_Slot(gpus[i * per_run : (i + 1) * per_run]) for i in range(beside)]
     waiting = deque(range(len(submission.runs)))
     stopping = False
 
@@ -71,7 +73,7 @@ def run_local(submission: Submission, at_a_time: int) -> None:
                     slot.told = True
                 if slot.worker is None and waiting:
                     slot.index = waiting.popleft()
-                    slot.worker, slot.told = _start(submission, slot), False
+                    slot.worker, slot.told = _start(submission, slot, beside), False
                 elif slot.worker is not None and slot.worker.poll() is not None:
                     if slot.worker.returncode == AGAIN and not stopping:
                         waiting.appendleft(slot.index)
@@ -82,11 +84,12 @@ def run_local(submission: Submission, at_a_time: int) -> None:
             signal.signal(number, handler)
 
 
-def _start(submission: Submission, slot: _Slot) -> subprocess.Popen:
+def _start(submission: Submission, slot: _Slot, beside: int) -> subprocess.Popen:
     print(f"starting {submission.runs[slot.index]}", flush=True)
+    own = {"CUDA_VISIBLE_DEVICES": ",".join(slot.gpus), SIDE_BY_SIDE_VARIABLE: str(beside)}
     return subprocess.Popen(
         [sys.executable, "-m", "lighthouse.sweep.worker", str(submission.folder), str(slot.index)],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(slot.gpus)},
+        env=os.environ | own,
         # Ctrl-C in a terminal comes from the caller alone.
         start_new_session=True,
     )

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from lighthouse import slurm
 from lighthouse.launch import Launch, environment
-from lighthouse.refusal import EXIT_CODE, REFUSED
+from lighthouse.refusal import EXIT_CODE, FILE_VARIABLE, REFUSED, last_word
 from lighthouse.runs.files import write_atomic
-from lighthouse.runs.folder import RESOLVED_FILE, STOP_FILE
+from lighthouse.runs.folder import LAST_WORD_FILE, RESOLVED_FILE, STOP_FILE
 from lighthouse.sweep import code
 from lighthouse.sweep.run_folder import (
     ALIVE_FILE,
@@ -101,9 +101,7 @@ def given_up(attempts: Sequence[Attempt], submission: Submission) -> str | None:
 def error_of(log: str, exit_code: int) -> str:
     """One line on why a process failed: its first error, as explained, or how it ended."""
     if exit_code == EXIT_CODE and (refused := _REFUSED.findall(log)):
-        # Rank 0 says the same without its number; on another node a rank may say it too.
-        by_rank_0 = [sentence for sentence in refused if not re.match(r"rank \d+: ", sentence)]
-        return (by_rank_0 or refused)[-1][:500]
+        return refused[-1][:500]
     cause, _, rest = log.rpartition(_CAUSE)
     if found := _errors(rest) or _errors(cause):
         return found[0].strip()[:500]
@@ -142,7 +140,8 @@ def _attempt(run: Run, submission: Submission, notice: slurm.Notice) -> Attempt:
     began_at = run.checkpoint_step()
     log_path, config = run.folder / LOG_FILE, run.folder / RESOLVED_FILE
     task = slurm.own_task() if submission.slurm else None
-    stop = run.folder / STOP_FILE
+    stop, word = run.folder / STOP_FILE, run.folder / LAST_WORD_FILE
+    word.unlink(missing_ok=True)
     reason: str | None = None
     touched = -math.inf
     with log_path.open("ab") as log:
@@ -160,7 +159,7 @@ def _attempt(run: Run, submission: Submission, notice: slurm.Notice) -> Attempt:
             process = subprocess.Popen(
                 _launch(run, submission).command(["--job.config_file", str(config)]),
                 cwd=submission.directory,
-                env=_environment(run, submission),
+                env=_environment(run, submission) | {FILE_VARIABLE: str(word)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -190,6 +189,11 @@ def _attempt(run: Run, submission: Submission, notice: slurm.Notice) -> Attempt:
     alive.unlink(missing_ok=True)
 
     step, error, exit_code = run.checkpoint_step(), None, process.returncode
+    if (said := last_word(word)) is not None:
+        with log_path.open("a", encoding="utf-8") as log_text:
+            log_text.write(f"{said}\n")
+        # Of several nodes srun gives the exit code of the launchers that it killed then.
+        exit_code = EXIT_CODE if said.startswith(REFUSED) else exit_code
     if step >= run.steps:
         reason = FINISHED
     elif reason is None or (reason == TIME_LIMIT and step == began_at):
@@ -200,11 +204,7 @@ def _attempt(run: Run, submission: Submission, notice: slurm.Notice) -> Attempt:
         else:
             with log_path.open("rb") as log:
                 log.seek(max(log_start, log_path.stat().st_size - LOG_TAIL))
-                text = log.read().decode(errors="replace")
-            # Of several nodes srun gives the exit code of the launchers that it killed then.
-            if submission.resources.nodes > 1 and _REFUSED.search(text):
-                exit_code = EXIT_CODE
-            error = error_of(text, exit_code)
+                error = error_of(log.read().decode(errors="replace"), exit_code)
         reason = FAILED
     end = {"end": time.time(), "reason": reason, "exit_code": exit_code, "step": step}
     run.log_attempt({"number": number} | end | {"error": error})

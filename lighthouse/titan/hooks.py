@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from lighthouse.launch import set_threads
 from lighthouse.refusal import refusals
 from lighthouse.titan.checkpoint.disk import check_space, check_writable
 from lighthouse.titan.checkpoint.record import RunRecord
@@ -41,6 +42,7 @@ class RunHooks:
 
     @refusals()
     def __init__(self, job_config: "JobConfig") -> None:
+        set_threads()
         check_writable(job_config)
         self._job_config = job_config
         self._stages = Stages.of(job_config)

@@ -14,7 +14,7 @@ from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import llama3_args
 
 from tests.support import ROOT
-from tests.support.processes import run_module
+from tests.support.processes import python, run_module
 from tests.support.trainer import Run
 
 DATA = ROOT / "tests" / "data" / "v1"
@@ -48,7 +48,7 @@ def environment(folder: Path) -> dict[str, str]:
 def sweep(folder: Path, *arguments: str) -> str:
     """What a command of sweeps prints in the folder."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "sweep.py"), *arguments],
+        [python(), str(ROOT / "scripts" / "sweep.py"), *arguments],
         cwd=folder,
         env=os.environ | environment(folder),
         stdout=subprocess.PIPE,

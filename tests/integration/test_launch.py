@@ -3,12 +3,13 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import titan_tree
 from tests.support import ROOT
+from tests.support.processes import python
 from tests.support.trainer import TINY, Run, flags, train
 
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=2 -m torchtitan.train"
@@ -23,7 +24,7 @@ EACH_LAUNCHER = pytest.mark.parametrize("launcher", LAUNCHERS)
 def launch(launcher: str, *arguments: str) -> tuple[int, list[str]]:
     """Exit code, and the lines on the screen."""
     done = subprocess.run(
-        [sys.executable, *LAUNCHERS[launcher], *arguments],
+        [python(), *LAUNCHERS[launcher], *arguments],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -65,6 +66,13 @@ def test_a_missing_file_is_refused_by_its_key(launcher: str) -> None:
 
 
 @EACH_LAUNCHER
+def test_an_unknown_flag_is_refused(launcher: str, tmp_path: Path) -> None:
+    code, lines = launch(launcher, *options(tmp_path, "--lighthouse.top_k", "3"))
+    assert_refused(launcher, code, lines, "Unrecognized options: --lighthouse.top_k, 3; perhaps ")
+    assert not any("│" in line for line in lines)
+
+
+@EACH_LAUNCHER
 def test_a_checkpoint_of_another_job_is_refused(launcher: str, finished: Run) -> None:
     """Deep in the trainer, when process groups exist."""
     more = ("--training.steps", "4", "--optimizer.lr", "0.5")
@@ -96,3 +104,5 @@ def test_a_finished_run_has_nothing_left_to_train(launcher: str, finished: Run) 
         assert lines[-1] == said
     assert not any("Traceback" in line for line in lines)
     assert finished.lines() == before
+    release = titan_tree.read_upstream(ROOT).version
+    assert any(line.endswith(f"torchtitan version: {release}, patched") for line in lines)

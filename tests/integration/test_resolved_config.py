@@ -1,10 +1,6 @@
 """The configuration in a run's folder repeats the run."""
 
-import os
-import subprocess
-import sys
-
-from tests.support import ROOT
+from tests.support.processes import run_module
 from tests.support.trainer import Run, train
 
 
@@ -13,15 +9,9 @@ def test_the_resolved_configuration_repeats_the_run(tmp_path):
     first = train(tmp_path / "first", *args)
     config = first.folder / "config.toml"
     again = tmp_path / "again"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     options = ["--job.config_file", str(config), "--job.dump_folder", str(again)]
-    subprocess.run(
-        [*launcher, "-m", "torchtitan.train", *options],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=300,
-    )
+    code, output = run_module("torchtitan.train", *options, ranks=1)
+    assert code == 0, output
     assert Run(again, 0, "").losses() == first.losses()
     lines = [path.read_text().splitlines() for path in (config, again / "config.toml")]
     # The first line is the command.

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from lighthouse.sweep import run_folder as sweeps
 from lighthouse.sweep.run_folder import FAILED
 from tests.support import ROOT
-from tests.support.processes import run_module
+from tests.support.processes import python, run_module
 from tests.support.slurm_cluster import (
     PATIENCE,
     Cluster,
@@ -62,13 +61,7 @@ def test_the_launcher_stops_in_time_and_continues(
     folder, held, log = tmp_path / "a run", tmp_path / "held", tmp_path / "log"
     held.mkdir()
     (held / str(STEPS)).touch()
-    job = cluster.run(
-        *"sbatch --parsable --nodes=2 --time=30".split(),
-        *(f"--chdir={ROOT}", f"--output={log}"),
-        f"--export=ALL,OMP_NUM_THREADS=1,HOLD_FOLDER={held}",
-        *(str(ROOT / "scripts" / "train.sbatch"), str(folder), *command_line()),
-        "--experimental.custom_import=tests.support.held",
-    ).strip()
+    job = send(cluster, folder, held, log)
     wait_for((folder / "metrics.jsonl").exists, PATIENCE)
     cluster.set_time_limit(job, 1)
     wait_for(lambda: "Stopped by the file STOP after step 1 of 6" in log.read_text(), PATIENCE)
@@ -77,6 +70,31 @@ def test_the_launcher_stops_in_time_and_continues(
     wait_for(lambda: "Training completed" in log.read_text(), PATIENCE)
     assert "Training starts at step 2" in log.read_text()
     assert Run(folder, 0, "").losses() == two_ranks.losses()
+
+
+def send(cluster: Cluster, folder: Path, held: Path, log: Path) -> str:
+    """Send the script, from a folder of no environment; returns the job's id."""
+    path = f"{Path(python()).parent}:{cluster.environment['PATH']}"
+    return cluster.run(
+        *"sbatch --parsable --nodes=2 --time=30".split(),
+        *(f"--chdir={held}", f"--output={log}"),
+        f"--export=ALL,OMP_NUM_THREADS=1,HOLD_FOLDER={held},PYTHONPATH={ROOT},PATH={path}",
+        *(str(ROOT / "scripts" / "train.sbatch"), str(folder), *command_line()),
+        "--experimental.custom_import=tests.support.held",
+    ).strip()
+
+
+def test_a_refusal_on_two_nodes_is_the_last_line(cluster: Cluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    (tmp_path / f"refuse-{STEPS}").touch()
+    job = send(cluster, tmp_path / "a run", tmp_path, log)
+    ended = ("scontrol", "-o", "show", "job", job)
+    wait_for(lambda: "JobState=FAILED" in cluster.run(*ended), PATIENCE)
+    assert " ExitCode=2:0 " in cluster.run(*ended)
+    lines = log.read_text().splitlines()
+    sentence = f"refused: training.steps = {STEPS}: must be something else"
+    assert lines[-1] == sentence and lines.count(sentence) == 1
+    assert not (tmp_path / "a run" / "LAST_WORD").exists()
 
 
 def test_a_sweep_of_runs_on_two_nodes(cluster: Cluster, two_ranks: Run, tmp_path: Path) -> None:
@@ -105,7 +123,7 @@ def submit(cluster: Cluster, folder: Path, overrides: str) -> sweeps.Run:
     )
     environment = {"OMP_NUM_THREADS": "1", "HOLD_FOLDER": str(folder), "PYTHONPATH": str(ROOT)}
     subprocess.run(
-        [sys.executable, "-m", "lighthouse.sweep", "submit", str(file)],
+        [python(), "-m", "lighthouse.sweep", "submit", str(file)],
         cwd=ROOT,
         env=os.environ | environment | cluster.environment,
         check=True,

@@ -22,14 +22,14 @@ def stopped(tmp_path_factory) -> tuple[Run, ...]:
     folder = tmp_path_factory.mktemp("stopped")
     offline = {"WANDB_MODE": "offline"}
 
-    def part(how: str, *args: str, **how_to_run: bool) -> Run:
+    def part(how: str, *args: str, ok: bool = True) -> Run:
         env = {"STOP_IN_STEP": how} | offline
-        return train(folder, *OPTIONS, *STOP, *args, processes=2, env=env, **how_to_run)
+        return train(folder, *OPTIONS, *STOP, *args, processes=2, env=env, ok=ok)
 
     return (
         part("2 1 SIGUSR1", "--checkpoint.async_mode", "async"),
         # torchrun itself reports the signal as a failure.
-        part("4 1 launcher SIGTERM", torchrun=True, ok=False),
+        part("4 1 launcher SIGTERM", ok=False),
         part("9 0 never"),
     )
 

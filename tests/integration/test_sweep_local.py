@@ -4,18 +4,19 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
+from lighthouse.launch import SIDE_BY_SIDE_VARIABLE
 from lighthouse.sweep.__main__ import collect_command, resume_command
 from lighthouse.sweep.local import check_room, run_local
 from lighthouse.sweep.resources import Resources
 from lighthouse.sweep.run_folder import FAILED, FINISHED, STOPPED, read_runs, write_members
 from tests.support import ROOT
+from tests.support.processes import python
 from tests.support.sweeps import fake_python, make_run, make_submission
 
 
@@ -36,7 +37,7 @@ def sweep(tmp_path):
 
 def start(*arguments: str | Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "lighthouse.sweep", *map(str, arguments)],
+        [python(), "-m", "lighthouse.sweep", *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -87,6 +88,9 @@ def test_one_failure_does_not_stop_the_rest(tmp_path):
     runs = [make_run(tmp_path, f"k={i}") for i in range(3)]
     (runs[1].folder / "config.toml").unlink()
     run_local(make_submission(runs), 2)
+    # Two of them share the cores.
+    given = json.loads((runs[2].folder / "environment.json").read_text())
+    assert given[SIDE_BY_SIDE_VARIABLE] == "2"
     assert [run.done for run in runs] == [True, False, True]
     failed = runs[1].attempts()
     assert [a.reason for a in failed] == [FAILED, FAILED]
@@ -114,6 +118,16 @@ def test_an_output_folder_may_be_given_through_a_link(sweep, capsys):
     link.symlink_to("out")
     collect_command(Namespace(sweep=link))
     assert f"{sweep.parent}/out/results/out/results.csv\n" in capsys.readouterr().out
+
+
+def test_results_are_in_a_folder_of_the_sweeps_own_name(sweep, capsys):
+    """Two files may call one sweep, and one file's name may be that of another sweep."""
+    output = sweep.parent / "out"
+    write_members(output, "mine", read_runs(output))
+    sweep.write_text('name = "mine"\n' + sweep.read_text())
+    collect_command(Namespace(sweep=sweep))
+    assert f"{output}/results/mine/results.csv\n" in capsys.readouterr().out
+    assert [folder.name for folder in (output / "results").iterdir()] == ["mine"]
 
 
 def test_the_first_entry_that_names_no_gpu_ends_the_list(monkeypatch):

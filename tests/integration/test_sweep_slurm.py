@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from lighthouse.sweep.collect import TIMES, collect
 from lighthouse.sweep.progress import progress_of
 from lighthouse.sweep.run_folder import FAILED, FINISHED, PREEMPTED, TIME_LIMIT, Run, read_runs
 from tests.support import ROOT
+from tests.support.processes import python
 from tests.support.slurm_cluster import (
     PATIENCE,
     Cluster,
@@ -60,7 +60,7 @@ training.dataset_path = "{data}"
 gpus_per_node = 0
 time = "30"
 partition = "low"
-notice_seconds = 10
+notice_seconds = 50
 max_running = 3
 """
 SHORT, LONG = ("steps=16,topk=8", "steps=16,topk=16"), "steps=24"
@@ -79,7 +79,7 @@ class Swept:
 
     def command(self, *arguments: str, ok: bool = True) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "lighthouse.sweep", *arguments],
+            [python(), "-m", "lighthouse.sweep", *arguments],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | self.environment,
             stdout=subprocess.PIPE,

@@ -1,13 +1,13 @@
 """Processes for tests, forked from one that has imported what takes long to import.
 
-A short training run spends most of its time on imports otherwise. What is forked knows packages of
-others alone: the modules under test are imported by each process itself. Where there are GPUs,
-which a forked process may be unable to use, processes are started by command.
+A short training run spends most of its time on imports otherwise. Where there are GPUs, which a
+forked process may be unable to use, processes start as usual.
 """
 
-import multiprocessing
+import atexit
+import functools
 import os
-import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,38 +15,42 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from tests.support import ROOT
 
 TIMEOUT = 300.0  # seconds
 
-_server = multiprocessing.get_context("forkserver")
-# Not what reads its environment when it is imported, such as "datasets".
-_server.set_forkserver_preload(
-    [
-        "pandas",
-        "pyarrow.dataset",
-        "torch._inductor.compile_fx",
-        "torch.distributed.checkpoint.state_dict",
-        "torch.distributed.fsdp",
-        "torch.distributed.launcher.api",
-        "torch.distributed.pipelining",
-        "torch.distributed.tensor",
-        "torch.nn.attention.varlen",
-        "torch.utils.tensorboard",
-        "torchdata.stateful_dataloader",
-        "triton",
-        "tyro",
-    ]
-)
+
+@functools.cache
+def python() -> str:
+    """A Python that starts at once, and so do the processes that it starts as its own kind."""
+    if torch.cuda.is_available():
+        return sys.executable
+    folder = Path(tempfile.mkdtemp(prefix="python-"))
+    # Without the tests' PYTHONPATH, which each process has from its own environment.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(folder)],
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert server.stdout is not None and server.stdin is not None
+    assert server.stdout.readline() == b"ready\n"
+
+    def end() -> None:
+        server.stdin.close()
+        server.wait(10)
+        shutil.rmtree(folder)
+
+    atexit.register(end)
+    return str(folder / "python")
 
 
 def run_module(
     module: str,
     *arguments: str,
     ranks: int | None = None,
-    torchrun: bool = False,
     environment: Mapping[str, str] | None = None,
     path: Path = ROOT,
 ) -> tuple[int, str]:
@@ -55,8 +59,7 @@ def run_module(
     Args:
         module: its name.
         arguments: its command line.
-        ranks: processes that torchrun's agent starts; None for one process without an agent.
-        torchrun: start them by the command, not by its agent alone; takes longer.
+        ranks: processes that torchrun starts; None for one process without torchrun.
         environment: what differs from this process's.
         path: the working folder, where modules are looked for first.
 
@@ -64,66 +67,16 @@ def run_module(
         Exit code, negative for a signal, and all that was printed.
 
     Raises:
-        TimeoutError, subprocess.TimeoutExpired: it took longer than `TIMEOUT`.
+        subprocess.TimeoutExpired: it took longer than `TIMEOUT`.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
-    if torchrun or torch.cuda.is_available():
-        agent = f"torch.distributed.run --standalone --nproc_per_node={ranks} -m".split()
-        done = subprocess.run(
-            [sys.executable, "-m", *([] if ranks is None else agent), module, *arguments],
-            cwd=path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=TIMEOUT,
-        )
-        return done.returncode, done.stdout
-    with tempfile.NamedTemporaryFile() as output:
-        process = _server.Process(
-            target=_start,
-            args=(output.name, path, environment, ranks, module, arguments),
-        )
-        process.start()
-        process.join(TIMEOUT)
-        if process.exitcode is None:
-            process.kill()
-            raise TimeoutError(output.read().decode())
-        return process.exitcode, output.read().decode()
-
-
-def _start(
-    output: str,
-    path: Path,
-    environment: Mapping[str, str],
-    ranks: int | None,
-    module: str,
-    arguments: tuple[str, ...],
-) -> None:
-    """In the forked process: become what was asked for."""
-    with open(output, "ab") as file:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(file.fileno(), stream.fileno())
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(path)
-    sys.path.insert(0, str(path))
-    torch.set_num_threads(1)
-    if ranks is None:
-        _run(module, arguments)
-        return
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        start_method="fork",
+    agent = f"torch.distributed.run --standalone --nproc_per_node={ranks} -m".split()
+    done = subprocess.run(
+        [python(), "-m", *([] if ranks is None else agent), module, *arguments],
+        cwd=path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT,
     )
-    elastic_launch(config, _run)(module, arguments)
-
-
-def _run(module: str, arguments: tuple[str, ...]) -> None:
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return done.returncode, done.stdout

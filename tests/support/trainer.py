@@ -85,7 +85,6 @@ def train(
     *args: str,
     base: Options = TINY,
     processes: int = 1,
-    torchrun: bool = False,
     env: Mapping[str, str] | None = None,
     module: str = "torchtitan.train",
     path: Path = ROOT,
@@ -98,7 +97,6 @@ def train(
         args: command-line options, which win over ``base``.
         base: what is trained.
         processes: local processes.
-        torchrun: as for `run_module`.
         env: what differs from this process's environment.
         module: what is started.
         path: the folder that the module and torchtitan are imported from.
@@ -106,13 +104,11 @@ def train(
     """
     options = flags({"job.dump_folder": folder, **base})
     ranks: int | None = processes
-    if processes == 1 and not torchrun:
+    if processes == 1:
         single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         rendezvous = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
         env, ranks = {**(env or {}), **single, **rendezvous}, None
-    code, output = run_module(
-        *(module, *options, *args), ranks=ranks, torchrun=torchrun, environment=env, path=path
-    )
+    code, output = run_module(*(module, *options, *args), ranks=ranks, environment=env, path=path)
     if ok:
         assert code == 0, output
     else:

@@ -6,23 +6,24 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from lighthouse.launch import ENVIRONMENT, Launch
+from lighthouse.launch import ENVIRONMENT, SIDE_BY_SIDE_VARIABLE, Launch, set_threads, threads
 from lighthouse.sweep.resources import Resources
 from lighthouse.sweep.submission import next_submission, write_submission
 from tests.support import ROOT
 from tests.support.commands import StandIns
+from tests.support.processes import python
 from tests.support.sweeps import make_run
 
 SCRIPTS = ROOT / "scripts"
-LAUNCH = [sys.executable, "-m", "lighthouse.launch"]
+LAUNCH = ["python", "-m", "lighthouse.launch"]
 SLURM = {"SLURM_JOB_ID": "10042", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2"}
 # Notes how it was called, and does what a test tells it to.
 TRAINER = """
@@ -56,7 +57,7 @@ def start(tmp_path: Path, stand_ins: StandIns) -> Iterator[Start]:
     def run(
         *command: str | Path, trainer: str = "", env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        path = f"{stand_ins.folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        path = f"{stand_ins.folder}:{Path(python()).parent}:{os.environ['PATH']}"
         process = subprocess.Popen(
             list(map(str, command)),
             cwd=tmp_path,
@@ -109,7 +110,7 @@ def from_train_sh(start: Start, folder: Path) -> dict[str, Any]:
 
 def from_train_sbatch(start: Start, folder: Path) -> dict[str, Any]:
     StandIns(folder / "slurm")("srun", RUN_IT)
-    env = SLURM | {"PATH": f"{folder / 'slurm'}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env = SLURM | {"PATH": f"{folder / 'slurm'}:{Path(python()).parent}:{os.environ['PATH']}"}
     assert end_of(start("bash", SCRIPTS / "train.sbatch", "run", "--a.b", "c", env=env))[0] == 0
     return call_of(folder)
 
@@ -120,7 +121,7 @@ def from_a_sweep(start: Start, folder: Path) -> dict[str, Any]:
     resources = Resources(gpus_per_node=0, retries=0)
     submission = next_submission(folder / "out", "test", resources, [run.folder], slurm=False)
     write_submission(submission)
-    command = [sys.executable, "-m", "lighthouse.sweep.worker", submission.folder, "0"]
+    command = ["python", "-m", "lighthouse.sweep.worker", submission.folder, "0"]
     assert end_of(start(*command))[0] == 1
     return call_of(folder)
 
@@ -145,6 +146,56 @@ def test_the_callers_environment_wins(start: Start, tmp_path: Path) -> None:
     mine = {"PYTORCH_ALLOC_CONF": "backend:native", "PET_SHUTDOWN_TIMEOUT": "7"}
     assert end_of(start(*LAUNCH, "--", "--a.b", "c", env=mine))[0] == 0
     assert call_of(tmp_path)["environment"].items() >= (ENVIRONMENT | mine).items()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "base", "wanted"),
+    [
+        (8, 1, {}, 1),
+        (1, 8, {SIDE_BY_SIDE_VARIABLE: "4"}, 1),
+        (0, 1, {}, 64),
+        (0, 3, {}, 21),
+        (0, 2, {SIDE_BY_SIDE_VARIABLE: "4"}, 8),
+        (0, 65, {}, 1),
+    ],
+)
+def test_threads_share_the_cores_where_they_compute(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, processes: int, base: dict[str, str], wanted: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    assert threads(gpus, processes, base) == wanted
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_launcher_says_how_many_threads(start: Start, tmp_path: Path, processes: int) -> None:
+    command = ["env", "-u", "OMP_NUM_THREADS", *LAUNCH, "--processes", str(processes), "--a.b", "c"]
+    assert end_of(start(*command))[0] == 0
+    wanted = threads(torch.cuda.device_count(), processes, {})
+    assert call_of(tmp_path)["environment"]["OMP_NUM_THREADS"] == str(wanted)
+
+
+def test_the_users_number_of_threads_wins(start: Start, tmp_path: Path) -> None:
+    for processes in ("1", "2"):
+        command = [*LAUNCH, "--processes", processes, "--a.b", "c"]
+        assert end_of(start(*command, env={"OMP_NUM_THREADS": "3"}))[0] == 0
+        assert call_of(tmp_path)["environment"]["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize(("given", "gpus", "wanted"), [(None, 1, 1), (None, 0, 32), ("5", 1, None)])
+def test_a_trainer_without_a_launcher_chooses_itself(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, gpus: int, wanted: int | None
+) -> None:
+    """Of a single process torchrun doesn't say."""
+    chosen: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", chosen.append)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    set_threads()
+    assert chosen == ([] if wanted is None else [wanted])
 
 
 @pytest.mark.parametrize(
@@ -199,7 +250,7 @@ refusal.refuse_in_a_rank("why", rank)
 
 
 def test_a_finished_run_is_the_last_line(start: Start) -> None:
-    trainer = REFUSE + "rank or say_last('nothing is left to train')"
+    trainer = REFUSE + "rank or say_last('nothing is left to train', os.environ[FILE_VARIABLE])"
     command = [*LAUNCH, "--processes", "2", "--a.b", "c"]
     assert_ends(start(*command, trainer=trainer), 0, "nothing is left to train")
 
@@ -277,7 +328,7 @@ def test_slurm_gives_the_nodes(slurm: Start, stand_ins: StandIns) -> None:
     assert re.fullmatch(rf"{re.escape(socket.gethostname())}:\d+", meet)
     assert words == [
         *("--ntasks=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1"),
-        *(sys.executable, "-m", "lighthouse.launch", "--processes", "2"),
+        *(python(), "-m", "lighthouse.launch", "--processes", "2"),
         *("--nodes", "2", "--meet", meet, "--run-id", "10042.0"),
         *("--", "--job.dump_folder", "my run", "--job.config_file", "a b.toml"),
     ]
@@ -352,6 +403,23 @@ def test_a_refusal_under_slurm_is_the_last_line(slurm: Start, stand_ins: StandIn
     trainer = {"TRAINER": REFUSE + "refuse_in_a_rank('why', rank)", "SLURM_NNODES": "1"}
     assert_ends(slurm("my run", srun=RUN_IT, env=trainer), 2, "refused: why")
     assert not requeued(stand_ins)
+
+
+def test_on_several_nodes_the_batch_process_says_it(
+    slurm: Start, stand_ins: StandIns, tmp_path: Path
+) -> None:
+    """When srun has ended the other nodes' launchers, and reports those."""
+    said = "printf 'refused: why' >\"$LIGHTHOUSE_LAST_WORD\""
+    process = slurm("my run", srun=f"{said}; echo srun: error: n2: task 1: Killed; exit 137")
+    assert_ends(process, 2, "refused: why")
+    assert not requeued(stand_ins)
+    assert not list((tmp_path / "my run").iterdir())
+
+
+def test_what_an_attempt_before_has_said_counts_no_more(slurm: Start, tmp_path: Path) -> None:
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "LAST_WORD").write_text("refused: why")
+    assert end_of(slurm("my run", srun="exit 7"))[0] == 7
 
 
 def test_a_command_has_no_srun_without_slurm() -> None:

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from lighthouse import refusal
-from lighthouse.refusal import FILE_VARIABLE, Refusal, refusals, refuse, refuse_in_a_rank, say_last
+from lighthouse.refusal import (
+    FILE_VARIABLE,
+    Refusal,
+    last_word,
+    refusals,
+    refuse,
+    refuse_in_a_rank,
+    say_last,
+)
 
 
 class Exited(BaseException):
@@ -70,10 +78,26 @@ def test_a_launcher_is_told_through_a_file(
     monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / "word"))
     with pytest.raises(Exited, match="2"):
         refuse_in_a_rank("why", rank=0)
-    assert (tmp_path / "word").read_text() == "refused: why"
-    say_last("done")
-    assert (tmp_path / "word").read_text() == "done"
     assert capsys.readouterr().err == ""
+    assert last_word(tmp_path / "word") == "refused: why"
+    assert last_word(tmp_path / "word") is None
+    say_last("done", str(tmp_path / "word"))
+    assert last_word(tmp_path / "word") == "done"
+
+
+def test_rank_0_has_the_word_before_others(tmp_path: Path) -> None:
+    """Also of another node, whose launcher may be the last one to pass it on."""
+    word = tmp_path / "word"
+    for sentence in ("refused: rank 9: why", "refused: why", "refused: rank 8: why"):
+        say_last(sentence, str(word))
+    assert last_word(word) == "refused: why"
+
+
+def test_where_the_process_above_cannot_be_told_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say_last("refused: why", str(tmp_path / "nowhere" / "word"))
+    assert capsys.readouterr().err == "refused: why\n"
 
 
 def test_torchruns_report_has_no_traceback_of_it(

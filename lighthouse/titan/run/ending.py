@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from lighthouse.refusal import NothingToDo, Refusal, refuse_in_a_rank, say_last
+from lighthouse.refusal import FILE_VARIABLE, NothingToDo, Refusal, refuse_in_a_rank, say_last
 
 
 def ends_in_one_sentence(main: Callable[..., None]) -> Callable[..., None]:
@@ -25,7 +25,7 @@ def ends_in_one_sentence(main: Callable[..., None]) -> Callable[..., None]:
             refuse_in_a_rank(_sentence(refusal), rank)
         except NothingToDo as done:
             if rank == 0:
-                say_last(str(done))
+                say_last(str(done), os.environ.get(FILE_VARIABLE))
             if dist.is_initialized():
                 dist.destroy_process_group()
 

@@ -77,6 +77,7 @@ def test_a_failure_shows_the_end_of_the_log(quickstart):
     assert code == 1 and "training failed; the end of" in printed and printed.endswith("why\n")
 
 
-def test_a_refusal_is_on_the_screen(quickstart):
-    code, printed = quickstart("echo 'refused: a.b = 1: must be 2'; exit 2")
-    assert code == 1 and printed.count("refused: a.b = 1: must be 2\n") == 2
+def test_a_refusal_is_the_last_line(quickstart):
+    code, printed = quickstart("echo 'step: 10'; echo 'refused: a.b = 1: must be 2'; exit 2")
+    assert code == 2 and printed.endswith("\nrefused: a.b = 1: must be 2\n")
+    assert printed.count("refused: ") == 1

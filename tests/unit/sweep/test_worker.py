@@ -285,7 +285,7 @@ def test_a_task_of_slurm_trains_in_a_step_on_its_nodes(tmp_path, monkeypatch):
         ("srun: error: n1: task 0: Exited with exit code 1\n", 1, "exit code 1"),
         ("ValueError: x\nrefused: a.b = 1: must be 2\n", 2, "a.b = 1: must be 2"),
         ("refused: earlier\nrefused: a.b = 1: must be 2\n", 2, "a.b = 1: must be 2"),
-        ("refused: a.b = 1: no\nrefused: rank 1: a.b = 1: no\n", 2, "a.b = 1: no"),
+        ("refused: rank 1: a.b = 1: no\nrefused: a.b = 1: no\n", 2, "a.b = 1: no"),
         ("refused: rank 1: no text\n", 2, "rank 1: no text"),
         ("ValueError: x\nI refused: it\n", 2, "ValueError: x"),
         ("refused: by a tool\nValueError: x\n", 1, "ValueError: x"),

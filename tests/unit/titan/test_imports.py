@@ -6,13 +6,13 @@ would otherwise be imported in a circle, or not, by the order in which things ar
 
 import ast
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT
+from tests.support.processes import python
 
 TITAN = ROOT / "lighthouse" / "titan"
 MAY = {
@@ -53,7 +53,7 @@ def test_nothing_else_imports_the_trainer_at_the_top() -> None:
     "first", ["torchtitan.config", "torchtitan.train", "lighthouse.titan.hooks", "lighthouse.leak"]
 )
 def test_any_module_may_be_imported_first(first: str) -> None:
-    subprocess.run([sys.executable, "-c", f"import {first}"], cwd=ROOT, check=True)
+    subprocess.run([python(), "-c", f"import {first}"], cwd=ROOT, check=True)
 
 
 def test_no_two_modules_have_one_name() -> None:

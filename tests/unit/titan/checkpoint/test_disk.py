@@ -1,12 +1,21 @@
 """A folder that can't take a run's output is refused by name."""
 
+import errno
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
-from lighthouse.titan.checkpoint.disk import GIB, check_space, check_writable
+from lighthouse.titan.checkpoint.disk import (
+    GIB,
+    SaveError,
+    check_space,
+    check_writable,
+    explain_failed_save,
+)
 
 MILLION = 1_000_000
 
@@ -87,3 +96,57 @@ def test_a_run_that_saves_nothing_needs_nothing(job, disk):
 def test_a_disk_without_a_size_is_not_judged(job, disk):
     disk(0, total=0)
     check_space(job, MILLION)
+
+
+def save_that_raises(folder: Path, error: BaseException):
+    """The explained save of step 9, beside a finished checkpoint of step 6."""
+    (folder / "step-6").mkdir()
+    (folder / "step-6" / ".metadata").touch()
+
+    @explain_failed_save
+    def save(manager: object, step: int) -> None:
+        raise error
+
+    return lambda: save(SimpleNamespace(folder=str(folder)), 9)
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+STREAM = RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+WRITER = RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+
+@pytest.mark.parametrize("error", [FULL, STREAM, WRITER], ids=["system", "stream", "writer"])
+@pytest.mark.parametrize("of_ranks", [False, True])
+def test_a_save_that_the_disk_has_failed_says_so(
+    tmp_path: Path, error: Exception, of_ranks: bool
+) -> None:
+    raised = CheckpointException("write", {1: (error, None)}) if of_ranks else error
+    with pytest.raises(SaveError, match="step 9: a checkpoint could not be written to ") as said:
+        save_that_raises(tmp_path, raised)()
+    assert "the same command continues from step 6" in str(said.value)
+    assert said.value.__cause__ is raised
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        # Whatever it says of the one that it lost.
+        torch.distributed.DistBackendError("NCCL error: remote process exited, iostream closed"),
+        torch.distributed.DistNetworkError("failed to recv, got 0 bytes: unexpected pos"),
+    ],
+    ids=["memory", "device", "NCCL", "network"],
+)
+@pytest.mark.parametrize("of_ranks", [False, True])
+def test_another_failure_of_a_save_stays_what_it_is(
+    tmp_path: Path, error: Exception, of_ranks: bool
+) -> None:
+    raised = CheckpointException("write", {1: (error, None)}) if of_ranks else error
+    with pytest.raises(type(raised)) as said:
+        save_that_raises(tmp_path, raised)()
+    assert said.value is raised
+    (note,) = said.value.__notes__
+    assert note.startswith("The checkpoint of step 9 is not written; ")
+    assert note.endswith("the same command continues from step 6.")
+    error.__notes__ = []

@@ -117,6 +117,19 @@ def test_longer_training_needs_another_schedule(job):
     check_resume(job, 1)
 
 
+def test_steps_are_not_counted_again_over_finished_checkpoints(job, tmp_path):
+    path = save(job, 10)
+    job.checkpoint.exclude_from_loading = ["train_state"]
+    message = refused(job)
+    assert message.startswith("checkpoint.exclude_from_loading = ['train_state']: ")
+    assert f"would overwrite the finished checkpoints in {path.parent}" in message
+    # Where there are none to overwrite, they may be.
+    job.job.dump_folder = str(tmp_path / "other")
+    job.checkpoint.initial_load_path = str(path)
+    job.checkpoint.initial_load_model_only = False
+    assert check_resume(job, 1) == 1
+
+
 def test_changed_local_text(job, tmp_path):
     texts = tmp_path / "texts"
     texts.mkdir()
