@@ -2,9 +2,9 @@
 
     python -m benchmarks.windows [--seq-len 98304] [--windows 1024 2048 4096 8192] [--out FILE]
 
-Every candidate is first checked against dense attention with a mask. ``of_dense`` is the time over
-that of dense causal attention scaled by the number of pairs. Times are medians of replayed CUDA
-graphs from one process. Writes JSON.
+"Two triangles" is :func:`lighthouse.window_attention`. Every candidate is first checked against
+dense attention with a mask. ``of_dense`` is the time over that of dense causal attention scaled by
+the number of pairs. Times are medians of replayed CUDA graphs from one process. Writes JSON.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from benchmarks.attention import backward_of, cudnn_first, make_inputs, median_ms, without_grad
 from benchmarks.provenance import gpu
+from lighthouse import window_attention
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -108,91 +109,6 @@ def masked_blocks(q: Tensor, k: Tensor, v: Tensor, *, window: int) -> Tensor:
     return torch.cat(out, 2)
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-    """Causal attention of (B, H, N, D), its log-sum-exp (B, H, N), and what backward needs."""
-    if q.device.type == "cpu":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
-        return out, lse, ()
-    out, lse, cq, ck, mq, mk, seed, offset, _ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        q, k, v, None, True, 0.0, True, False
-    )
-    rest = seed, offset, cq, ck, mq, mk, lse.shape
-    return out, lse.view(out.shape[:3]), rest
-
-
-def _causal_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rest: tuple[Any, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
-    if q.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, lse, 0.0, True
-        )
-    seed, offset, cq, ck, mq, mk, shape = rest
-    return torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
-        grad, q, k, v, out, lse.view(shape), seed, offset, None, cq, ck, mq, mk, 0.0, True
-    )
-
-
-def _merge(own: Tensor, own_lse: Tensor, far: Tensor, far_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Two softmaxes over disjoint keys as one; ``far`` comes in reversed blocks, for all but the
-    first block of ``own`` and the last query of each."""
-    far, far_lse = far.flip(2), far_lse.flip(2)
-    share = torch.sigmoid(far_lse - own_lse[1:, :, :-1])
-    lse = own_lse.clone()
-    lse[1:, :, :-1] = torch.logaddexp(own_lse[1:, :, :-1], far_lse)
-    out = own.clone()
-    mixed = own[1:, :, :-1] + share[..., None] * (far - own[1:, :, :-1]).float()
-    out[1:, :, :-1] = mixed.to(own.dtype)
-    return out, lse
-
-
-class _Triangles(torch.autograd.Function):
-    """Two causal triangles a block: its own and, read backwards, the previous block's."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        own, own_lse, ctx.own = _causal(q, k, v)
-        back = q[1:, :, :-1].flip(2), k[:-1, :, 1:].flip(2), v[:-1, :, 1:].flip(2)
-        far, far_lse, ctx.far = _causal(*back)
-        out, lse = merge(own, own_lse, far, far_lse)
-        ctx.save_for_backward(q, k, v, *back, out, lse)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        q, k, v, q_back, k_back, v_back, out, lse = ctx.saved_tensors
-        dq, dk, dv = _causal_backward(grad, q, k, v, out, lse, ctx.own)
-        reverse = (x[1:, :, :-1].flip(2) for x in (grad, out, lse))
-        grad_back, out_back, lse_back = reverse
-        back = _causal_backward(
-            grad_back, q_back, k_back, v_back, out_back, lse_back.contiguous(), ctx.far
-        )
-        return add(dq, dk, dv, *back)
-
-
-def _add(
-    dq: Tensor, dk: Tensor, dv: Tensor, q_back: Tensor, k_back: Tensor, v_back: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = dq.clone(), dk.clone(), dv.clone()
-    dq[1:, :, :-1] += q_back.flip(2)
-    dk[:-1, :, 1:] += k_back.flip(2)
-    dv[:-1, :, 1:] += v_back.flip(2)
-    return dq, dk, dv
-
-
-merge, add = (torch.compile(f, dynamic=False) for f in (_merge, _add))
-
-
-def triangles(q: Tensor, k: Tensor, v: Tensor, *, window: int) -> Tensor:
-    def blocks(x: Tensor) -> Tensor:
-        return x.unflatten(2, (-1, window)).transpose(1, 2).flatten(0, 1)
-
-    if q.shape[1] != k.shape[1]:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    out = _Triangles.apply(*(blocks(x) for x in (q, k, v)))
-    return out.unflatten(0, (q.shape[0], -1)).transpose(1, 2).flatten(2, 3)
-
-
 def varlen(seq_len: int, window: int) -> Call:
     """The public call for sequences of several lengths, where it knows a window."""
     from torch.nn.attention.varlen import varlen_attn
@@ -213,7 +129,7 @@ def candidates(seq_len: int, window: int) -> dict[str, Callable[[], Call]]:
         "varlen": lambda: varlen(seq_len, window),
         "flex": lambda: flex(seq_len, window),
         "flex, blocks of 256": lambda: flex(seq_len, window, 256),
-        "two triangles, cuDNN": lambda: partial(triangles, window=window),
+        "two triangles, cuDNN": lambda: partial(window_attention, window=window),
         "masked blocks": lambda: partial(masked_blocks, window=window),
     }
 

@@ -13,7 +13,7 @@ from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.inputs import check_inputs
 from lighthouse.ops import check_name, implementation
 from lighthouse.scorers import level0_scores, level1_maxima
-from lighthouse.window import window_attention
+from lighthouse.window import after, window_attention
 
 DenseAttention = Callable[..., Tensor]
 WindowAttention = Callable[..., Tensor]
@@ -68,8 +68,12 @@ def lighthouse_attention(
         in_window = config.is_windowed(k_BHND.shape[1])
         inputs = (q_BHND, k_BHND, v_BHND)
         near = windowed(*(heads_of(x, in_window, True) for x in inputs), window=config.window)
+        q_far, k_far, v_far = (heads_of(x, in_window, False) for x in inputs)
+        if windowed is not window_attention:
+            # Under context parallelism both send: on all ranks this first, and the ring then.
+            k_far = after(k_far, near[:, :, :1])
         far = lighthouse_attention(
-            *(heads_of(x, in_window, False) for x in inputs),
+            *(q_far, k_far, v_far),
             config=replace(config, window_heads=0),
             impl=impl,
             attention=attention,

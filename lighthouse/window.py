@@ -259,6 +259,47 @@ def _backward(ctx: Any, grad_out: Tensor, _: Any) -> tuple[Tensor | None, ...]:
 _window.register_autograd(_backward, setup_context=_setup)
 
 
+# What is done in which order ----------------------------------------------------------------------
+
+
+@torch.library.custom_op("lighthouse::after", mutates_args=())
+def after(x: Tensor, other: Tensor) -> Tensor:
+    """A copy of ``x`` made when ``other`` is there; backward it is the other way round.
+
+    Where either has to do with transfers, a compiler that may do them in any order can find another
+    one on each rank, which then wait for each other without end. In eager code it orders nothing
+    that is not in this order anyway.
+    """
+    return x.clone()
+
+
+@after.register_fake
+def _(x: Tensor, _: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("lighthouse::zeros_after", mutates_args=())
+def _zeros_after(like: Tensor, other: Tensor) -> Tensor:
+    return torch.zeros_like(like)
+
+
+@_zeros_after.register_fake
+def _(like: Tensor, _: Any) -> Tensor:
+    return torch.empty_like(like)
+
+
+def _save_other(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _other_after(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    (other,) = ctx.saved_tensors
+    return grad, _zeros_after(other, grad)
+
+
+after.register_autograd(_other_after, setup_context=_save_other)
+
+
 def _rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 

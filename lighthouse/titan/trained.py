@@ -97,7 +97,8 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
     of_run = job_of_run(folder)
     arguments = ["--job.config_file", str(folder / RESOLVED_FILE)]
     chunks = num_chunks(of_run.lighthouse, of_run.parallelism)
-    arguments += ["--parallelism.context_parallel_degree", "1"]
+    for degree in ("context_parallel_degree", "tensor_parallel_degree"):
+        arguments += [f"--parallelism.{degree}", "1"]  # a device has all tokens and all heads
     arguments += ["--lighthouse.num_chunks", str(chunks)]
     arguments += ["--validation.seq_len", str(of_run.training.seq_len), *overrides]
     job_config = ConfigManager(checked=False).parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Lighthouse layers in several processes give the losses of one, through the switch to dense.
+"""Lighthouse and window layers in several processes give the losses of one, through the switch.
 
 Each run has its own checkpointing of activations, and some accumulate gradients or are compiled:
 everything that must compose, in few runs. Compilers other than inductor are there for their speed.
@@ -48,6 +48,10 @@ LAYOUTS = {
         *(CP, HSDP),
         *f"{AC}.mode=selective {AC}.selective_ac_option=op".split(),
     ],
+    "cp without balancing": [
+        *f"{CP} --parallelism.context_parallel_load_balancer=none".split(),
+        "--training.local_batch_size=4",
+    ],
     "cp, tp, accumulation": [CP, TP],
 }
 
@@ -68,8 +72,10 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [
         *f"--training.dataset local --training.dataset_path {folder / 'text.jsonl'}".split(),
         *f"--training.seq_len {SEQ_LEN} --training.steps {STEPS} {BATCH}".split(),
-        *"--lighthouse.enable --lighthouse.dense_layers 0 --lighthouse.dense_from_step 4".split(),
+        *"--lighthouse.enable --lighthouse.dense_from_step 4".split(),
         *"--lighthouse.selection_log_freq 2".split(),
+        # A window longer than what a rank owns in a piece.
+        *"--lighthouse.window 200 --lighthouse.window_layers 0 --lighthouse.window_heads 2".split(),
         # As many chunks as two context-parallel ranks own.
         *"--lighthouse.num_chunks 4 --lighthouse.topk 32".split(),
         *"--checkpoint.enable --checkpoint.interval 100 --checkpoint.load_only".split(),

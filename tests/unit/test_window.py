@@ -24,7 +24,7 @@ from lighthouse import (
     window_attention,
 )
 from lighthouse.ops import reference
-from lighthouse.window import _kernel, _pieces, _plain
+from lighthouse.window import _kernel, _pieces, _plain, after
 from tests.support import oracle
 from tests.support.inputs import QKV, build, in_projection_order, leaves, normal, qkv, to
 
@@ -227,6 +227,19 @@ def test_operators(name: str, token_major: bool) -> None:
     out, lse = ops.window(*inputs, window, token_major)
     arguments = (out, *inputs, out, lse, window, token_major)
     torch.library.opcheck(ops.window_backward.default, arguments)
+
+
+def test_one_thing_after_another() -> None:
+    x, other = leaves(make("blocks")[1])[:2]
+    ops = torch.ops.lighthouse
+    torch.library.opcheck(ops.after.default, (x, other))
+    torch.library.opcheck(ops.zeros_after.default, (other.detach(), x.detach()))
+    copy = after(x, other)
+    assert torch.equal(copy, x)
+    grad = normal(tuple(x.shape), seed=1)
+    of_x, of_other = torch.autograd.grad(copy, (x, other), grad)
+    assert torch.equal(of_x, grad)
+    assert not of_other.any()
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

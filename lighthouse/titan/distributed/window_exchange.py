@@ -49,11 +49,13 @@ class Transfer:
     """Tokens that one rank sends another.
 
     Attributes:
-        start: the first, by its place in the sender's tokens.
+        first: by its place in the sequence.
+        start: the same by its place in the sender's tokens.
         tokens: how many.
         chunk: which of the receiver's they come before, 0 or 1.
     """
 
+    first: int
     start: int
     tokens: int
     chunk: int
@@ -67,11 +69,11 @@ def transfers(
     for place, wanted in enumerate(_owned(receiver, ranks, balanced)):
         before = wanted * chunk_len
         for own_place, owned in enumerate(_owned(sender, ranks, balanced)):
-            start = max(owned * chunk_len, before - reach)
-            tokens = min((owned + 1) * chunk_len, before) - start
+            first = max(owned * chunk_len, before - reach)
+            tokens = min((owned + 1) * chunk_len, before) - first
             if tokens > 0:
-                offset = start - owned * chunk_len + own_place * chunk_len
-                found.append(Transfer(offset, tokens, place))
+                start = first + (own_place - owned) * chunk_len
+                found.append(Transfer(first, start, tokens, place))
     return found
 
 
@@ -135,24 +137,16 @@ class ExchangedWindow:
             self.group,
         )
         arrived = fetched.movedim(0, 3)
-        pieces_of_chunks: list[list[tuple[int, Tensor]]] = [[] for _ in fronts]
+        of_chunks: list[list[tuple[int, Tensor]]] = [[] for _ in fronts]
         place = 0
-        for other, of_rank in enumerate(received):
+        for of_rank in received:
             for t in of_rank:
-                at = _position(other, t.start, self.ranks, self.balanced, chunk_len)
-                piece = arrived[:, :, :, place : place + t.tokens]
-                pieces_of_chunks[t.chunk].append((at, piece))
+                of_chunks[t.chunk].append((t.first, arrived[:, :, :, place : place + t.tokens]))
                 place += t.tokens
-        for (k_front, v_front), of_chunk in zip(fronts, pieces_of_chunks, strict=True):
+        for (k_front, v_front), pieces_of_chunk in zip(fronts, of_chunks, strict=True):
             # A rank that is sent nothing must take part in the backward exchange all the same.
             k_front.append(arrived[0, :, :, :0])
-            for _, piece in sorted(of_chunk, key=lambda item: item[0]):
+            for _, piece in sorted(pieces_of_chunk, key=lambda item: item[0]):
                 k_front.append(piece[0])
                 v_front.append(piece[1])
         return fronts
-
-
-def _position(rank: int, start: int, ranks: int, balanced: bool, chunk_len: int) -> int:
-    """In the sequence, of a place in a rank's tokens."""
-    place, offset = divmod(start, chunk_len)
-    return _owned(rank, ranks, balanced)[place] * chunk_len + offset

@@ -1,0 +1,42 @@
+"""Which tokens are sent where, for windows across context-parallel ranks."""
+
+import pytest
+
+from lighthouse.titan.distributed.window_exchange import transfers
+
+CHUNK = 8
+
+
+@pytest.mark.parametrize("reach", [1, 7, 8, 20, 1000])
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_each_chunk_gets_the_tokens_before_it_once(ranks: int, balanced: bool, reach: int) -> None:
+    def owned(rank: int) -> list[int]:
+        return [rank, 2 * ranks - 1 - rank] if balanced else [rank]
+
+    tokens = {
+        rank: [chunk * CHUNK + i for chunk in owned(rank) for i in range(CHUNK)]
+        for rank in range(ranks)
+    }
+    for receiver in range(ranks):
+        arrived: dict[int, list[int]] = {place: [] for place in range(len(owned(receiver)))}
+        sent = [
+            (t, sender)
+            for sender in range(ranks)
+            for t in transfers(sender, receiver, ranks, balanced, CHUNK, reach)
+        ]
+        for t, sender in sorted(sent, key=lambda item: item[0].first):
+            piece = tokens[sender][t.start : t.start + t.tokens]
+            assert piece == list(range(t.first, t.first + t.tokens))
+            arrived[t.chunk] += piece
+        for place, chunk in enumerate(owned(receiver)):
+            start = chunk * CHUNK
+            assert arrived[place] == list(range(max(0, start - reach), start))
+
+
+def test_only_neighbours_send_what_is_shorter_than_a_chunk() -> None:
+    for receiver in range(4):
+        for sender in range(4):
+            sends = transfers(sender, receiver, 4, True, CHUNK, CHUNK)
+            neighbours = abs(sender - receiver) == 1 or sender == receiver == 3
+            assert bool(sends) == neighbours
