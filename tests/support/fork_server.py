@@ -27,8 +27,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-# Not what reads its environment when it is imported, such as "datasets".
 PRELOADED = (
+    "datasets",
     "pandas",
     "pyarrow.dataset",
     "torch._inductor.compile_fx",
@@ -50,7 +50,7 @@ import json, os, signal, socket, struct, sys
 passed = [getattr(signal, f"SIG{{n}}") for n in "TERM INT HUP QUIT USR1 USR2".split()]
 signal.pthread_sigmask(signal.SIG_BLOCK, passed)
 ignored = [int(n) for n in passed if signal.getsignal(n) == signal.SIG_IGN]
-call = json.dumps([sys.argv, os.getcwd(), dict(os.environ), ignored]).encode()
+call = json.dumps([sys.argv, os.getcwd(), dict(os.environ), ignored, os.getppid()]).encode()
 files = [int(name) for name in os.listdir("/proc/self/fd")]
 files = [n for n in files if os.path.exists(f"/proc/self/fd/{{n}}")]
 server = socket.socket(socket.AF_UNIX)
@@ -72,6 +72,8 @@ MOST_FILES = 200
 
 
 def main(folder: Path) -> None:
+    # "datasets" reads these when it is imported, and never again.
+    os.environ |= {"HF_HOME": str(folder / "huggingface"), "HF_HUB_OFFLINE": "1"}
     for module in PRELOADED:
         importlib.import_module(module)
     address = str(folder / "socket")
@@ -97,7 +99,7 @@ def main(folder: Path) -> None:
             if key.fileobj is sys.stdin:
                 for fork in clients:
                     os.kill(fork, signal.SIGKILL)
-                return
+                os._exit(0)  # to take PyTorch down properly takes seconds
             if key.fileobj is listening:
                 connection, _ = listening.accept()
                 call = _received(connection)
@@ -112,7 +114,8 @@ def main(folder: Path) -> None:
                     _become(str(client), *call)
                 for file in call[-1].values():
                     os.close(file)
-                connection.sendall(struct.pack("<q", fork))
+                with contextlib.suppress(OSError):  # killed meanwhile, which is noticed below
+                    connection.sendall(struct.pack("<q", fork))
                 clients[fork] = connection
                 waiting.register(connection, selectors.EVENT_READ, fork)
             elif key.fileobj == woken:
@@ -133,7 +136,7 @@ def main(folder: Path) -> None:
 
 
 def _received(connection: socket.socket) -> tuple[Any, ...]:
-    """Arguments, folder, environment, ignored signals, and open files by their numbers there."""
+    """Arguments, folder, environment, ignored signals, parent, open files by their numbers."""
     head, files, _, _ = socket.recv_fds(connection, 16, MOST_FILES)
     length, count = struct.unpack("<QQ", head)
     numbers = struct.unpack(f"<{count}Q", connection.recv(8 * count, socket.MSG_WAITALL))
@@ -147,6 +150,7 @@ def _become(
     folder: str,
     environment: dict[str, str],
     ignored: list[int],
+    parent: int,
     files: dict[int, int],
 ) -> None:
     """In the fork: be the Python that was called. Does not return."""
@@ -169,6 +173,8 @@ def _become(
     os.environ.update(environment)
     os.chdir(folder)
     sys.executable = client
+    # Whose child the client is: a process that signals its launcher means that one.
+    os.getppid = lambda: parent
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
     code = 0
     try:

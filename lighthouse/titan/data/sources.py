@@ -7,6 +7,7 @@ own standard library ("python").
 import gzip
 import hashlib
 import json
+import os
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,11 +34,12 @@ def python_pieces() -> list[tuple[Path, int]]:
     """
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "encodings"}
+    files: list[Path] = []
+    for folder, inside, names in os.walk(root):
+        inside[:] = set(inside) - skipped  # installed packages are many times as many files
+        files += (Path(folder, name) for name in names if name.endswith(".py"))
     pieces = [
-        (path, number)
-        for path in root.rglob("*.py")
-        if not skipped.intersection(path.relative_to(root).parts)
-        for number in range(-(-path.stat().st_size // PIECE_BYTES))
+        (path, number) for path in files for number in range(-(-path.stat().st_size // PIECE_BYTES))
     ]
 
     def place(piece: tuple[Path, int]) -> bytes:

@@ -12,7 +12,7 @@ def test_a_case_is_measured(tmp_path: Path, workers: int) -> None:
     paths = write_sources(tmp_path, size=2 << 20)
     results = []
     for source, path in {"python": None, **paths}.items():
-        result = measure(Case(source, path, seq_len=8192, workers=workers, sequences=5))
+        result = measure(Case(source, path, seq_len=98304, workers=workers, sequences=20))
         assert result["tokens_per_second"] > 0 and result["tokens_per_cpu_second"] > 0
         assert result["state_bytes"] < 2_000, source
         results.append(result)
