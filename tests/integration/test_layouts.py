@@ -41,7 +41,7 @@ LAYOUTS = {
     "tp, compile": [TP, COMPILE, "--compile.backend=aot_eager", "--training.local_batch_size=4"],
     "cp, full, compile": [
         CP,
-        *f"{AC}.mode=full {COMPILE}".split(),
+        *f"{AC}.mode=full {COMPILE} --compile.backend=aot_eager".split(),
         "--training.local_batch_size=4",
     ],
     "cp, hsdp, selective op": [
