@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lighthouse.attention import LighthouseAttention
+from lighthouse.config import LighthouseConfig
 from lighthouse.scorers import level0_scores
 from lighthouse.selection import select
 from lighthouse.selection_statistics import refined_entries, statistics
@@ -46,7 +47,7 @@ class SelectionObserver:
         self._hooks: dict[str, RemovableHandle] = {}
         self._statistics: dict[str, dict[str, Tensor]] = {}
         # Not kept in checkpoints: after a restart there is nothing to compare with at first.
-        self._refined: dict[str, Tensor] = {}
+        self._refined: dict[str, tuple[LighthouseConfig, Tensor]] = {}
 
     def begin_step(self, step: int) -> None:
         """To be called before the forward pass of each step, once the stage is set."""
@@ -78,9 +79,12 @@ class SelectionObserver:
         query_scores, key_scores = map(self._of_all_heads, level0_scores(q, k, v, module.config))
         selection = select(query_scores, key_scores, config=module.config, impl=module.impl)
         refined = refined_entries(selection, module.config, query_scores.shape[-1])
-        previous = self._refined.get(layer)
+        config, previous = self._refined.get(layer, (None, None))
+        # That of a stage with other parameters, lengths or rows is nothing to compare with.
+        if previous is not None and (config != module.config or previous.shape != refined.shape):
+            previous = None
         self._statistics[layer] = statistics(query_scores, key_scores, refined, previous)
-        self._refined[layer] = refined
+        self._refined[layer] = module.config, refined
 
     def _of_all_heads(self, scores_BKN: Tensor) -> Tensor:
         """Tensor parallelism shares the heads out."""

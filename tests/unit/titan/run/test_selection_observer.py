@@ -1,5 +1,6 @@
 """Statistics of the selection in a training step."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -97,3 +98,18 @@ def test_gradients_are_those_of_an_unobserved_step() -> None:
         gradients.append([p.grad for p in model.parameters()])
     for plain, beside in zip(*gradients, strict=True):
         assert torch.equal(plain, beside)
+
+
+def test_a_stage_of_other_shapes_or_parameters_is_not_compared_with_the_last() -> None:
+    model, job = build()
+    observer = SelectionObserver([model], job, ONE_DEVICE)
+    for tokens, compared in ((TOKENS, False), (TOKENS[:1], False), (TOKENS[:1], True)):
+        observer.begin_step(20)
+        model(tokens)
+        names = observer.metrics()
+        assert ("lighthouse/layer_01/selection_change" in names) == compared
+    for module in lighthouse_modules([model]):
+        module.config = replace(module.config, stratum=4)
+    observer.begin_step(20)
+    model(TOKENS[:1])
+    assert "lighthouse/layer_01/selection_change" not in observer.metrics()
