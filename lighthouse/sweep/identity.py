@@ -20,6 +20,7 @@ _NOT_TRAINED = (
     *("job.", "metrics.", "profiling.", "comm."),
     *("checkpoint.interval", "checkpoint.keep_latest_k", "checkpoint.async_mode"),
     *("lighthouse.validate_dense", "lighthouse.validate_leak", "lighthouse.selection_log_freq"),
+    "training.rehearse_stages",
 )
 _BUT = "job.custom_config_module"
 

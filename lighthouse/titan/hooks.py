@@ -18,10 +18,11 @@ from lighthouse.titan.data.staged import StagedLoader
 from lighthouse.titan.distributed.layout import accumulation_of
 from lighthouse.titan.distributed.window_exchange import exchange_windows
 from lighthouse.titan.llama3.chunked_loss import apply_chunked_loss
+from lighthouse.titan.llama3.compile import compile_each_stage
 from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, stage_metrics
 from lighthouse.titan.run.rehearsal import is_wanted, rehearse
-from lighthouse.titan.run.schedule import follow_stages
+from lighthouse.titan.run.schedule import follow_stages, set_rates
 from lighthouse.titan.run.selection_observer import SelectionObserver
 from lighthouse.titan.run.stage_clock import StageClock
 from lighthouse.titan.run.stop import StopRequest
@@ -66,6 +67,7 @@ class RunHooks:
         """
         apply_lighthouse(model, self._job_config)
         apply_chunked_loss(model, self._job_config)
+        compile_each_stage(self._job_config)
         check_space(self._job_config, sum(p.numel() for p in model.parameters()))
 
     def ready(self, trainer: Any) -> None:
@@ -101,6 +103,7 @@ class RunHooks:
         """
         self._clock = StageClock(self._job_config)
         self._clock.resume(step)
+        set_rates(self._trainer.lr_schedulers, self._stages)
         ahead = [stage for stage in self._stages if stage.last > step]
         if is_wanted(self._job_config, len(ahead), self._trainer.device):
             rehearse(self._trainer, ahead, self._begin_stage)

@@ -85,7 +85,7 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
     """The model that a run's folder has at a step.
 
     Under the run's number of chunks, so that one device computes what its ranks did together; and
-    with validation at the length of training.
+    with validation at the length of the step's stage.
 
     Args:
         step: of a finished checkpoint; None for the last.
@@ -100,10 +100,8 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
     for degree in ("context_parallel_degree", "tensor_parallel_degree"):
         arguments += [f"--parallelism.{degree}", "1"]  # a device has all tokens and all heads
     arguments += ["--lighthouse.num_chunks", str(chunks)]
-    arguments += ["--validation.seq_len", str(of_run.training.seq_len), *overrides]
-    job_config = ConfigManager(checked=False).parse_args(arguments)
 
-    checkpoints = folder / job_config.checkpoint.folder
+    checkpoints = folder / of_run.checkpoint.folder
     steps = finished_steps(checkpoints)
     if not steps or (step is not None and step not in steps):
         raise ValueError(
@@ -111,6 +109,9 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
             + (f" of step {step}; finished are {', '.join(map(str, steps))}" if steps else "")
         )
     step = steps[-1] if step is None else step
+    length = Stages.of(of_run).at(step).seq_len
+    arguments += ["--validation.seq_len", str(length), *overrides]
+    job_config = ConfigManager(checked=False).parse_args(arguments)
     spec = get_train_spec(job_config.model.name)
     model_args = model_args_of(job_config)
     model_args.update_from_config(job_config)

@@ -46,10 +46,12 @@ def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> int:
             f"{str(checkpoint)!r}"
         )
     steps = job_config.training.steps
+    stages = Stages.of(job_config)
     if step is not None and step >= steps:
+        more = "add to [[stages]]" if stages.listed else "raise training.steps"
         raise NothingToDo(
             f"nothing is left to train: checkpoint {checkpoint} is at step {step}, training.steps "
-            f"= {steps}; raise training.steps to go on, or use another job.dump_folder"
+            f"= {steps}; {more} to go on, or use another job.dump_folder"
         )
     if not (checkpoint / ".metadata").is_file():
         raise ValueError(
@@ -61,13 +63,10 @@ def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> int:
     if saved is None:
         return data_parallel_degree
     current = RunRecord.of(job_config, data_parallel_degree)
-    stages = Stages.of(job_config)
-    listed = stages.listed and saved.stages is not None and saved.stages.listed
-    _check_record(checkpoint, saved, current, config, steps, whole_schedule=not listed)
-    if step is not None and saved.stages is not None and listed:
-        _check_stages_behind(checkpoint, step, saved.stages, stages)
-    elif step is not None:
-        _check_selection(checkpoint, step, saved, stages)
+    both_listed = stages.listed and saved.stages is not None and saved.stages.listed
+    _check_record(checkpoint, saved, current, config, steps, whole_schedule=not both_listed)
+    if step is not None and "train_state" not in config.exclude_from_loading:
+        _check_stages(checkpoint, step, saved, stages, config.exclude_from_loading)
     return saved.data_parallel_degree
 
 
@@ -147,25 +146,68 @@ def _check_record(
                 )
 
 
-def _check_stages_behind(checkpoint: Path, step: int, was: Stages, now: Stages) -> None:
-    """Refuse to change what is trained; a stage that is under way may only end elsewhere."""
+def _check_stages(
+    checkpoint: Path, step: int, saved: RunRecord, now: Stages, excluded: list[str]
+) -> None:
+    """Refuse to go on from a step with other stages behind it, or in the middle of another one."""
+    was = saved.stages
+    if was is not None and (was.listed or now.listed):
+        if was.listed and now.listed:
+            _check_tables_behind(checkpoint, step, was, now)
+        _check_steps_behind(checkpoint, step, was, now)
+        if now.listed and "lr_scheduler" in excluded:
+            raise ValueError(
+                f"checkpoint.exclude_from_loading = {excluded}: a new schedule would begin with "
+                f"the first of [[stages]] after step {step} of checkpoint {checkpoint}; change "
+                "lr_factor or warmup_steps of stages to come, or start another job.dump_folder "
+                "from its weights"
+            )
+        return
+    _check_selection(checkpoint, step, saved, now)
+
+
+def _check_tables_behind(checkpoint: Path, step: int, was: Stages, now: Stages) -> None:
+    """A stage that the step is in may only end elsewhere; one behind it stays as it was."""
     for stage in was:
         if stage.first > step:
             return
-        there = now.stages[stage.number - 1] if stage.number <= len(now.stages) else None
-        old, new = stage.table, {} if there is None else there.table
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) == new.get(key) or (key == "steps" and stage.last > step):
-                continue
-            behind = f"step {step} of checkpoint {checkpoint} is in or behind it"
+        trained = f"checkpoint {checkpoint} has trained {min(stage.last, step) - stage.first + 1}"
+        if stage.number > len(now.stages):
             raise ValueError(
-                f"stages.{stage.number}.{key} = {new.get(key)!r}: was {old.get(key)!r}, and "
-                f"{behind}; set it back, or start another job.dump_folder from its weights"
+                f"stages.{stage.number}: is gone, and {trained} steps of it; put it back, or start "
+                "another job.dump_folder from its weights"
             )
-        if there is not None and there.last < step < stage.last:
+        there = now.stages[stage.number - 1]
+        old, new = stage.table, there.table
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) == new.get(key) or (key == "steps" and stage.last >= step):
+                continue
+            said = f"stages.{stage.number}.{key} = {new[key]!r}: " if key in new else ""
+            said = said or f"stages.{stage.number}.{key} is not set: "
             raise ValueError(
-                f"stages.{stage.number}.steps = {there.steps}: checkpoint {checkpoint} has trained "
-                f"{step - stage.first + 1} steps of it; use that or more"
+                f"{said}was {old.get(key, 'not set')!r}, and {trained} steps of this stage; set it "
+                "back, or start another job.dump_folder from its weights"
+            )
+        if there.last < step <= stage.last:
+            raise ValueError(
+                f"stages.{stage.number}.steps = {there.steps}: {trained} steps of it; use that or "
+                "more"
+            )
+
+
+def _check_steps_behind(checkpoint: Path, step: int, was: Stages, now: Stages) -> None:
+    """What sections say of steps behind, and stages of a run that had none, or has none now."""
+    for first in sorted({stage.first for stage in (*was, *now) if stage.first <= step}):
+        old, new = was.at(first), now.at(first)
+        for key in ("attention", "seq_len", "selection"):
+            before, after = getattr(old, key), getattr(new, key)
+            if before == after:
+                continue
+            stage = f"stage {new.number}" if now.listed else "without [[stages]]"
+            raise ValueError(
+                f"{stage}: {key} = {after!r} at step {first}, which checkpoint {checkpoint} has "
+                f"trained with {before!r}; let stages say what the steps behind were, or start "
+                "another job.dump_folder from its weights"
             )
 
 

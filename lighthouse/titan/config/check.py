@@ -12,9 +12,10 @@ from lighthouse.titan.config.check_lighthouse import check_end, check_lighthouse
 from lighthouse.titan.config.check_llama3 import check_llama3
 from lighthouse.titan.config.check_numbers import check_numbers
 from lighthouse.titan.config.model_args import model_args_of
-from lighthouse.titan.config.stage_tables import of_stage
+from lighthouse.titan.config.stage_tables import OF_SCHEDULE, of_stage
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.text_files import check_texts
+from lighthouse.titan.distributed.layout import layout_of
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -58,17 +59,10 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
     import_custom(job_config)
     check_checkpoint(job_config)
     _check_device(job_config, machine.device)
-    if not job_config.stages:
+    if job_config.stages:
+        _check_stages(job_config, machine)
+    else:
         _check_stage(job_config, machine)
-    stages = Stages.of(job_config).stages
-    for number, table in enumerate(job_config.stages, start=1):
-        try:
-            _check_stage(of_stage(job_config, table), machine)
-            if table["attention"] == "window":
-                check_model(job_config, f"stages.{number}.attention = 'window'")
-                stages[number - 1].layers(job_config, model_args_of(job_config).n_layers)
-        except ValueError as error:
-            raise ValueError(_as_written(str(error), number, table)) from None
     _check_positions(job_config)
     check_end(job_config)
     if job_config.model.name == "llama3":
@@ -98,11 +92,51 @@ def import_custom(job_config: "JobConfig") -> None:
         raise ValueError(f"experimental.custom_import = {module!r}: {error}") from error
 
 
+def _check_stages(job_config: "JobConfig", machine: Machine) -> None:
+    """Check each stage; what is wrong in all of them alike is said of the run."""
+    name = job_config.model.name
+    if name != "llama3":
+        raise ValueError(f"model.name = {name!r}: [[stages]] need 'llama3'; leave them out")
+    found: dict[int, str] = {}
+    stages = Stages.of(job_config).stages
+    for number, table in enumerate(job_config.stages, start=1):
+        try:
+            _check_stage(of_stage(job_config, table), machine)
+            if table["attention"] == "window":
+                check_model(job_config, f"stages.{number}.attention = 'window'")
+                stages[number - 1].layers(job_config, model_args_of(job_config).n_layers)
+        except ValueError as error:
+            found[number] = str(error)
+    if found:
+        number, message = next(iter(found.items()))
+        alike = len(found) == len(job_config.stages) and len(set(found.values())) == 1
+        written = _as_written(message, number, job_config.stages[number - 1])
+        raise ValueError(message if alike and len(found) > 1 else written)
+    # torchtitan begins with the run's own batch.
+    if machine.processes is not None and job_config.comm.mode == "default":
+        layout_of(job_config, machine.processes)
+    _check_pipeline(job_config)
+
+
+def _check_pipeline(job_config: "JobConfig") -> None:
+    """A pipeline is built for one shape."""
+    degree, training = job_config.parallelism.pipeline_parallel_degree, job_config.training
+    for number, table in enumerate(job_config.stages, start=1):
+        for key in ("seq_len", "local_batch_size"):
+            if degree > 1 and table.get(key, getattr(training, key)) != getattr(training, key):
+                raise ValueError(
+                    f"stages.{number}.{key} = {table[key]}: the run has "
+                    f"parallelism.pipeline_parallel_degree = {degree}, and a pipeline is built for "
+                    f"training.{key} = {getattr(training, key)} alone; use that, or no pipeline"
+                )
+
+
 def _as_written(message: str, number: int, table: dict[str, object]) -> str:
-    """Name the keys that a stage sets as they stand in its table; others are the run's."""
-    for key in table:
-        message = re.sub(rf"\b(training|lighthouse)\.{key}\b", f"stages.{number}.{key}", message)
-    return message
+    """Name the keys that a stage sets as they stand in its table, or else the stage."""
+    written = message
+    for key in table.keys() - OF_SCHEDULE:
+        written = re.sub(rf"\b(training|lighthouse)\.{key}\b", f"stages.{number}.{key}", written)
+    return f"in stage {number}: {message}" if written == message else written
 
 
 def _check_positions(job_config: "JobConfig") -> None:

@@ -34,6 +34,8 @@ def to_toml(job_config: "JobConfig") -> str:
     """
     values = _without_none(job_config.to_dict())
     values["job"].pop("config_file", None)
+    if job_config.lr_scheduler.decay_from_stage is not None:
+        values["lr_scheduler"].pop("decay_ratio", None)  # which follows from it
     values["parallelism"].setdefault("context_parallel_load_balancer", "none")
     return tomli_w.dumps(values)
 

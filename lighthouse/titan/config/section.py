@@ -209,8 +209,11 @@ def _check(values: dict[str, Any], seq_len: int, length_section: str, where: str
     try:
         LighthouseConfig(**values).validate(seq_len)
     except ValueError as error:
-        section = length_section if str(error).startswith("seq_len") else "lighthouse"
-        raise ValueError(f"{where}{section}.{error}") from None
+        message = str(error)
+        section = length_section if message.startswith("seq_len") else "lighthouse"
+        if length_section != "training" and section == "lighthouse":
+            message = re.sub(r"\bseq_len\b", f"{length_section}.seq_len", message)
+        raise ValueError(f"{where}{section}.{message}") from None
 
 
 def _parse_override(entry: str, num_layers: int) -> tuple[range, dict[str, str | int]]:

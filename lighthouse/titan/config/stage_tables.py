@@ -28,6 +28,9 @@ OF_THE_RUN = (
 )
 """Keys of ``[lighthouse]`` that a stage can't set."""
 
+OF_SCHEDULE = {"steps", "attention", "lr_factor", "warmup_steps"}
+"""Keys of a stage that no section has."""
+
 FLAG = "--stages."
 
 
@@ -62,6 +65,7 @@ _Keys = make_dataclass(
     [(f.name, f.type, field(default=None)) for f in OF_LIGHTHOUSE],
     bases=(_OwnKeys,),
 )
+_SWITCHES = {f.name for f in OF_LIGHTHOUSE if f.type is bool}
 
 
 def merge_stages(layers: Sequence[Layer], merged: dict[str, Any], flags: Sequence[str]) -> None:
@@ -78,27 +82,31 @@ def merge_stages(layers: Sequence[Layer], merged: dict[str, Any], flags: Sequenc
         ValueError: tables that are not right, or steps that contradict them.
     """
     at = max((i for i, (_, values) in enumerate(layers) if "stages" in values), default=None)
-    tables = [dict(table) for table in layers[at][1]["stages"]] if at is not None else []
+    written = layers[at][1]["stages"] if at is not None else []
+    tables = [dict(table) for table in written]
     _apply_flags(tables, flags)
     if not tables:
         return
-    assert at is not None
     for number, table in enumerate(tables, start=1):
         _check_table(number, table)
-    steps = sum(table["steps"] for table in tables)
+    # Files agree among themselves; flags then change what all of them say.
+    as_written = [
+        new | {"steps": old.get("steps")} for old, new in zip(written, tables, strict=True)
+    ]
+    known = all(type(table["steps"]) is int for table in as_written)
     for file, values in layers[at:]:
-        said = values.get("training", {}).get("steps", steps)
+        said = values.get("training", {}).get("steps") if known else None
         try:
-            check_short_forms(tables, said, values.get("lighthouse", {}).get("dense_from_step"))
+            check_short_forms(as_written, said, values.get("lighthouse", {}).get("dense_from_step"))
         except ValueError as error:
             raise ValueError(f"{error} (in {file})") from None
     merged["stages"] = tables
-    merged.setdefault("training", {})["steps"] = steps
+    merged.setdefault("training", {})["steps"] = sum(table["steps"] for table in tables)
     merged.get("lighthouse", {}).pop("dense_from_step", None)
 
 
 def check_short_forms(
-    tables: Sequence[StageTable], steps: int, dense_from_step: int | None
+    tables: Sequence[StageTable], steps: int | None, dense_from_step: int | None
 ) -> None:
     """Refuse ``training.steps`` and ``lighthouse.dense_from_step`` that say other than the stages.
 
@@ -107,8 +115,7 @@ def check_short_forms(
     """
     if not tables:
         return
-    sum_of_stages = sum(table["steps"] for table in tables)
-    if steps != sum_of_stages:
+    if steps is not None and steps != (sum_of_stages := sum(table["steps"] for table in tables)):
         parts = " + ".join(str(table["steps"]) for table in tables)
         raise ValueError(
             f"training.steps = {steps}: [[stages]] have {parts} = {sum_of_stages} steps; leave it "
@@ -147,7 +154,14 @@ def settle(job_config: "JobConfig") -> None:
             "ends the decay with the last stage; leave it out"
         )
     decayed = sum(table["steps"] for table in tables[decay_from - 1 :])
-    schedule.decay_ratio = decayed / job_config.training.steps
+    ratio = decayed / job_config.training.steps
+    if schedule.decay_ratio not in (None, ratio):
+        raise ValueError(
+            f"lr_scheduler.decay_ratio = {schedule.decay_ratio}: lr_scheduler.decay_from_stage = "
+            f"{decay_from} makes it {decayed} of {job_config.training.steps} steps; leave one of "
+            "them out"
+        )
+    schedule.decay_ratio = ratio
 
 
 def take_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -157,7 +171,8 @@ def take_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     taken = rest
     for argument in arguments:
         if argument.startswith("--"):
-            taken = flags if argument.startswith(FLAG) else rest
+            of_stages = argument.startswith((FLAG, "--stages=")) or argument == "--stages"
+            taken = flags if of_stages else rest
         taken.append(argument)
     return rest, flags
 
@@ -171,15 +186,17 @@ def _apply_flags(tables: list[StageTable], flags: Sequence[str]) -> None:
         else:
             groups[-1].append(argument)
     for flag, *values in groups:
-        number, _, key = flag.removeprefix(FLAG).partition(".")
-        if not number.isdecimal() or not key:
+        number, _, key = flag.removeprefix(FLAG).replace("-", "_").partition(".")
+        if not (number.isascii() and number.isdecimal() and key):
             raise ValueError(f"{flag}: must be {FLAG}N.KEY, N counted from 1")
         if not 1 <= int(number) <= len(tables):
             there = f"there are stages 1 to {len(tables)}" if tables else "there are no [[stages]]"
             raise ValueError(f"stages.{number}.{key}: {there}")
+        if not values and key.removeprefix("no_") in _SWITCHES:
+            values, key = [str(not key.startswith("no_")).lower()], key.removeprefix("no_")
         if not values:
             raise ValueError(f"{flag}: needs a value")
-        tables[int(number) - 1][key.replace("-", "_")] = _value(key, values)
+        tables[int(number) - 1][key] = _value(key, values)
 
 
 def _value(key: str, words: list[str]) -> Any:
@@ -187,10 +204,11 @@ def _value(key: str, words: list[str]) -> Any:
     found = []
     for word in words:
         try:
-            found.append(tomllib.loads(f"value = {word}")["value"])
+            written = word.lower() if word in ("True", "False") else word
+            found.append(tomllib.loads(f"value = {written}")["value"])
         except tomllib.TOMLDecodeError:
             found.append(word)
-    hint = next((f.type for f in fields(_Keys) if f.name == key.replace("-", "_")), None)
+    hint = next((f.type for f in fields(_Keys) if f.name == key), None)
     several = str(hint).startswith("list") and not isinstance(found[0], list)
     return found if several or len(found) > 1 else found[0]
 
@@ -199,6 +217,10 @@ def _check_table(number: int, table: StageTable) -> None:
     path = f"stages.{number}."
     known = {f.name for f in fields(_Keys)}
     for key in table:
+        if key in ("enable", "dense_from_step"):
+            raise ValueError(
+                f"{path}{key}: a stage says it by {path}attention, 'dense' or 'lighthouse'"
+            )
         if key not in known and (of_run := _key_of_run(key)):
             raise ValueError(f"{path}{key}: is the same in all stages; set {of_run} for the run")
     check_toml_types(_Keys, table, path)

@@ -1,12 +1,16 @@
 """What torch.compile of single transformer blocks needs beyond upstream."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
+from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.llama3.layers import StagedAttention, wrapped_modules
+
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
 
 
 def prepare_to_compile(model: Any) -> None:
@@ -14,6 +18,19 @@ def prepare_to_compile(model: Any) -> None:
     _allow_all_variants(model)
     if model.tok_embeddings is not None:
         model.tok_embeddings.register_forward_hook(_wait)
+
+
+def compile_each_stage(job_config: "JobConfig") -> None:
+    """Let torch.compile take the shapes of each stage as they are.
+
+    From the second length on it would make them variable, which is slower, and other in a process
+    that has seen the first one than in one that goes on from a checkpoint behind it.
+    """
+    stages = Stages.of(job_config)
+    if job_config.compile.enable and stages.listed:
+        config = torch._dynamo.config
+        config.automatic_dynamic_shapes = False
+        config.recompile_limit = max(config.recompile_limit, 8 + 4 * len(list(stages)))
 
 
 def _allow_all_variants(model: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """The learning rate of a run with stages: upstream's schedule, and what each stage makes of it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lighthouse.titan.config.stages import Stages
@@ -9,23 +10,19 @@ Factor = Callable[[int], float]
 """Of the learning rate, by the number of steps that are done."""
 
 
-def staged(schedule: Factor, stages: Stages) -> Factor:
-    """A schedule times each stage's ``lr_factor``, reached in its ``warmup_steps``.
+def staged(schedule: Factor, stages: Stages, done: int) -> float:
+    """A schedule times the present stage's ``lr_factor``, reached in its ``warmup_steps``.
 
     A warmup goes in a line from the rate of the last step before the stage, or from zero, to what
     the stage has at each of its steps.
     """
-
-    def factor(done: int) -> float:
-        stage = stages.at(done + 1)
-        target = schedule(done) * stage.table.get("lr_factor", 1.0)
-        warmup, into = stage.table.get("warmup_steps", 0), done + 1 - stage.first
-        if into >= warmup:
-            return target
-        before = factor(stage.first - 2) if stage.first > 1 else 0.0
-        return before + (target - before) * (into + 1) / warmup
-
-    return factor
+    stage = stages.at(done + 1)
+    target = schedule(done) * stage.table.get("lr_factor", 1.0)
+    warmup, into = stage.table.get("warmup_steps", 0), done + 1 - stage.first
+    if into >= warmup:
+        return target
+    before = staged(schedule, stages, stage.first - 2) if stage.first > 1 else 0.0
+    return before + (target - before) * (into + 1) / warmup
 
 
 def follow_stages(lr_schedulers: Any, stages: Stages) -> None:
@@ -33,12 +30,26 @@ def follow_stages(lr_schedulers: Any, stages: Stages) -> None:
 
     The factor is a function of the step, so that nothing more has to be kept in a checkpoint.
     """
-    if not any({"lr_factor", "warmup_steps"} & stage.table.keys() for stage in stages):
+    if not stages.listed:
         return
     for scheduler in lr_schedulers:
-        scheduler.lr_lambdas = [staged(schedule, stages) for schedule in scheduler.lr_lambdas]
+        # Partial functions, as upstream's: of those a checkpoint holds nothing.
+        scheduler.lr_lambdas = [
+            partial(staged, schedule, stages) for schedule in scheduler.lr_lambdas
+        ]
+    set_rates(lr_schedulers, stages)
+
+
+def set_rates(lr_schedulers: Any, stages: Stages) -> None:
+    """Set the rates of the next step.
+
+    A checkpoint has them as the stages were when it was written, and those to come may differ now.
+    """
+    if not stages.listed:
+        return
+    for scheduler in lr_schedulers:
         rates = [
-            base * factor(0)
+            base * factor(scheduler.last_epoch)
             for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         ]
         for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):

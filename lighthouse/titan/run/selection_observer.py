@@ -48,7 +48,7 @@ class SelectionObserver:
         self._hooks: dict[str, RemovableHandle] = {}
         self._statistics: dict[str, dict[str, Tensor]] = {}
         # Not kept in checkpoints: after a restart there is nothing to compare with at first.
-        self._refined: dict[str, Tensor] = {}
+        self._refined: dict[str, tuple[LighthouseConfig, Tensor]] = {}
 
     def begin_step(self, step: int) -> None:
         """To be called before the forward pass of each step, once the stage is set."""
@@ -87,9 +87,12 @@ class SelectionObserver:
         query_scores, key_scores = map(self._of_all_heads, level0_scores(q, k, v, config))
         selection = select(query_scores, key_scores, config=config, impl=module.impl)
         refined = refined_entries(selection, config, query_scores.shape[-1])
-        previous = self._refined.get(layer)
+        before, previous = self._refined.get(layer, (None, None))
+        # That of a stage with other parameters, lengths or rows is nothing to compare with.
+        if previous is not None and (before != config or previous.shape != refined.shape):
+            previous = None
         self._statistics[layer] = statistics(query_scores, key_scores, refined, previous)
-        self._refined[layer] = refined
+        self._refined[layer] = config, refined
 
     def _of_all_heads(self, scores_BKN: Tensor) -> Tensor:
         """Tensor parallelism shares the heads out."""

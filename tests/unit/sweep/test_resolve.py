@@ -179,3 +179,48 @@ def test_values_reach_the_trainer_as_they_are(tmp_path):
     overrides = tomli_w.dumps({"overrides": {"model": {"hf_assets_path": nasty}}})
     (plan,) = resolve(sweep(tmp_path, f"{overrides}[resources]\ngpus_per_node = 0\n"), None)
     assert tomllib.loads(plan.config_toml)["model"]["hf_assets_path"] == nasty
+
+
+STAGES = """
+[[stages]]
+steps = 4
+attention = "dense"
+seq_len = 256
+[[stages]]
+steps = 6
+attention = "lighthouse"
+"""
+
+
+def test_stages_are_axes(tmp_path):
+    base = tmp_path / "base.toml"
+    base.write_text(f'[job]\nextends = "{TRAIN_CONFIGS}/quickstart.toml"\n{STAGES}')
+
+    def planned(text):
+        file = tmp_path / "sweep.toml"
+        file.write_text(f'base = "base.toml"\n{text}\n[resources]\ngpus_per_node = 0\n')
+        return resolve(read_spec(file), None)
+
+    axes = "[axes]\nstages.1.steps = [4, 8]\nstages.2.dense_layers = [[0], [0, 1]]\n"
+    runs = planned(f"[overrides]\nstages.1.seq_len = 128\n{axes}")
+    configs = [tomllib.loads(run.config_toml) for run in runs]
+    assert [c["stages"][0]["steps"] for c in configs] == [4, 4, 8, 8]
+    assert [c["stages"][1]["dense_layers"] for c in configs] == [[0], [0, 1], [0], [0, 1]]
+    assert {c["stages"][0]["seq_len"] for c in configs} == {128}
+    assert [run.run.steps for run in runs] == [10, 10, 14, 14]
+    assert [c["training"]["steps"] for c in configs] == [10, 10, 14, 14]
+    assert len({run.run.identity for run in runs}) == 4
+    assert runs[0].run.name == "steps=4,dense_layers=0"
+    # What a stage says anew, and the same said in the file.
+    (one,) = planned("[overrides]\nstages.1.steps = 4\n")
+    (same,) = planned("")
+    (rehearsed,) = planned("[overrides]\ntraining.rehearse_stages = true\n")
+    assert one.run.identity == same.run.identity == rehearsed.run.identity
+    for key, message in (
+        ("stages.3.steps = 4", r"stages\.3\.steps: there are stages 1 to 2"),
+        ("stages.1.step = 4", r"stages\.1\.step: there is no such key"),
+        ("training.steps = 4", r"training\.steps = 4: \[\[stages\]\] have 4 \+ 6 = 10 steps"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            planned(f"[overrides]\n{key}\n")
+        assert "overlay.toml" not in str(error.value)

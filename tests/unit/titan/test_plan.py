@@ -285,3 +285,63 @@ def test_a_device_is_asked_for_by_name(capsys):
     main(["--gpus", "2", "--device", "cpu", "--job.config_file", str(TINY)])
     out = capsys.readouterr().out
     assert "2 CPU processes" in out and "no rates of CPUs" in out
+
+
+STAGED = """
+[job]
+extends = "{base}"
+[training]
+global_batch_size = -1
+[[stages]]
+steps = 1000
+attention = "dense"
+seq_len = 8192
+local_batch_size = 8
+[[stages]]
+steps = 500
+attention = "lighthouse"
+[[stages]]
+steps = 100
+attention = "lighthouse"
+topk = 3072
+global_batch_size = 16
+"""
+
+
+@pytest.fixture
+def staged(tmp_path):
+    file = tmp_path / "staged.toml"
+    file.write_text(STAGED.format(base=BASE))
+    return file
+
+
+def test_each_stage_is_planned_by_its_own_table(staged):
+    result = planned(staged)
+    long = job_of(BASE).training.seq_len
+    assert [(s.name, s.steps, s.seq_len) for s in result.stages] == [
+        ("dense", 1000, 8192),
+        ("lighthouse", 500, long),
+        ("lighthouse", 100, long),
+    ]
+    assert [s.tokens_per_step for s in result.stages] == [64 * 8192, 8 * long, 16 * long]
+    assert result.hours == pytest.approx(sum(s.hours for s in result.stages))
+    assert len(result.gathered_len) == 2 and result.seq_len == long
+    dense, first, second = result.stages
+    assert dense.memory_gib < first.memory_gib
+    assert second.step_seconds > first.step_seconds
+    # With every layer dense each stage keeps its length and its batch.
+    assert result.all_dense.steps == 1600
+    assert result.all_dense.hours > result.hours
+
+
+def test_the_largest_stage_must_fit(staged, capsys):
+    arguments = ["--gpus", "8", "--job.config_file", str(staged)]
+    fits = "--activation_checkpoint.mode full".split()
+    main([*arguments, *fits])
+    rows = {line[:28].strip(): line[28:].split() for line in capsys.readouterr().out.splitlines()}
+    assert rows["tokens of a sequence"] == ["8,192", "98,304", "98,304", "98,304"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, *fits, "--stages.1.local_batch_size", "512"])
+    out, last = capsys.readouterr()
+    assert ended.value.code == 2
+    assert last.startswith("refused: stage 1, dense: ") and "tokens of a sequence" in out

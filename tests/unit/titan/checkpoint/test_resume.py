@@ -247,3 +247,135 @@ def test_a_validation_that_was_logged_last_says_nothing_of_the_stage(job, tmp_pa
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert "was trained with 'published'" in refused(job)
+
+
+def stage(steps: int, attention: str = "dense", **keys: object) -> dict[str, object]:
+    return {"steps": steps, "attention": attention, **keys}
+
+
+def set_stages(job, *tables: dict[str, object]) -> None:
+    job.stages = list(tables)
+    job.training.steps = sum(table["steps"] for table in tables)
+
+
+@pytest.fixture
+def staged(job):
+    """Steps 1 to 5, 6 to 10 and 11 to 20."""
+    job.lighthouse.enable = True
+    set_stages(job, stage(5, seq_len=64), stage(5, "lighthouse", topk=8), stage(10))
+    return job
+
+
+def test_the_same_stages_pass(staged):
+    for step in (4, 5, 6):
+        save(staged, step)
+        assert check_resume(staged, 1) == 1
+
+
+def test_stages_ahead_may_change(staged):
+    save(staged, 5)
+    set_stages(staged, staged.stages[0], stage(3, seq_len=32, lr_factor=0.5), stage(1), stage(30))
+    assert check_resume(staged, 1) == 1
+
+
+@pytest.mark.parametrize("steps", [3, 4, 9])
+def test_the_present_stage_may_end_elsewhere(staged, steps):
+    save(staged, 3)
+    set_stages(staged, stage(steps, seq_len=64), *staged.stages[1:])
+    assert check_resume(staged, 1) == 1
+
+
+def test_a_stage_that_has_just_ended_may_go_on(staged):
+    save(staged, 5)
+    set_stages(staged, stage(7, seq_len=64), *staged.stages[1:])
+    assert check_resume(staged, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "number", "table", "message"),
+    [
+        (6, 1, stage(5, seq_len=128), "stages.1.seq_len = 128: was 64, and checkpoint "),
+        (6, 1, stage(5), "stages.1.seq_len is not set: was 64, and"),
+        (6, 1, stage(6, seq_len=64), "stages.1.steps = 6: was 5, and checkpoint "),
+        (6, 1, stage(5, seq_len=64, lr_factor=2.0), "stages.1.lr_factor = 2.0: was 'not set'"),
+        (6, 2, stage(5, "lighthouse", topk=16), "stages.2.topk = 16: was 8, and checkpoint "),
+        (8, 2, stage(2, "lighthouse", topk=8), "stages.2.steps = 2: checkpoint "),
+        (5, 1, stage(4, seq_len=64), "stages.1.steps = 4: checkpoint "),
+    ],
+)
+def test_what_is_trained_may_not_change(staged, step, number, table, message):
+    path = save(staged, step)
+    tables = list(staged.stages)
+    tables[number - 1] = table
+    set_stages(staged, *tables)
+    assert refused(staged).startswith(message)
+    assert str(path) in refused(staged)
+
+
+def test_a_stage_that_is_trained_may_not_go(staged):
+    save(staged, 6)
+    set_stages(staged, stage(20, seq_len=64))
+    assert refused(staged).startswith("stages.1.steps = 20: was 5")
+    save(staged, 6)
+    set_stages(staged, staged.stages[0] | {"steps": 5}, stage(5, "lighthouse", topk=8))
+    save(staged, 6)
+    staged.training.steps, staged.stages = 5, staged.stages[:1]
+    assert "add to [[stages]] to go on" in finished(staged)
+
+
+def test_what_sections_say_of_stages_behind(staged):
+    save(staged, 6)
+    staged.training.seq_len = 256
+    assert "seq_len = 256 at step 6, which checkpoint" in refused(staged)
+    staged.training.seq_len = 2048
+    assert check_resume(staged, 1) == 1
+    staged.lighthouse.selection = "published"
+    assert "stage 2: selection = 'published' at step 6, " in refused(staged)
+
+
+def test_another_selection_in_the_next_stage_is_no_mistake(staged):
+    tables = [stage(5, "lighthouse"), stage(15, "lighthouse", selection="published")]
+    set_stages(staged, *tables)
+    save(staged, 5)
+    assert check_resume(staged, 1) == 1
+
+
+def test_a_run_without_stages_goes_on_in_stages_that_say_what_it_was(job):
+    job.lighthouse.enable, job.lighthouse.dense_from_step = True, 4
+    save(job, 6)
+    job.lighthouse.dense_from_step = None
+    set_stages(job, stage(3, "lighthouse"), stage(17))
+    assert check_resume(job, 1) == 1
+    set_stages(job, stage(4, "lighthouse"), stage(16))
+    assert "stage 1: attention = 'lighthouse' at step 4, which checkpoint" in refused(job)
+    set_stages(job, stage(3, "lighthouse", seq_len=64), stage(17))
+    assert "stage 1: seq_len = 64 at step 1, which checkpoint" in refused(job)
+
+
+def test_a_run_with_stages_goes_on_without_them_only_if_that_is_the_same(job):
+    job.lighthouse.enable = True
+    set_stages(job, stage(5, "lighthouse"), stage(15))
+    save(job, 7)
+    job.stages, job.lighthouse.dense_from_step = [], 6
+    assert check_resume(job, 1) == 1
+    job.lighthouse.dense_from_step = 8
+    assert "without [[stages]]: attention = 'lighthouse' at step 6, which" in refused(job)
+
+
+def test_a_new_schedule_does_not_fit_stages(staged):
+    save(staged, 6)
+    staged.checkpoint.exclude_from_loading = ["optimizer", "lr_scheduler"]
+    assert "change lr_factor or warmup_steps of stages to come" in refused(staged)
+
+
+def test_in_another_folder_steps_may_count_from_one(staged, tmp_path):
+    path = save(staged, 6, folder=tmp_path / "other")
+    set_stages(staged, stage(20))
+    staged.checkpoint.initial_load_path = str(path)
+    staged.checkpoint.initial_load_model_only = False
+    assert refused(staged).startswith("stages.1.")
+    staged.checkpoint.exclude_from_loading = ["train_state"]
+    assert check_resume(staged, 1) == 1
+    staged.checkpoint.exclude_from_loading = []
+    staged.checkpoint.initial_load_model_only = True
+    assert check_resume(staged, 1) == 1

@@ -89,3 +89,39 @@ def test_as_a_list_of_steps(
     left = {stage.attention: n for stage, n in stages.left_after(done).items()}
     assert left == {attention: naive[done:].count(attention) for attention in set(naive)}
     assert Stages.from_record(json.loads(json.dumps(stages.record()))) == stages
+
+
+def listed() -> JobConfig:
+    config = job(9)
+    config.lighthouse.topk, config.lighthouse.stratum = 16, 8
+    config.stages = [
+        {"steps": 2, "attention": "dense", "seq_len": 1024},
+        {"steps": 4, "attention": "lighthouse", "dense_layers": [1], "topk": 8},
+        {"steps": 1, "attention": "lighthouse", "selection": "published", "seq_len": 256},
+        {"steps": 2, "attention": "dense"},
+    ]
+    return config
+
+
+def test_stages_that_are_listed() -> None:
+    config = listed()
+    stages = Stages.of(config)
+    assert [(s.number, s.first, s.last, s.seq_len, s.selection) for s in stages] == [
+        (1, 1, 2, 1024, None),
+        (2, 3, 6, SEQ_LEN, "causal"),
+        (3, 7, 7, 256, "published"),
+        (4, 8, 9, SEQ_LEN, None),
+    ]
+    assert [stages.at(step).number for step in range(1, 11)] == [1, 1, 2, 2, 2, 2, 3, 4, 4, 4]
+    assert (stages.listed, stages.longest, stages.end_dense) == (True, 1024, True)
+    assert list(stages.left_after(4).values()) == [0, 2, 1, 2]
+    assert [stage.job(config).training.seq_len for stage in stages] == [1024, 512, 256, 512]
+    topks = [[c and c.topk for c in stage.layers(config, 3)] for stage in stages]
+    assert topks == [[None] * 3, [8, None, 8], [16] * 3, [None] * 3]
+
+
+def test_a_record_of_listed_stages_is_read_again() -> None:
+    stages = Stages.of(listed())
+    again = Stages.from_record(json.loads(json.dumps(stages.record())))
+    assert again == stages and again.listed
+    assert not Stages.of(job(9)).listed

@@ -11,8 +11,10 @@ import pytest
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.hf_datasets import DatasetConfig, text_datasets
 
+from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.loaders import build_dataloader, build_validation_dataloader
 from lighthouse.titan.data.packing import PackedTextDataset
+from lighthouse.titan.data.staged import StagedLoader
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 from tests.support.text import (
     SEQ_LEN,
@@ -81,3 +83,19 @@ def test_validation_begins_anew_each_time(tmp_path: Path) -> None:
     assert rows(islice(endless, 3)) == rows(islice(endless, 3))
     finite = build_validation_dataloader(1, 0, ByteTokenizer(), config)
     assert rows(finite) == rows(finite) != []
+
+
+def test_upstreams_loader_reads_on_in_the_next_stage(registered: str) -> None:
+    """Upstream takes a token more than a sequence has, for the last label."""
+    config = config_for(registered, None)
+    lengths = (20, 50, 7)
+    config.stages = [{"steps": 1, "attention": "dense", "seq_len": n} for n in lengths]
+    staged, letters = build_dataloader(1, 0, Letters(), config), []
+    assert isinstance(staged, StagedLoader)
+    batches = iter(staged)
+    for stage in Stages.of(config):
+        staged.begin_stage(stage)
+        inputs, labels = next(batches)
+        assert inputs["input"].shape == (1, stage.seq_len)
+        letters += [inputs["input"][0, 0].item(), *labels[0].tolist()]
+    assert letters == [ord(letter) for letter in "".join(texts(40))][: len(letters)]

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torchtitan.config import JobConfig
@@ -7,6 +8,7 @@ from torchtitan.models.llama3.infra.parallelize import apply_compile
 
 from lighthouse.titan.config.section import Lighthouse
 from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.llama3.compile import compile_each_stage
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage
 
 SEQ_LEN = 64
@@ -49,3 +51,24 @@ def test_all_variants_of_a_block_are_compiled() -> None:
             expected = model.output(model.norm(expected))
         torch.testing.assert_close(training, expected)
         torch.testing.assert_close(validation, expected)
+
+
+@torch._dynamo.config.patch(recompile_limit=2, automatic_dynamic_shapes=True)
+def test_each_length_is_compiled_as_it_is() -> None:
+    """Dense stages too, of which there are more than PyTorch's limit."""
+    torch._dynamo.reset()
+    lengths = [16, 32, 48, 64]
+    config = JobConfig()
+    config.compile.enable = True
+    config.stages = [{"steps": 1, "attention": "dense", "seq_len": n} for n in lengths]
+    compile_each_stage(config)
+    seen: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        seen.extend(x.shape[0] for x in inputs if isinstance(x, torch.Tensor))
+        return graph.forward
+
+    compiled = torch.compile(lambda x: x * 2, backend=backend, fullgraph=True)
+    for length in [*lengths, *lengths]:
+        compiled(torch.zeros(length))
+    assert seen == lengths and all(type(length) is int for length in seen)

@@ -1,8 +1,18 @@
 """Lighthouse layers in a Llama, and the stage they are in."""
 
+import copy
+from dataclasses import replace
+
+import torch
+from torchtitan.config import JobConfig
+from torchtitan.models.llama3 import Transformer, llama3_args
+
 from lighthouse.config import WindowConfig
+from lighthouse.titan.config.section import Lighthouse
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.llama3.layers import (
+    StagedAttention,
+    apply_lighthouse,
     dense_stage,
     selecting_modules,
     set_stage,
@@ -94,3 +104,30 @@ def test_stage_is_a_function_of_the_step():
 def test_a_dense_model_has_no_stage_metrics():
     _, model = build("--model.flavor", "tiny_byte")
     assert stage_metrics([model]) == {}
+
+
+def test_each_stage_is_the_model_of_its_own_configuration() -> None:
+    """A model with stages, put into each, computes what one built for that stage alone does."""
+    job = JobConfig()
+    job.training.seq_len, job.training.steps = 64, 4
+    job.lighthouse = Lighthouse(enable=True, topk=4, stratum=2, dense_layers=[0])
+    job.stages = [
+        {"steps": 1, "attention": "dense"},
+        {"steps": 1, "attention": "lighthouse"},
+        {"steps": 1, "attention": "lighthouse", "topk": 2, "dense_layers": [], "seq_len": 32},
+        {"steps": 1, "attention": "lighthouse", "scorer": "dilated"},
+    ]
+    torch.manual_seed(0)
+    staged = Transformer(replace(llama3_args["tiny_byte"], max_seq_len=64))
+    with torch.no_grad():
+        staged.init_weights()
+    plain = copy.deepcopy(staged)
+    apply_lighthouse(staged, job)
+    layers = lighthouse_layers(staged).values()
+    assert [type(layer) for layer in layers] == [StagedAttention] * 4
+    for stage in (*Stages.of(job), Stages.of(job).at(1)):
+        alone = copy.deepcopy(plain)
+        apply_lighthouse(alone, stage.job(job))
+        set_stage([staged], stage)
+        tokens = torch.randint(0, 256, (1, stage.seq_len), generator=torch.manual_seed(1))
+        assert torch.equal(staged(tokens), alone(tokens))

@@ -113,4 +113,19 @@ def test_windows_are_left_out() -> None:
     layers = {name.split("/")[1] for name in observer.metrics()}
     assert layers == {"layer_02", "layer_03"}
     refined = observer._refined
-    assert refined["2"].shape[1] == refined["3"].shape[1] - 1
+    assert refined["2"][1].shape[1] == refined["3"][1].shape[1] - 1
+
+
+def test_a_stage_of_other_shapes_or_parameters_is_not_compared_with_the_last() -> None:
+    model, job = build()
+    observer = SelectionObserver([model], job, ONE_DEVICE)
+    for tokens, compared in ((TOKENS, False), (TOKENS[:1], False), (TOKENS[:1], True)):
+        observer.begin_step(20)
+        model(tokens)
+        names = observer.metrics()
+        assert ("lighthouse/layer_01/selection_change" in names) == compared
+    for module in wrapped_modules([model]):
+        module.config = replace(module.config, stratum=4)
+    observer.begin_step(20)
+    model(TOKENS[:1])
+    assert "lighthouse/layer_01/selection_change" not in observer.metrics()
