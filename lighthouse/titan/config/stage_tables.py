@@ -72,7 +72,8 @@ def merge_stages(layers: Sequence[Layer], merged: dict[str, Any], flags: Sequenc
     """Settle what a chain of files says of stages, and put it into the merged values.
 
     The tables of a file replace those of the files below it, and their ``training.steps`` and
-    ``lighthouse.dense_from_step``. ``training.steps`` becomes the sum of the stages.
+    ``lighthouse.dense_from_step``; its ``lr_scheduler.decay_from_stage`` replaces their
+    ``decay_ratio``. ``training.steps`` becomes the sum of the stages.
 
     Args:
         merged: the values of all files, which change.
@@ -103,6 +104,10 @@ def merge_stages(layers: Sequence[Layer], merged: dict[str, Any], flags: Sequenc
     merged["stages"] = tables
     merged.setdefault("training", {})["steps"] = sum(table["steps"] for table in tables)
     merged.get("lighthouse", {}).pop("dense_from_step", None)
+    schedules = [values.get("lr_scheduler", {}) for _, values in layers]
+    decayed = [i for i, schedule in enumerate(schedules) if "decay_from_stage" in schedule]
+    if decayed and not any("decay_ratio" in schedule for schedule in schedules[decayed[-1] :]):
+        merged["lr_scheduler"].pop("decay_ratio", None)
 
 
 def check_short_forms(
