@@ -173,8 +173,10 @@ def _become(
     os.environ.update(environment)
     os.chdir(folder)
     sys.executable = client
-    # Whose child the client is: a process that signals its launcher means that one.
-    os.getppid = lambda: parent
+    # Whose child the client is: a process that signals its launcher means that one. What is forked
+    # from here, such as a loader's worker, watches for the end of its true parent.
+    of_a_child, here = os.getppid, os.getpid()
+    os.getppid = lambda: parent if os.getpid() == here else of_a_child()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
     code = 0
     try:
