@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 
 from lighthouse.runs.folder import RESOLVED_FILE, newest_checkpoint
 from lighthouse.runs.metrics import Record, join_runs, to_json
-from lighthouse.runs.stages import (
+from lighthouse.runs.stage_report import (
     SMOOTH_STEPS,
     SPIKE_STEPS,
     StageReport,

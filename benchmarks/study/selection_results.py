@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.provenance import commit
 from lighthouse.runs.metrics import Record, read_metrics
-from lighthouse.runs.stages import smoothed
+from lighthouse.runs.stage_report import smoothed
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/selection_study.json"

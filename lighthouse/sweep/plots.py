@@ -11,7 +11,7 @@ matplotlib.use("Agg")  # writes files, needs no display
 import matplotlib.pyplot as plt
 
 from lighthouse.runs.metrics import read_metrics
-from lighthouse.runs.stages import SMOOTH_STEPS, smoothed
+from lighthouse.runs.stage_report import SMOOTH_STEPS, smoothed
 from lighthouse.sweep.run_folder import Run, active_seconds
 
 AXES = {"steps": "training step", "tokens": "tokens", "gpu_hours": "GPU-hours"}

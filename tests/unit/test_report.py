@@ -7,7 +7,7 @@ import pytest
 from lighthouse.report import format_table, main, summarize
 from lighthouse.runs.folder import RESOLVED_FILE, newest_checkpoint
 from lighthouse.runs.metrics import METRICS_FILE, Record, to_json
-from lighthouse.runs.stages import smoothed
+from lighthouse.runs.stage_report import smoothed
 
 
 def record(step: int, loss: float, stage: str = "lighthouse", speed: float = 100.0) -> Record:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lighthouse.runs.stages import highest, split, stage_reports, steps_to_recover, table
+from lighthouse.runs.stage_report import highest, split, stage_reports, steps_to_recover, table
 
 
 def record(step: int, number: int | None, attention: str, loss: float, **more: Any) -> dict:
