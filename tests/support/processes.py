@@ -109,6 +109,8 @@ def _start(
     os.chdir(path)
     sys.path.insert(0, str(path))
     torch.set_num_threads(1)
+    # The platform's own again: a loader's workers would import everything anew.
+    multiprocessing.set_start_method(None, force=True)
     if ranks is None:
         _run(module, arguments)
         return
