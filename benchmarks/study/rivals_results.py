@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks/results/rivals_65k.json"
 def collect(study: Path) -> dict[str, Any]:
     """Arms that ended, each with its stages' seconds, held-out losses and losses by position."""
     found: dict[str, Any] = {}
-    for path in sorted(study.glob("rival-*/positions.json")):
+    for path in sorted(study.glob("rival-*/evaluate-step-*.json")):
         folder = path.parent
         match = re.fullmatch(r"rival-(?P<arm>.+)-(?P<rate>\d.*e-\d)-(?P<seed>\d)", folder.name)
         assert match is not None
@@ -38,7 +38,7 @@ def collect(study: Path) -> dict[str, Any]:
                 for record in read_metrics(folder)
                 if "validation_loss" in record
             ],
-            "positions": json.loads(path.read_text()),
+            "positions": json.loads(path.read_text())["positions"],
         }
     return found
 
@@ -71,13 +71,13 @@ def table(runs: dict[str, Any]) -> str:
         "| there with another text before |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for run in sorted(runs.values(), key=lambda run: run["positions"]["second_half"]):
+    for run in sorted(runs.values(), key=lambda run: run["positions"]["far"]):
         steps, first = STEPS[run["arm"]]
         at = run["positions"]
         seconds = sum(stage["seconds"] for stage in run["stages"])
         lines.append(
             f"| {run['arm']} | {run['rate']} | {first} + {steps - first} | {seconds:.0f} "
-            f"| {at['loss']:.3f} | {at['second_half']:.3f} | {at['foreign_first_half']:.3f} |"
+            f"| {at['loss']:.3f} | {at['far']:.3f} | {at['far_foreign']:.3f} |"
         )
     return "\n".join(lines)
 

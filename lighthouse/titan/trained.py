@@ -1,6 +1,6 @@
 """The model of a run at one of its steps, whole and on one device."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,9 +62,7 @@ class Trained:
             labels_BP: int64 (B, P), what follows each position.
             position_BP: int64 (B, P); None for all N.
         """
-        device = tokens_BN.device.type
-        mixed = self.job_config.training.mixed_precision_param == "bfloat16" and device != "cpu"
-        with torch.autocast(device, torch.bfloat16) if mixed else nullcontext():
+        with self._precision(tokens_BN.device.type):
             hidden_BPD = self.body(tokens_BN)
             if position_BP is not None:
                 index_BPD = position_BP[..., None].expand(-1, -1, hidden_BPD.shape[-1])
@@ -79,6 +77,18 @@ class Trained:
                 for hidden, labels in pieces
             ]
         return torch.cat(losses).view_as(labels_BP)
+
+    @torch.no_grad()
+    def logits(self, tokens_N: Tensor, position_P: Tensor) -> Tensor:
+        """fp32 (P, V) at some positions, int64 (P,), of one sequence, int64 (N,)."""
+        with self._precision(tokens_N.device.type):
+            found: Tensor = self.output(self.body(tokens_N[None])[0, position_P])
+        return found.float()
+
+    def _precision(self, device: str) -> AbstractContextManager[object]:
+        """That of the run's training."""
+        mixed = self.job_config.training.mixed_precision_param == "bfloat16" and device != "cpu"
+        return torch.autocast(device, torch.bfloat16) if mixed else nullcontext()
 
 
 def load_run(folder: Path, step: int | None, device: torch.device, *overrides: str) -> Trained:

@@ -219,8 +219,8 @@ def test_the_model_of_a_step_is_in_its_stage(whole: Run) -> None:
     for step, length, layers in ((2, 64, 0), (4, 256, 3), (7, 128, 3), (9, 256, 0)):
         trained = load_run(whole.folder, step, torch.device("cpu"))
         assert trained.job_config.validation.seq_len == length
-        assert len(trained.sparse_modules) == layers
-        topk = {module.config.topk for module in trained.sparse_modules}
+        assert len(trained.selecting) == layers
+        topk = {config.topk for config in trained.selecting}
         assert topk == ({16} if step == 4 else {8} if layers else set())
 
 

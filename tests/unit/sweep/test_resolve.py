@@ -194,7 +194,7 @@ attention = "lighthouse"
 
 def test_stages_are_axes(tmp_path):
     base = tmp_path / "base.toml"
-    base.write_text(f'[job]\nextends = "{TRAIN_CONFIGS}/quickstart.toml"\n{STAGES}')
+    base.write_text(f'[job]\nextends = "{TRAIN_CONFIGS}/tiny.toml"\n{STAGES}')
 
     def planned(text):
         file = tmp_path / "sweep.toml"

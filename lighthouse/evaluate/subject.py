@@ -1,0 +1,135 @@
+"""The model that is evaluated: of a run's folder, or of Hugging Face's."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Spans = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under dense attention, and its tokenizer.
+
+    Attributes:
+        name: for people.
+        step: of the weights; None where they are of no run.
+        longest: tokens of a sequence, at most.
+        device: where the model is.
+        encode: token ids of a text, and the (start, end) of each in its characters.
+        logits: fp32 (P, V) at the positions (P,) of one sequence of tokens (N,).
+        losses: cross-entropy fp32 (N,) of the predictions of labels (N,) from tokens (N,), nats.
+    """
+
+    name: str
+    step: int | None
+    longest: int
+    device: torch.device
+    encode: Callable[[str], tuple[list[int], Spans]]
+    logits: Callable[[Tensor, Tensor], Tensor]
+    losses: Callable[[Tensor, Tensor], Tensor]
+
+
+def is_hugging_face(folder: Path) -> bool:
+    """Whether a folder holds a model in Hugging Face's format."""
+    return (folder / "config.json").is_file()
+
+
+def of_hugging_face(folder: Path, device: torch.device) -> Subject:
+    """A causal model that transformers loads, in bfloat16 on a GPU.
+
+    Raises:
+        ValueError: transformers is not installed, or can't load it.
+    """
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"{folder} is a Hugging Face folder: pip install 'lighthouse-attention[evaluate]'"
+        ) from None
+    try:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        model = model.to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+    def encode(text: str) -> tuple[list[int], Spans]:
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        return encoded["input_ids"], [tuple(span) for span in encoded["offset_mapping"]]
+
+    @torch.no_grad()
+    def hidden(tokens_N: Tensor) -> Tensor:
+        states: Tensor = model.model(tokens_N[None]).last_hidden_state[0]
+        return states
+
+    @torch.no_grad()
+    def logits(tokens_N: Tensor, position_P: Tensor) -> Tensor:
+        found: Tensor = model.lm_head(hidden(tokens_N)[position_P]).float()
+        return found
+
+    @torch.no_grad()
+    def losses(tokens_N: Tensor, labels_N: Tensor) -> Tensor:
+        return _in_pieces(model.lm_head, hidden(tokens_N), labels_N)
+
+    longest = model.config.max_position_embeddings
+    return Subject(folder.name, None, longest, device, encode, logits, losses)
+
+
+def of_run(
+    folder: Path, step: int | None, device: torch.device, *overrides: str
+) -> tuple[Subject, Callable[[], Iterable[Any]]]:
+    """The model of a run's folder at a step, dense in every layer, and what opens its loader of
+    validation text.
+
+    Raises:
+        ValueError: as :func:`lighthouse.titan.trained.load_run`.
+    """
+    # Not imported above: a Hugging Face folder needs no trainer.
+    from torchtitan.protocols.train_spec import get_train_spec
+
+    from lighthouse.titan.config.stages import Stages
+    from lighthouse.titan.data.loaders import build_validation_dataloader
+    from lighthouse.titan.data.tokenizer import ByteTokenizer
+    from lighthouse.titan.llama3.layers import wrapped_modules
+    from lighthouse.titan.trained import load_run
+
+    run = load_run(folder, step, device, *overrides)
+    for module in wrapped_modules([run.body]):
+        module.dense = True
+    build = get_train_spec(run.job_config.model.name).build_tokenizer_fn
+    assert build is not None
+    tokenizer = build(run.job_config)
+
+    def encode(text: str) -> tuple[list[int], Spans]:
+        if isinstance(tokenizer, ByteTokenizer):
+            ids = tokenizer.encode(text, add_bos=True, add_eos=False)
+            return ids, [(0, 0), *((i, i + 1) for i in range(len(text)))]
+        encoded = tokenizer.tokenizer.encode(text)
+        return encoded.ids, encoded.offsets
+
+    def losses(tokens_N: Tensor, labels_N: Tensor) -> Tensor:
+        return run.losses(tokens_N[None], labels_N[None])[0]
+
+    longest = Stages.of(run.job_config).longest
+    name = f"{folder.resolve().name}, step {run.step}"
+    subject = Subject(name, run.step, longest, device, encode, run.logits, losses)
+    return subject, partial(build_validation_dataloader, 1, 0, tokenizer, run.job_config)
+
+
+def _in_pieces(
+    output: Callable[[Tensor], Tensor], hidden_ND: Tensor, labels_N: Tensor, tokens: int = 8192
+) -> Tensor:
+    pieces = zip(hidden_ND.split(tokens), labels_N.split(tokens), strict=True)
+    return torch.cat(
+        [
+            torch.nn.functional.cross_entropy(output(h).float(), labels, reduction="none")
+            for h, labels in pieces
+        ]
+    )

@@ -1,0 +1,69 @@
+"""The command on a run, and on what is exported from it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lighthouse.evaluate.__main__ import main
+from lighthouse.titan.export import main as export
+from tests.support.trainer import Run, train
+
+LENGTHS = "--lengths 400 4096 --trials 2 --device cpu".split()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run")
+    flags = "--training.steps 2 --training.seq_len 512 --checkpoint.enable --lighthouse.enable"
+    flags += " --lighthouse.dense_from_step 2"
+    return train(folder, *flags.split())
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "a.txt").write_text(Path("LICENSE").read_text() * 2)
+    return folder
+
+
+def test_a_run_and_its_export_are_measured_alike(
+    run: Run, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measures = "--measures positions needle variables --sequences 3".split()
+    arguments = ["--text", str(text), *measures, *LENGTHS]
+    main([str(run.folder), *arguments, "--seq-len", "128"])
+    printed = capsys.readouterr().out
+    assert "held-out loss, dense, 3 sequences of 128 tokens" in printed
+    assert "left out: 4,096 tokens; positions end at 512" in printed
+    found = json.loads((run.folder / "evaluate-step-2.json").read_text())
+    assert [row["length"] for row in found["variables"]] == [400]
+    assert len(found["needle"]) == 7
+    assert (run.folder / "evaluate-step-2.png").stat().st_size > 10_000
+
+    pytest.importorskip("transformers")
+    export([str(run.folder / "checkpoint" / "step-2"), str(tmp_path / "hf")])
+    main([str(tmp_path / "hf"), *arguments, "--seq-len", "128", "--output", str(tmp_path)])
+    exported = json.loads((tmp_path / "evaluate.json").read_text())
+    for ours, theirs in zip(found["variables"], exported["variables"], strict=True):
+        assert theirs["log_probability"] == pytest.approx(ours["log_probability"], rel=1e-4)
+    assert exported["needle"] == found["needle"]
+    # The end of a document is a token for the trainer alone.
+    assert exported["positions"]["loss"] == pytest.approx(found["positions"]["loss"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere has no config.toml: not the folder of a run"),
+        (["RUN", "--step", "7"], "has no finished checkpoint of step 7"),
+        (["RUN", "--sequences", "1"], "--sequences must be at least 2"),
+        (["RUN", "--lengths", "20", "--measures", "recall"], "20 tokens are too few for a task"),
+    ],
+)
+def test_mistakes_are_named(
+    run: Run, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([str(run.folder) if word == "RUN" else word for word in arguments])
+    assert message in capsys.readouterr().err
