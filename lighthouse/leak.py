@@ -10,7 +10,6 @@ run's folder. One process, on a GPU if there is one; no gradient, nothing of the
 """
 
 import argparse
-import itertools
 import json
 import statistics
 import sys
@@ -131,18 +130,7 @@ def held_out(run: Trained, sequences: int, device: torch.device) -> list[tuple[T
     Raises:
         ValueError: it has fewer than two.
     """
-    # Not imported above: they take seconds, and a wrong folder is found out before.
-    from torchtitan.protocols.train_spec import get_train_spec
-
-    from lighthouse.titan.data.loaders import build_validation_dataloader
-
-    build_tokenizer = get_train_spec(run.job_config.model.name).build_tokenizer_fn
-    assert build_tokenizer is not None
-    loader = build_validation_dataloader(1, 0, build_tokenizer(run.job_config), run.job_config)
-    text = [
-        (tokens["input"][0].to(device), labels[0].to(device))
-        for tokens, labels in itertools.islice(loader, sequences)
-    ]
+    text = run.held_out(sequences, device)
     if len(text) < 2:
         raise ValueError(
             f"the held-out text makes {len(text)} sequence of "

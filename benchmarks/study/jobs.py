@@ -1,12 +1,13 @@
 """Runs of the trainer that build on each other, side by side on the GPUs of one machine."""
 
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from lighthouse import launch
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "benchmarks/study/base.toml"
@@ -80,12 +81,11 @@ def run(study: Path, jobs: Sequence[Job], gpus: int, a_gpu: int) -> None:
 def _start(study: Path, job: Job, gpu: int) -> subprocess.Popen[bytes]:
     single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     environment = {
-        **os.environ,
+        **launch.environment(),
         **single,
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": "0",
         "CUDA_VISIBLE_DEVICES": str(gpu),
-        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         "TORCHINDUCTOR_CACHE_DIR": str(study / "compiled"),
         "TRITON_CACHE_DIR": str(study / "triton"),
         "TORCHINDUCTOR_COMPILE_THREADS": "6",

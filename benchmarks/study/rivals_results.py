@@ -7,12 +7,14 @@ python -m benchmarks.study.rivals_results show
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import commit
 from benchmarks.study.rivals import STEPS
-from lighthouse.runs.metrics import read_metrics
+from lighthouse.runs.metrics import join_runs, read_metrics
+from lighthouse.runs.stage_reports import stage_reports
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results/rivals_65k.json"
 
@@ -27,12 +29,9 @@ def collect(study: Path) -> dict[str, Any]:
         parts = (
             [folder] if match["arm"] not in ("grow", "short") else [Path(f"{folder}-first"), folder]
         )
-        stages: list[dict[str, Any]] = []
-        for part in parts:
-            stages += _stages(part)
         found[folder.name] = {
             **match.groupdict(),
-            "stages": stages,
+            "stages": _stages(parts),
             "validation": [
                 (record["step"], round(record["validation_loss"], 4))
                 for record in read_metrics(folder)
@@ -43,22 +42,19 @@ def collect(study: Path) -> dict[str, Any]:
     return found
 
 
-def _stages(folder: Path) -> list[dict[str, Any]]:
-    """Steps and seconds of training of each stage in a folder, from its median step."""
-    steps = [record for record in read_metrics(folder) if "tokens_per_second" in record]
+def _stages(parts: Sequence[Path]) -> list[dict[str, Any]]:
+    """Steps of each stage, and the seconds that they take at its median speed."""
+    steps = [record for record in join_runs(parts) if "loss" in record]
     found = []
-    for key in dict.fromkeys((record["attention"], record["seq_len"]) for record in steps):
-        own = [r for r in steps if (r["attention"], r["seq_len"]) == key]
-        rates = sorted(record["tokens_per_second"] for record in own)
-        rate = rates[len(rates) // 2]
-        count = own[-1]["step"] - own[0]["step"] + 1
+    for stage in stage_reports(steps):
+        assert stage.tokens is not None and stage.tokens_per_second is not None
         found.append(
             {
-                "attention": key[0],
-                "seq_len": key[1],
-                "steps": count,
-                "tokens_per_second": round(rate),
-                "seconds": round(count * 131072 / rate, 1),
+                "attention": stage.attention,
+                "seq_len": stage.seq_len,
+                "steps": stage.last_step - stage.first_step + 1,
+                "tokens_per_second": round(stage.tokens_per_second),
+                "seconds": round(stage.tokens / stage.tokens_per_second, 1),
             }
         )
     return found

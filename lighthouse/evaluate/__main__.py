@@ -212,14 +212,9 @@ def _run_and_text(
     if options.seq_len is not None:
         overrides += ["--validation.seq_len", str(options.seq_len)]
     overrides += ["--validation.local_batch_size", "1"]
-    subject, batches = of_run(options.folder, options.step, device, *overrides)
-    if "positions" not in options.measures:
-        return subject, []
-    text = [
-        (tokens["input"][0].to(device), labels[0].to(device))
-        for tokens, labels in itertools.islice(batches(), options.sequences)
-    ]
-    return subject, text
+    subject, held_out = of_run(options.folder, options.step, device, *overrides)
+    wanted = "positions" in options.measures
+    return subject, held_out(options.sequences, device) if wanted else []
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """The model that is evaluated: of a run's folder, or of Hugging Face's."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,9 @@ def of_hugging_face(folder: Path, device: torch.device) -> Subject:
     Raises:
         ValueError: transformers is not installed, or can't load it.
     """
+    # Not imported above: a wrong folder is found out before.
+    from lighthouse.titan.llama3.chunked_loss import token_losses
+
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ModuleNotFoundError:
@@ -76,7 +78,7 @@ def of_hugging_face(folder: Path, device: torch.device) -> Subject:
 
     @torch.no_grad()
     def losses(tokens_N: Tensor, labels_N: Tensor) -> Tensor:
-        return _in_pieces(model.lm_head, hidden(tokens_N), labels_N)
+        return token_losses(model.lm_head, hidden(tokens_N), labels_N, chunk_tokens=8192)
 
     longest = model.config.max_position_embeddings
     return Subject(folder.name, None, longest, device, encode, logits, losses)
@@ -84,18 +86,14 @@ def of_hugging_face(folder: Path, device: torch.device) -> Subject:
 
 def of_run(
     folder: Path, step: int | None, device: torch.device, *overrides: str
-) -> tuple[Subject, Callable[[], Iterable[Any]]]:
-    """The model of a run's folder at a step, dense in every layer, and what opens its loader of
-    validation text.
+) -> tuple[Subject, Callable[[int, torch.device], list[tuple[Tensor, Tensor]]]]:
+    """The model of a run's folder at a step, dense in every layer, and its held-out text.
 
     Raises:
         ValueError: as :func:`lighthouse.titan.trained.load_run`.
     """
     # Not imported above: a Hugging Face folder needs no trainer.
-    from torchtitan.protocols.train_spec import get_train_spec
-
     from lighthouse.titan.config.stages import Stages
-    from lighthouse.titan.data.loaders import build_validation_dataloader
     from lighthouse.titan.data.tokenizer import ByteTokenizer
     from lighthouse.titan.llama3.layers import wrapped_modules
     from lighthouse.titan.trained import load_run
@@ -103,9 +101,7 @@ def of_run(
     run = load_run(folder, step, device, *overrides)
     for module in wrapped_modules([run.body]):
         module.dense = True
-    build = get_train_spec(run.job_config.model.name).build_tokenizer_fn
-    assert build is not None
-    tokenizer = build(run.job_config)
+    tokenizer = run.tokenizer()
 
     def encode(text: str) -> tuple[list[int], Spans]:
         if isinstance(tokenizer, ByteTokenizer):
@@ -120,16 +116,4 @@ def of_run(
     longest = Stages.of(run.job_config).longest
     name = f"{folder.resolve().name}, step {run.step}"
     subject = Subject(name, run.step, longest, device, encode, run.logits, losses)
-    return subject, partial(build_validation_dataloader, 1, 0, tokenizer, run.job_config)
-
-
-def _in_pieces(
-    output: Callable[[Tensor], Tensor], hidden_ND: Tensor, labels_N: Tensor, tokens: int = 8192
-) -> Tensor:
-    pieces = zip(hidden_ND.split(tokens), labels_N.split(tokens), strict=True)
-    return torch.cat(
-        [
-            torch.nn.functional.cross_entropy(output(h).float(), labels, reduction="none")
-            for h, labels in pieces
-        ]
-    )
+    return subject, run.held_out

@@ -47,6 +47,7 @@ class RunHooks:
         check_writable(job_config)
         self._job_config = job_config
         self._stages = Stages.of(job_config)
+        self._stage: Stage | None = None
 
     def distributed(self, batch_degree: int) -> None:
         """Process groups exist, and nothing is built yet.
@@ -120,7 +121,10 @@ class RunHooks:
         self._observer.begin_step(step)
 
     def _begin_stage(self, stage: Stage) -> None:
-        """Put all but the data into a stage; it may be the present one."""
+        """Put all but the data into a stage; does nothing if that is the present one."""
+        if stage is self._stage:
+            return
+        self._stage = stage
         trainer, job = self._trainer, stage.job(self._job_config)
         set_stage(self._model_parts, stage)
         if stage.table:

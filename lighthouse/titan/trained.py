@@ -1,5 +1,6 @@
 """The model of a run at one of its steps, whole and on one device."""
 
+import itertools
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed.checkpoint as dcp
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 from torchtitan.protocols.train_spec import get_train_spec
@@ -21,6 +22,7 @@ from lighthouse.titan.config.check import import_custom
 from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.section import num_chunks
 from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.llama3.chunked_loss import token_losses
 from lighthouse.titan.llama3.layers import apply_lighthouse, selecting_modules, set_stage
 
 if TYPE_CHECKING:
@@ -67,16 +69,10 @@ class Trained:
             if position_BP is not None:
                 index_BPD = position_BP[..., None].expand(-1, -1, hidden_BPD.shape[-1])
                 hidden_BPD = hidden_BPD.gather(1, index_BPD)
-            pieces = zip(
-                hidden_BPD.flatten(0, 1).split(_LOGIT_TOKENS),
-                labels_BP.flatten().split(_LOGIT_TOKENS),
-                strict=True,
+            losses = token_losses(
+                self.output, hidden_BPD.flatten(0, 1), labels_BP.flatten(), _LOGIT_TOKENS
             )
-            losses = [
-                F.cross_entropy(self.output(hidden).float(), labels, reduction="none")
-                for hidden, labels in pieces
-            ]
-        return torch.cat(losses).view_as(labels_BP)
+        return losses.view_as(labels_BP)
 
     @torch.no_grad()
     def logits(self, tokens_N: Tensor, position_P: Tensor) -> Tensor:
@@ -84,6 +80,27 @@ class Trained:
         with self._precision(tokens_N.device.type):
             found: Tensor = self.output(self.body(tokens_N[None])[0, position_P])
         return found.float()
+
+    def tokenizer(self) -> BaseTokenizer:
+        """That of the run."""
+        build = get_train_spec(self.job_config.model.name).build_tokenizer_fn
+        assert build is not None
+        return build(self.job_config)
+
+    def held_out(self, sequences: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        """Tokens and labels, each int64 (N,): the first sequences of the validation text, or all.
+
+        Raises:
+            Refusal: it makes none.
+        """
+        # Not imported above: it takes seconds, and a wrong folder is found out before.
+        from lighthouse.titan.data.loaders import build_validation_dataloader
+
+        loader = build_validation_dataloader(1, 0, self.tokenizer(), self.job_config)
+        return [
+            (tokens["input"][0].to(device), labels[0].to(device))
+            for tokens, labels in itertools.islice(loader, sequences)
+        ]
 
     def _precision(self, device: str) -> AbstractContextManager[object]:
         """That of the run's training."""

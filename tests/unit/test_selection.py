@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lighthouse import LighthouseConfig, select
 from tests.support import oracle
-from tests.support.inputs import geometries, normal
+from tests.support.inputs import build, geometries, normal
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -115,14 +115,7 @@ def test_slot_is_the_inverse_of_index(geometry: tuple[LighthouseConfig, int], se
 
 def tiny_case(selection: str, cover_prefix: bool) -> list[int]:
     """8 tokens, levels of 8, 4 and 2 entries at flat 0, 8 and 12; two refined per level."""
-    config = LighthouseConfig(
-        num_levels=3,
-        pooling_factor=2,
-        topk=2,
-        stratum=2,
-        selection=selection,  # type: ignore[arg-type]
-        cover_prefix=cover_prefix,
-    )
+    config = build(3, 2, 2, selection=selection, cover_prefix=cover_prefix)
     query_scores_BHN = torch.tensor([[[0.0, 0, 5, 0, 0, 0, 0, 1]]])
     key_scores_BHN = torch.tensor([[[0.0, 0, 0, 0, 0, 3, 0, 0]]])
     index = select(query_scores_BHN, key_scores_BHN, config=config, impl="reference").index
@@ -191,14 +184,7 @@ def test_what_each_selection_sees(
 )
 def test_the_worked_example(selection: str, cover_prefix: bool, expected_entries: str) -> None:
     """That of docs/method.md; an entry is written as its level and its place in hexadecimal."""
-    config = LighthouseConfig(
-        num_levels=3,
-        pooling_factor=2,
-        topk=2,
-        stratum=2,
-        selection=selection,  # type: ignore[arg-type]
-        cover_prefix=cover_prefix,
-    )
+    config = build(3, 2, 2, selection=selection, cover_prefix=cover_prefix)
     query_scores = [3.0, 1, 2, 1, 1, 9, 1, 2, 4, 1, 1, 1, 1, 2, 7, 1]
     key_scores = [1.0, 1, 1, 1, 1, 1, 1, 6, 1, 1, 5, 1, 1, 1, 1, 8]
     both = (torch.tensor([[x]]) for x in (query_scores, key_scores))

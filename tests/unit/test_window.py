@@ -1,6 +1,5 @@
 """window_attention() and window heads: values, gradients, operators, compilation, errors."""
 
-from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -9,11 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import (
-    CheckpointPolicy,
     checkpoint,
-    create_selective_checkpoint_contexts,
 )
 
 from lighthouse import (
@@ -27,6 +23,7 @@ from lighthouse.ops import reference
 from lighthouse.window import _kernel, _pieces, _plain, after
 from tests.support import oracle
 from tests.support.inputs import QKV, build, in_projection_order, leaves, normal, qkv, to
+from tests.support.operators import Calls, saving
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -256,29 +253,11 @@ def test_compiles_without_a_graph_break(dynamic: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-class Calls(TorchDispatchMode):
-    """Counts the calls of each operator."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.of: Counter[Any] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.of[func] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def save_windows(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    if op is torch.ops.lighthouse.window.default:
-        return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
-
-
 @pytest.mark.parametrize("saved", [False, True])
 def test_activation_checkpointing(saved: bool) -> None:
     window, inputs = make("blocks")
     inputs = leaves(inputs)
-    policy = partial(create_selective_checkpoint_contexts, save_windows)
+    policy = saving(torch.ops.lighthouse.window.default)
     context: dict[str, Any] = {"context_fn": policy} if saved else {}
     call = partial(window_attention, window=window)
     with Calls() as calls:

@@ -35,6 +35,25 @@ def loss_and_gradient(logits_CV: Tensor, labels_C: Tensor) -> tuple[Tensor, Tens
     return loss, gradient_CV.to(logits_CV.dtype)
 
 
+def token_losses(
+    output: Callable[[Tensor], Tensor], hidden_TD: Tensor, labels_T: Tensor, chunk_tokens: int
+) -> Tensor:
+    """Cross-entropy of each token, fp32 (T,), in nats; without gradients.
+
+    Args:
+        output: logits (C, V) of a chunk (C, D).
+        hidden_TD: what the output layer gets.
+        labels_T: int64 (T,).
+        chunk_tokens: tokens whose logits exist at a time.
+    """
+    chunks = zip(hidden_TD.split(chunk_tokens), labels_T.split(chunk_tokens), strict=True)
+    losses = [
+        F.cross_entropy(output(hidden_CD).float(), labels_C, reduction="none")
+        for hidden_CD, labels_C in chunks
+    ]
+    return torch.cat(losses)
+
+
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 

@@ -6,7 +6,6 @@ already rounded, inputs and with one shared selection.
 """
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,11 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import (
-    CheckpointPolicy,
     checkpoint,
-    create_selective_checkpoint_contexts,
 )
 
 from lighthouse import LighthouseAttention, LighthouseConfig, lighthouse_attention, select
@@ -41,6 +37,7 @@ from tests.support.inputs import (
     qkv,
     to,
 )
+from tests.support.operators import Calls, saving
 
 Values = tuple[Tensor, Tensor]
 
@@ -612,30 +609,12 @@ def test_compiles_without_a_graph_break(checkpointed: bool, backend: str) -> Non
     assert_same(with_gradients(compiled(*inputs), inputs), with_gradients(module(*inputs), inputs))
 
 
-class Calls(TorchDispatchMode):
-    """Counts the calls of each operator."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.of: Counter[Any] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.of[func] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def save_selections(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    if op is torch.ops.lighthouse.select.default:
-        return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
-
-
 @pytest.mark.parametrize(
     "context, selections",
     [
         pytest.param({}, 2, id="full"),
         pytest.param(
-            {"context_fn": partial(create_selective_checkpoint_contexts, save_selections)},
+            {"context_fn": saving(torch.ops.lighthouse.select.default)},
             1,
             id="selective",
         ),
