@@ -21,8 +21,8 @@ import torch
 
 from lighthouse.evaluate.measures import ask, find_needles, positions
 from lighthouse.evaluate.subject import Subject, is_hugging_face, of_hugging_face, of_run
-from lighthouse.evaluate.tasks import recall, variables
 from lighthouse.runs.files import write_atomic
+from lighthouse.tasks import recall, variables
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lighthouse.evaluate.subject import Subject
-from lighthouse.evaluate.tasks import DIGITS, Task, needle
+from lighthouse.tasks import DIGITS, Task, needle
 
 FIRST_BIN = 256
 FAR = 32768

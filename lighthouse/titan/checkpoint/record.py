@@ -52,7 +52,7 @@ class RunRecord:
     @classmethod
     def of(cls, job_config: "JobConfig", data_parallel_degree: int) -> "RunRecord":
         """That of a run as it is configured."""
-        training = job_config.training
+        training, stages = job_config.training, Stages.of(job_config)
         kept: dict[str, dict[str, Any]] = {}
         for section, names in STATE_IN_CHECKPOINT.items():
             values = asdict(getattr(job_config, section))
@@ -63,10 +63,13 @@ class RunRecord:
             data_parallel_degree=data_parallel_degree,
             data={
                 "training.dataset": training.dataset,
+                "training.task_rate": training.task_rate,
                 "training.dataloader.num_workers": training.dataloader.num_workers,
+                # Which the tasks' lengths depend on.
+                **({"seq_len of the longest stage": stages.longest} if training.task_rate else {}),
             },
             local_text=text_identity(training.dataset, training.dataset_path),
-            stages=Stages.of(job_config),
+            stages=stages,
             optimizer=kept["optimizer"],
             lr_scheduler=kept["lr_scheduler"],
         )
@@ -82,7 +85,8 @@ class RunRecord:
         stages = saved.get("stages")
         return cls(
             data_parallel_degree=saved["data_parallel_degree"],
-            data=saved.get("data", {}),
+            # Records from before there were tasks say nothing of them.
+            data={"training.task_rate": 0.0, **saved.get("data", {})},
             local_text=saved.get("local_text"),
             stages=None if stages is None else Stages.from_record(stages),
             optimizer=saved["optimizer"],

@@ -18,6 +18,9 @@ def check_numbers(job_config: "JobConfig") -> None:
         value = getattr(getattr(job_config, section), name)
         if value < 1:
             raise ValueError(f"{key} = {value}: must be at least 1")
+    rate = job_config.training.task_rate
+    if not 0 <= rate < 1:
+        raise ValueError(f"training.task_rate = {rate}: must be at least 0 and below 1")
     _check_schedule(job_config)
     checkpoint, profiling = job_config.checkpoint, job_config.profiling
     if checkpoint.enable and checkpoint.keep_latest_k == 1:

@@ -5,6 +5,7 @@ stay the ones that upstream gives.
 """
 
 from dataclasses import asdict
+from typing import Any
 
 from torchtitan.components.dataloader import BaseDataLoader, ParallelAwareDataloader
 from torchtitan.components.tokenizer import BaseTokenizer
@@ -13,6 +14,7 @@ from torchtitan.config.job_config import Training, Validation
 from torchtitan.hf_datasets import text_datasets as upstream
 
 from lighthouse.refusal import refusals
+from lighthouse.tasks import SHORTEST, mixed_in
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.packing import PackedTextDataset
 from lighthouse.titan.data.sources import open_source
@@ -31,11 +33,18 @@ def _build(
     dp_world_size: int,
     dp_rank: int,
     infinite: bool,
+    task_rate: float = 0.0,
+    longest_task: int = SHORTEST,
 ) -> ParallelAwareDataloader:
     documents, text_of = open_source(section_name, section.dataset.lower(), section.dataset_path)
+
+    def texts_of(sample: dict[str, Any]) -> list[str]:
+        text = text_of(sample)
+        return [text, *mixed_in(text, task_rate, longest_task)]
+
     packed = PackedTextDataset(
         documents,
-        text_of,
+        texts_of,
         tokenizer,
         seq_len=section.seq_len,
         dp_rank=dp_rank,
@@ -65,13 +74,19 @@ def build_dataloader(
         Refusal: an unknown dataset, or a path without usable files.
     """
 
+    stages = Stages.of(job_config)
+    task_rate = job_config.training.task_rate
+    # Of the run, not of the stage: a place in a task must mean the same in the next stage.
+    longest_task = max(SHORTEST, stages.longest)
+
     def build(stage: Stage) -> ParallelAwareDataloader:
         job = stage.job(job_config)
-        if _is_upstreams(job.training.dataset.lower(), tokenizer):
+        if _is_upstreams(job.training.dataset.lower(), tokenizer) and not task_rate:
             return upstream.build_text_dataloader(dp_world_size, dp_rank, tokenizer, job, infinite)
-        return _build("training", job.training, tokenizer, dp_world_size, dp_rank, infinite)
+        ranks = dp_world_size, dp_rank
+        tasks = task_rate, longest_task
+        return _build("training", job.training, tokenizer, *ranks, infinite, *tasks)
 
-    stages = Stages.of(job_config)
     return StagedLoader(build, stages.at(1)) if stages.listed else build(stages.at(1))
 
 

@@ -3,7 +3,7 @@
 The state of a stream is a few hundred bytes, and a resumed one goes on at the very token.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import datasets
@@ -30,7 +30,7 @@ class PackedTextDataset(IterableDataset, Stateful):
 
     Args:
         documents: stream of samples.
-        text_of: the text in a sample.
+        texts_of: the texts in a sample, a function of it alone.
         tokenizer: a `ByteTokenizer` is used through buffer copies, any other through `encode`.
         seq_len: tokens per sequence.
         dp_rank, dp_world_size: which share of the documents to read; shares do not overlap.
@@ -47,7 +47,7 @@ class PackedTextDataset(IterableDataset, Stateful):
     def __init__(
         self,
         documents: datasets.IterableDataset,
-        text_of: Callable[[dict[str, Any]], str],
+        texts_of: Callable[[dict[str, Any]], Sequence[str]],
         tokenizer: BaseTokenizer,
         seq_len: int,
         dp_rank: int,
@@ -55,7 +55,7 @@ class PackedTextDataset(IterableDataset, Stateful):
         infinite: bool,
     ) -> None:
         self._documents = split_dataset_by_node(documents, dp_rank, dp_world_size)
-        self._text_of = text_of
+        self._texts_of = texts_of
         self._tokenizer = tokenizer
         self._seq_len = seq_len
         self._share = f"data-parallel rank {dp_rank} of {dp_world_size}"
@@ -99,7 +99,7 @@ class PackedTextDataset(IterableDataset, Stateful):
                 # Taken now, because before its first sample `datasets` does not report the state
                 # that it was given, and a second resume would then start over.
                 next_source = self._documents.state_dict()
-                tokens = self._encode(self._text_of(sample))
+                tokens = np.concatenate([self._encode(text) for text in self._texts_of(sample)])
                 epoch_tokens += len(tokens)
                 while offset < len(tokens):
                     taken = min(len(sequence) - filled, len(tokens) - offset)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lighthouse.evaluate.measures import ask, find_needles, positions
 from lighthouse.evaluate.subject import Subject
-from lighthouse.evaluate.tasks import recall
+from lighthouse.tasks import recall
 
 CPU = torch.device("cpu")
 VOCABULARY = 128

@@ -50,6 +50,7 @@ def parse(flags: str, processes: int | None = None) -> Any:
             "a multiple of 8",
         ),
         ("training.local_batch_size", "0", "must be at least 1"),
+        ("training.task_rate", "1.0", "must be at least 0 and below 1"),
         ("activation_checkpoint.mode", "memory_budget", "compile.enable = true"),
         (
             "activation_checkpoint.mode",

@@ -150,3 +150,15 @@ def test_fewer_tokens_than_a_sequence(tmp_path: Path) -> None:
         next(iter(loader(config_for("local", folder), infinite=False)))
     # A training stream repeats the text instead.
     assert rows(islice(loader(config_for("local", folder)), 1))[0][:8] == [*stream(["short"]), BOS]
+
+
+def test_tasks_between_documents_and_resumed_at_the_very_token(tmp_path: Path) -> None:
+    config = config_for("local", write_txt(tmp_path / "a", texts(16)), task_rate=0.9)
+    expected = rows(islice(loader(config), 200))
+    flat = bytes(token for row in expected for token in row[:-1] if token < BOS).decode()
+    assert "The hidden digit is" in flat and "\nget " in flat
+    first = loader(config)
+    got = rows(islice(first, 33))
+    resumed = loader(config)
+    resumed.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
+    assert got + rows(islice(resumed, 167)) == expected

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lighthouse.evaluate.tasks import needle, recall, variables
+from lighthouse.tasks import SHORTEST, mixed_in, needle, recall, variables
 
 MAKE = {
     "needle": lambda rng, length: needle(rng, length, 0.5),
@@ -58,3 +58,25 @@ def test_variables_lead_to_their_number() -> None:
             # What a line needs stands before it.
             assert name.isdigit() or task.text.index(f"\nvar {name} =") < place
         assert (name, hops) == (value, 3)
+
+
+def test_mixed_in_tasks_make_up_their_share_and_as_much_of_each_octave() -> None:
+    texts = [f"{i}" * 500 for i in range(4000)]
+    tasks = [task for text in texts for task in mixed_in(text, 0.25, 4096)]
+    share = sum(map(len, tasks)) / (sum(map(len, tasks)) + sum(map(len, texts)))
+    assert share == pytest.approx(0.25, abs=0.02)
+    assert all(SHORTEST <= len(task) <= 4096 for task in tasks)
+    octaves = [
+        sum(len(task) for task in tasks if first <= len(task) < 2 * first)
+        for first in (512, 1024, 2048)
+    ]
+    assert max(octaves) < 1.3 * min(octaves)
+    for question in ("get ", "value ", "The hidden digit is "):
+        assert any(question in task for task in tasks)
+
+
+def test_what_is_mixed_in_depends_on_the_text_alone() -> None:
+    assert list(mixed_in("ab" * 9000, 0.5, 2048)) == list(mixed_in("ab" * 9000, 0.5, 2048))
+    assert list(mixed_in("ab" * 9000, 0.5, 2048)) != list(mixed_in("ba" * 9000, 0.5, 2048))
+    assert not list(mixed_in("ab" * 9000, 0.0, 2048))
+    assert all(len(task) == SHORTEST for task in mixed_in("a" * 5000, 0.5, SHORTEST))

@@ -4,14 +4,21 @@ A text is plain ASCII, and says where in it the answers stand. Each comes from a
 alone, so that a seed gives the same texts on any machine.
 """
 
+import hashlib
+import math
 import random
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 DIGITS = tuple("0123456789")
 _LETTERS = string.ascii_lowercase
 _ALPHANUMERIC = string.ascii_lowercase + string.digits
+# Of 256 values of a byte one in six is a space, the others are all letters and digits equally.
+_FILLER = bytes((_ALPHANUMERIC * 6 + " " * 40).encode())
+
+SHORTEST = 512
+"""Characters of the shortest task that is mixed into training."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,30 @@ def variables(rng: random.Random, length: int, chains: int = 3, hops: int = 4) -
     return _spread(rng, length, said, asked)
 
 
+def mixed_in(text: str, rate: float, longest: int) -> Iterator[str]:
+    """Tasks to train on behind a text, so that they make up a share of all characters.
+
+    How many, which and how long they are depends on the text alone, so that there is no state to
+    resume. Lengths lie between `SHORTEST` and `longest`, with as many characters in each octave.
+
+    Args:
+        rate: the share, at least 0 and below 1, which holds over many texts.
+        longest: characters, at least `SHORTEST`.
+    """
+    if rate == 0:
+        return
+    rng = random.Random(hashlib.sha256(text.encode(errors="replace")).digest())
+    mean = math.log(longest / SHORTEST) / (1 / SHORTEST - 1 / longest) if longest > SHORTEST else 0
+    wanted = len(text) * rate / (1 - rate) / max(mean, SHORTEST)
+    for _ in range(int(wanted) + (rng.random() < wanted % 1)):
+        length = round(1 / rng.uniform(1 / longest, 1 / SHORTEST))
+        kind = rng.randrange(3)
+        if kind == 0:
+            yield needle(rng, length, rng.random()).text
+        else:
+            yield (recall if kind == 1 else variables)(rng, length).text
+
+
 def _spread(
     rng: random.Random, length: int, said: Sequence[str], asked: Sequence[tuple[str, str]]
 ) -> Task:
@@ -93,12 +124,7 @@ def _spread(
 
 
 def _filler(rng: random.Random, length: int) -> str:
-    words: list[str] = []
-    total = 0
-    while total <= length:  # the last space is none
-        words.append(_word(rng, _ALPHANUMERIC, rng.randint(3, 8)))
-        total += len(words[-1]) + 1
-    return " ".join(words)[:length]
+    return rng.randbytes(length).translate(_FILLER).decode()
 
 
 def _word(rng: random.Random, letters: str, length: int) -> str:
