@@ -44,6 +44,7 @@ NO_AC = "--activation_checkpoint.mode none"
 OP_AC = "--activation_checkpoint.mode selective --activation_checkpoint.selective_ac_option op"
 FULL_AC = "--activation_checkpoint.mode full"
 DENSE = "--lighthouse.no-enable"
+WINDOWS = "--lighthouse.dense_layers --lighthouse.window_layers 0 1 28 29 --lighthouse.window 4096"
 REAL_VOCABULARY = "--model.flavor 530M --training.loss_chunk_tokens 8192"
 LONG = "--training.loss_chunk_tokens 65536 --lighthouse.dense_layers " + FULL_AC
 MILLION = f"--lighthouse.num_levels 4 --lighthouse.topk 4096 {LONG}"
@@ -66,6 +67,8 @@ def cases() -> dict[str, Case]:
         "98k-op": Case(1, OP_AC),
         "98k-full": Case(1, FULL_AC),
         "98k-autocast": Case(1, f"--parallelism.no-fsdp_on_one_rank {NO_AC}"),
+        "98k-windows": Case(1, f"{WINDOWS} {NO_AC}"),
+        "98k-all": Case(1, f"--lighthouse.dense_layers {NO_AC}"),
         "98k-dense": Case(1, f"{DENSE} {NO_AC}"),
         "98k-dense-op": Case(1, f"{DENSE} {OP_AC}"),
         "98k-dense-full": Case(1, f"{DENSE} {FULL_AC}"),

@@ -28,10 +28,12 @@ class Job:
     after: tuple[str, ...] = ()
 
 
-def training(study: Path, name: str, flags: str, after: tuple[str, ...] = ()) -> Job:
+def training(
+    study: Path, name: str, flags: str, after: tuple[str, ...] = (), config: Path = BASE
+) -> Job:
     """A run of the trainer in the folder ``name``."""
-    config = ("--job.config_file", str(BASE), "--job.dump_folder", str(study / name))
-    return Job(name, ("torchtitan.train", *config, *flags.split()), after)
+    where = ("--job.config_file", str(config), "--job.dump_folder", str(study / name))
+    return Job(name, ("torchtitan.train", *where, *flags.split()), after)
 
 
 def run(study: Path, jobs: Sequence[Job], gpus: int, a_gpu: int) -> None:

@@ -1,86 +1,198 @@
-"""What to do with the time after a short stage: the rivals at equal wall-clock.
+"""What to do with the time after a short stage: recipes at equal wall-clock.
 
-    python -m benchmarks.study.rivals STUDY_FOLDER TEXT_FOLDER [--gpus 2]
+    python -m benchmarks.study.rivals STUDY_FOLDER TEXT_FOLDER [--gpus 2] [--only NAME ...]
 
-Each arm goes on from the weights that ``benchmarks.study.selection`` trains for 2,500 steps at
-2,048 tokens, takes about as long as 300 dense steps at 65,536 tokens, and ends under dense
-attention at that length. Rates are tried with one seed. Runs that are done are skipped.
+Every recipe goes on from the weights of a stage of 2,500 steps at 2,048 tokens, takes about as long
+as its setting gives, and ends under dense attention at full length. One text in twenty is a recall
+task (``training.task_rate``). Each run is then asked what it can do by ``lighthouse.evaluate``.
+Runs are ``SETTING-RECIPE-RATE-SEED``; those that are done are skipped.
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from benchmarks.study.jobs import Job, run, training
+import tomli_w
+
+from benchmarks.study.jobs import BASE, Job, run, training
 
 SHORT_STEPS = 2500
 RATES = ("5e-4", "1e-3", "2.5e-4")
-LONG, MIDDLE, SHORT = (
-    f"--training.seq_len {length} --training.local_batch_size {batch} "
-    f"--validation.seq_len {length} --validation.local_batch_size {batch}"
-    for length, batch in ((65536, 2), (8192, 16), (2048, 64))
+SEEDS = (1, 2, 3)
+
+Stages = tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A length, a size, and the recipes that are tried there.
+
+    Attributes:
+        seq_len: of the last stage.
+        tokens: of a step, in every stage of every recipe.
+        recipes: the stages of each.
+        model: sizes other than those of ``base.toml``.
+    """
+
+    seq_len: int
+    tokens: int
+    recipes: dict[str, Stages]
+    model: dict[str, int]
+
+
+def _of(attention: str, steps: int, seq_len: int | None = None, **keys: Any) -> dict[str, Any]:
+    length = {} if seq_len is None else {"seq_len": seq_len}
+    return {"attention": attention, "steps": steps, **length, **keys}
+
+
+HEADS = {"window": 2048, "window_heads": 2}
+LAYERS = {"window": 2048, "window_layers": [0, 2, 4, 6]}
+ENDS = {"dense_layers": [0, 7]}
+
+AT_65K = Setting(
+    65536,
+    131072,
+    {
+        # At full length throughout, and growing lengths.
+        "dense": (_of("dense", 300),),
+        "short": (_of("dense", 775, 2048), _of("dense", 180)),
+        "grow": (_of("dense", 500, 8192), _of("dense", 180)),
+        "grow-10": (_of("dense", 850, 8192), _of("dense", 90)),
+        "grow-twice": (_of("dense", 450, 8192), _of("dense", 120, 32768), _of("dense", 115)),
+        # Lighthouse in most layers.
+        "causal": (_of("lighthouse", 507), _of("dense", 218)),
+        "causal-ends": (_of("lighthouse", 371, **ENDS), _of("dense", 159)),
+        "published-ends": (
+            _of("lighthouse", 371, **ENDS, selection="published"),
+            _of("dense", 159),
+        ),
+        # Full resolution nearby.
+        "window": (_of("window", 570, window=2048), _of("dense", 180)),
+        "heads": (_of("lighthouse", 650, **HEADS), _of("dense", 180)),
+        "layers": (_of("lighthouse", 650, **LAYERS), _of("dense", 180)),
+        # Short first, then Lighthouse with full resolution nearby.
+        "grow-heads": (
+            _of("dense", 250, 8192),
+            _of("lighthouse", 310, **HEADS),
+            _of("dense", 180),
+        ),
+        "grow-layers": (
+            _of("dense", 250, 8192),
+            _of("lighthouse", 310, **LAYERS),
+            _of("dense", 180),
+        ),
+        # A shorter tail, with windows before it.
+        "heads-10": (_of("lighthouse", 1200, **HEADS), _of("dense", 90)),
+        "heads-window-10": (
+            _of("lighthouse", 970, **HEADS),
+            _of("window", 100, window=8192),
+            _of("dense", 90),
+        ),
+        "grow-window-2": (
+            _of("dense", 900, 8192),
+            _of("window", 130, window=8192),
+            _of("dense", 25),
+        ),
+    },
+    {},
 )
-LIGHTHOUSE = {
-    "causal-all": "--lighthouse.selection causal",
-    "causal-ends": "--lighthouse.selection causal --lighthouse.dense_layers 0 7",
-    "published-ends": "--lighthouse.selection published --lighthouse.dense_layers 0 7",
-}
-# Steps of an arm: all of them, and those before its dense stage at full length. By the rates of
-# evidence at hand: a step takes 0.518 s dense, 0.084 s under Lighthouse in all layers, 0.20 s with
-# two dense layers, 0.124 s at 8,192 tokens and 0.080 s at 2,048.
-STEPS = {
-    "dense": (300, 0),
-    "grow": (680, 500),
-    "short": (955, 775),
-    "causal-all": (725, 507),
-    "causal-ends": (530, 371),
-    "published-ends": (530, 371),
-}
+
+SETTINGS = {"65k": AT_65K}
 
 
-def arm(study: Path, text: Path, name: str, rate: str, seed: int) -> list[Job]:
-    """The jobs of one arm, the last of which has its name."""
-    steps, first = STEPS[name]
-    base = f"--training.dataset_path {text}/train --validation.dataset_path {text}/val"
-    base += f" --validation.enable --debug.seed {seed} --optimizer.lr {rate}"
-    base += f" --lr_scheduler.total_steps {steps} --validation.freq 100"
-    base += " --validation.steps 8"
-    full = f"rival-{name}-{rate}-{seed}"
-    weights = f"--checkpoint.initial_load_path {study}/short-{seed}/checkpoint/step-{SHORT_STEPS}"
-    if name in ("grow", "short"):
-        length = MIDDLE if name == "grow" else SHORT
-        early = f"{base} {weights} {length} --lighthouse.no-enable --training.steps {first}"
-        early += f" --checkpoint.interval {first}"
-        late = f"{base} {LONG} --lighthouse.no-enable --training.steps {steps}"
-        late += f" --checkpoint.initial_load_path {study}/{full}-first/checkpoint/step-{first}"
-        late += " --checkpoint.no-initial_load_model_only"
-        late += f" --checkpoint.interval {steps}"
-        return [
-            training(study, f"{full}-first", early, (f"short-{seed}",)),
-            training(study, full, late, (f"{full}-first",)),
-        ]
-    flags = f"{base} {weights} {LONG} --training.steps {steps} --checkpoint.interval {steps}"
-    if name in LIGHTHOUSE:
-        flags += f" --lighthouse.enable {LIGHTHOUSE[name]} --lighthouse.dense_from_step {first + 1}"
-        flags += " --lighthouse.validate_dense"
-    else:
-        flags += " --lighthouse.no-enable"
-    return [training(study, full, flags, (f"short-{seed}",))]
+def short_name(setting: str, seed: int) -> str:
+    return f"{setting}-first-{seed}"
 
 
-def jobs(study: Path, text: Path) -> list[Job]:
-    """All arms at a rate before any at the next."""
-    return [job for rate in RATES for name in STEPS for job in arm(study, text, name, rate, 1)]
+def _data(text: Path) -> str:
+    return (
+        f"--training.dataset_path {text}/train --validation.dataset_path {text}/val "
+        "--validation.enable --training.task_rate 0.05"
+    )
 
 
-def main() -> None:
+def short(study: Path, text: Path, setting: str, seed: int) -> Job:
+    """The stage that every recipe goes on from."""
+    rows = SETTINGS[setting].tokens // 2048
+    flags = f"{_data(text)} --debug.seed {seed} --training.steps {SHORT_STEPS}"
+    flags += f" --lighthouse.no-enable --training.seq_len 2048 --training.local_batch_size {rows}"
+    flags += f" --validation.seq_len 2048 --validation.local_batch_size {rows}"
+    flags += " --validation.steps 4 --validation.freq 500 --optimizer.lr 1e-3"
+    flags += " --lr_scheduler.warmup_steps 100 --lr_scheduler.decay_ratio 0"
+    flags += f" --checkpoint.interval {SHORT_STEPS}"
+    file = _write(study, f"{setting}-first.toml", {"model": {"args": SETTINGS[setting].model}})
+    return training(study, short_name(setting, seed), flags, config=file)
+
+
+def recipe(
+    study: Path, text: Path, setting: str, name: str, rate: str, seed: int
+) -> tuple[Job, Job]:
+    """A run, and what is asked of it afterwards."""
+    at = SETTINGS[setting]
+    stages = [
+        {**stage, "local_batch_size": at.tokens // stage.get("seq_len", at.seq_len)}
+        for stage in at.recipes[name]
+    ]
+    steps = sum(stage["steps"] for stage in stages)
+    values = {
+        "model": {"args": at.model},
+        "training": {"seq_len": at.seq_len},
+        "lighthouse": {"enable": True},
+        "stages": stages,
+    }
+    before = short_name(setting, seed)
+    rows = at.tokens // at.seq_len
+    flags = f"{_data(text)} --debug.seed {seed} --optimizer.lr {rate}"
+    flags += f" --validation.seq_len {at.seq_len} --validation.local_batch_size {rows}"
+    flags += " --validation.steps 8 --validation.freq 100"
+    flags += f" --checkpoint.initial_load_path {study}/{before}/checkpoint/step-{SHORT_STEPS}"
+    flags += f" --checkpoint.interval {steps}"
+    full = f"{setting}-{name}-{rate}-{seed}"
+    file = _write(study, f"{setting}-{name}.toml", values)
+    lengths = [str(at.seq_len // part) for part in (16, 4, 2, 1)]
+    ask = ("lighthouse.evaluate", str(study / full), "--lengths", *lengths)
+    return (
+        training(study, full, flags, (before,), config=file),
+        Job(f"{full}-evaluate", ask, (full,)),
+    )
+
+
+def _write(study: Path, name: str, values: dict[str, Any]) -> Path:
+    """A TOML on top of ``base.toml``."""
+    study.mkdir(parents=True, exist_ok=True)
+    file = study / name
+    file.write_text(tomli_w.dumps({"job": {"extends": str(BASE)}, **values}))
+    return file
+
+
+def jobs(study: Path, text: Path, setting: str = "65k") -> list[Job]:
+    """The stages that come first, every recipe at one rate, at the others, with other seeds."""
+    found = [short(study, text, setting, seed) for seed in SEEDS]
+    pairs = [(rate, SEEDS[0]) for rate in RATES] + [(RATES[0], seed) for seed in SEEDS[1:]]
+    for rate, seed in pairs:
+        for name in SETTINGS[setting].recipes:
+            found += recipe(study, text, setting, name, rate, seed)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path)
     parser.add_argument("text", type=Path)
+    parser.add_argument("--setting", choices=SETTINGS, default="65k")
     parser.add_argument("--gpus", type=int, default=1)
-    parser.add_argument("--only", default="", help="jobs whose name has this in it")
-    options = parser.parse_args()
-    study = options.study.resolve()
-    found = [job for job in jobs(study, options.text.resolve()) if options.only in job.name]
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="jobs with one of these in the name"
+    )
+    options = parser.parse_args(arguments)
+    study, text = options.study.resolve(), options.text.resolve()
+    found = [
+        job
+        for job in jobs(study, text, options.setting)
+        if any(part in job.name for part in options.only)
+    ]
     run(study, found, options.gpus, 1)
 
 

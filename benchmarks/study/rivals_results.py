@@ -1,52 +1,63 @@
-"""The figures of docs/study.md: from the runs' folders to JSON, from that to a table.
+"""The runs of ``benchmarks.study.rivals``: from their folders to JSON, from that to docs/study.md.
 
 python -m benchmarks.study.rivals_results collect STUDY_FOLDER --device NAME --torch VERSION
-python -m benchmarks.study.rivals_results show
+python -m benchmarks.study.rivals_results page
 """
 
 import argparse
 import json
 import re
-from collections.abc import Sequence
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import commit
-from benchmarks.study.rivals import STEPS
-from lighthouse.runs.metrics import join_runs, read_metrics
+from benchmarks.study.rivals import SETTINGS
+from lighthouse.runs.metrics import read_metrics
 from lighthouse.runs.stage_reports import stage_reports
 
-RESULTS = Path(__file__).parents[2] / "benchmarks/results/rivals_65k.json"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks/results/recipes.json"
+PAGE = ROOT / "docs/study.md"
+TEMPLATE = Path(__file__).with_name("page.md")
+
+Run = dict[str, Any]
 
 
-def collect(study: Path) -> dict[str, Any]:
-    """Arms that ended, each with its stages' seconds, held-out losses and losses by position."""
-    found: dict[str, Any] = {}
-    for path in sorted(study.glob("rival-*/evaluate-step-*.json")):
-        folder = path.parent
-        match = re.fullmatch(r"rival-(?P<arm>.+)-(?P<rate>\d.*e-\d)-(?P<seed>\d)", folder.name)
-        assert match is not None
-        parts = (
-            [folder] if match["arm"] not in ("grow", "short") else [Path(f"{folder}-first"), folder]
+def collect(study: Path, device: str, torch: str) -> dict[str, Run]:
+    """Runs that were evaluated: stages, seconds, losses, and what they can do."""
+    found: dict[str, Run] = {}
+    for path in sorted(study.glob("*/evaluate-step-*.json")):
+        name = path.parent.name
+        match = re.fullmatch(
+            r"(?P<setting>[^-]+)-(?P<recipe>.+)-(?P<rate>\d.*e-\d)-(?P<seed>\d)", name
         )
-        found[folder.name] = {
+        if match is None:
+            continue
+        records = read_metrics(path.parent)
+        asked = json.loads(path.read_text())
+        found[name] = {
             **match.groupdict(),
-            "stages": _stages(parts),
+            "stages": _stages(records),
             "validation": [
                 (record["step"], round(record["validation_loss"], 4))
-                for record in read_metrics(folder)
+                for record in records
                 if "validation_loss" in record
             ],
-            "positions": json.loads(path.read_text())["positions"],
+            **{key: asked[key] for key in ("positions", "needle", "recall", "variables")},
+            "device": device,
+            "torch": torch,
+            "commit": commit(),
         }
     return found
 
 
-def _stages(parts: Sequence[Path]) -> list[dict[str, Any]]:
-    """Steps of each stage, and the seconds that they take at its median speed."""
-    steps = [record for record in join_runs(parts) if "loss" in record]
+def _stages(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each stage: steps, the seconds they take at its median speed, and its losses."""
     found = []
-    for stage in stage_reports(steps):
+    for stage in stage_reports([record for record in records if "loss" in record]):
         assert stage.tokens is not None and stage.tokens_per_second is not None
         found.append(
             {
@@ -60,42 +71,164 @@ def _stages(parts: Sequence[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def table(runs: dict[str, Any]) -> str:
-    """Markdown, the lowest loss beyond half the length first."""
+def seconds(run: Run) -> float:
+    """Of all steps."""
+    return sum(stage["seconds"] for stage in run["stages"])
+
+
+def right(run: Run, task: str, longest: bool = False) -> float:
+    """Share of answers that are right, at the longest length or at all."""
+    cells = run[task]
+    at = [cell for cell in cells if cell["length"] == max(c["length"] for c in cells)]
+    chosen = at if longest else cells
+    shares = [cell["right"] / cell.get("trials", 1) for cell in chosen]
+    return statistics.fmean(shares)
+
+
+def by_recipe(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
+    """Runs that differ in nothing but the seed."""
+    found = defaultdict(list)
+    for run in runs:
+        found[run["recipe"], run["rate"]].append(run)
+    return dict(found)
+
+
+def best_rates(groups: dict[tuple[str, str], list[Run]]) -> dict[str, tuple[str, list[Run]]]:
+    """Of each recipe, the rate whose first seed ends lowest beyond half the length."""
+    best: dict[str, tuple[str, list[Run]]] = {}
+
+    def first(runs: list[Run]) -> float:
+        return float(min(runs, key=lambda run: run["seed"])["positions"]["far"])
+
+    for (recipe, rate), runs in groups.items():
+        if recipe not in best or first(runs) < first(best[recipe][1]):
+            best[recipe] = rate, runs
+    return best
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def table(runs: Sequence[Run], stages_of: dict[str, Any], seq_len: int) -> str:
+    """Markdown: each recipe at its best rate, the lowest loss beyond the middle first."""
+    rates: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        rates[run["recipe"]].add(run["rate"])
+    best = best_rates(by_recipe(runs))
     lines = [
-        "| arm | rate | steps before, dense at 65,536 | seconds of training | loss | beyond 32,768 "
-        "| there with another text before |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| recipe | stages | rate, of | seeds | seconds | tokens/s | far loss "
+        "| its far context is worth | needle at full length | recall | variables |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for run in sorted(runs.values(), key=lambda run: run["positions"]["far"]):
-        steps, first = STEPS[run["arm"]]
-        at = run["positions"]
-        seconds = sum(stage["seconds"] for stage in run["stages"])
+
+    def far(group: list[Run]) -> float:
+        return statistics.fmean(run["positions"]["far"] for run in group)
+
+    for recipe, (rate, group) in sorted(best.items(), key=lambda item: far(item[1][1])):
+        tokens = [
+            sum(stage["seconds"] * stage["tokens_per_second"] for stage in run["stages"])
+            for run in group
+        ]
+        speed = statistics.fmean(t / seconds(run) for t, run in zip(tokens, group, strict=True))
+        shares = " | ".join(
+            _spread([right(run, task, longest=task == "needle") for run in group], 2)
+            for task in ("needle", "recall", "variables")
+        )
         lines.append(
-            f"| {run['arm']} | {run['rate']} | {first} + {steps - first} | {seconds:.0f} "
-            f"| {at['loss']:.3f} | {at['far']:.3f} | {at['far_foreign']:.3f} |"
+            f"| {recipe} | {stages_in_words(stages_of[recipe], seq_len)} "
+            f"| {rate}, {len(rates[recipe])} | {len(group)} "
+            f"| {_spread([seconds(run) for run in group], 0)} | {speed / 1000:,.0f}k "
+            f"| {_spread([run['positions']['far'] for run in group], 3)} "
+            f"| {_spread([run['positions']['gain'] for run in group], 3)} | {shares} |"
         )
     return "\n".join(lines)
+
+
+def stages_in_words(stages: Sequence[dict[str, Any]], seq_len: int) -> str:
+    words = []
+    for stage in stages:
+        word = f"{stage['steps']} {stage['attention']}"
+        length = stage.get("seq_len", seq_len)
+        if length != seq_len:
+            word += f" at {length:,}"
+        extra = [
+            f"{key} {value}"
+            for key, value in stage.items()
+            if key not in ("steps", "attention", "seq_len")
+        ]
+        words.append(word + (f" ({', '.join(extra)})" if extra else ""))
+    return ", ".join(words)
+
+
+def frontier(runs: Sequence[Run], setting: str, path: Path) -> None:
+    """Loss beyond the middle against seconds, and the loss by position."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    best = best_rates(by_recipe(runs))
+    order = sorted(best, key=lambda name: best[name][1][0]["positions"]["far"])
+    figure, (left, other) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    for number, recipe in enumerate(order):
+        group = best[recipe][1]
+        color = plt.get_cmap("tab20")(number % 20)
+        ends = [run["positions"]["far"] for run in group]
+        took = [seconds(run) for run in group]
+        left.plot(took, ends, "o", color=color)
+        left.annotate(
+            recipe, (took[0], ends[0]), xytext=(5, 3), textcoords="offset points", fontsize=8
+        )
+        bins = group[0]["positions"]["bins"]
+        losses = [
+            statistics.fmean(run["positions"]["bins"][i][2] for run in group)
+            for i in range(len(bins))
+        ]
+        other.plot([end for _, end, _ in bins], losses, "o-", ms=3, color=color, label=recipe)
+    far_from = best[order[0]][1][0]["positions"]["far_from"]
+    left.set_xlabel("seconds of training after the short stage")
+    left.set_ylabel(f"held-out dense loss beyond {far_from:,} tokens (nats a byte)")
+    left.grid(alpha=0.3)
+    other.set_xscale("log", base=2)
+    other.set_xlabel("position (tokens, up to)")
+    other.set_ylabel("held-out dense loss (nats a byte)")
+    other.grid(alpha=0.3)
+    other.legend(fontsize=8, ncols=2)
+    figure.suptitle(f"Recipes at {SETTINGS[setting].seq_len:,} tokens, each at its best rate")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def page(runs: dict[str, Run]) -> str:
+    """docs/study.md: the template with a table and a picture of each setting."""
+    filled = TEMPLATE.read_text(encoding="utf-8")
+    for setting, at in SETTINGS.items():
+        of_setting = [run for run in runs.values() if run["setting"] == setting]
+        shown = table(of_setting, at.recipes, at.seq_len) if of_setting else "Not measured yet."
+        filled = filled.replace(f"{{{setting}}}", shown)
+    return filled
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    collecting = commands.add_parser("collect")
+    collecting = commands.add_parser("collect", help="add a folder's runs to the JSON")
     collecting.add_argument("study", type=Path)
     collecting.add_argument("--device", required=True)
     collecting.add_argument("--torch", required=True)
-    commands.add_parser("show")
+    commands.add_parser("page", help="write the page and its pictures")
     options = parser.parse_args()
+    runs = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.command == "collect":
-        report = {
-            "device": options.device,
-            "torch": options.torch,
-            "commit": commit(),
-            "runs": collect(options.study),
-        }
-        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
-    print(table(json.loads(RESULTS.read_text())["runs"]))
+        runs |= collect(options.study, options.device, options.torch)
+        RESULTS.write_text(json.dumps(runs, indent=1) + "\n")
+    for setting in SETTINGS:
+        of_setting = [run for run in runs.values() if run["setting"] == setting]
+        if of_setting:
+            frontier(of_setting, setting, RESULTS.with_name(f"recipes_{setting}.png"))
+    PAGE.write_text(page(runs), encoding="utf-8")
 
 
 if __name__ == "__main__":
