@@ -219,7 +219,9 @@ def _window_backward(
     window: int,
     token_major: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_out, q, k, v, out = map(_rows_contiguous, (grad_out, q, k, v, out))
+    q, k, v, out = map(_rows_contiguous, (q, k, v, out))
+    # As the output is: cuDNN's backward reads a gradient in another order in memory wrongly.
+    grad_out = _in_order(grad_out, token_major)
     totals: tuple[Tensor, ...] = ()
     for piece in _pieces(q.shape[2], k.shape[2], window):
         of_queries = (piece.rows(x) for x in (grad_out, q, out, lse))

@@ -10,7 +10,7 @@ Runs are ``SETTING-RECIPE-RATE-SEED``; those that are done are skipped.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,14 @@ class Setting:
         tokens: of a step, in every stage of every recipe.
         recipes: the stages of each.
         model: sizes other than those of ``base.toml``.
+        after_short: whether they go on from a short stage, or from scratch.
     """
 
     seq_len: int
     tokens: int
     recipes: dict[str, Stages]
-    model: dict[str, int]
+    model: dict[str, int] = field(default_factory=dict)
+    after_short: bool = True
 
 
 def _of(attention: str, steps: int, seq_len: int | None = None, **keys: Any) -> dict[str, Any]:
@@ -96,10 +98,22 @@ AT_65K = Setting(
             _of("dense", 25),
         ),
     },
-    {},
+)
+# At equal steps: what the published comparison is.
+FROM_SCRATCH = Setting(
+    65536,
+    131072,
+    {
+        "dense": (_of("dense", 600),),
+        "published-ends": (
+            _of("lighthouse", 420, **ENDS, selection="published"),
+            _of("dense", 180),
+        ),
+    },
+    after_short=False,
 )
 
-SETTINGS = {"65k": AT_65K}
+SETTINGS = {"65k": AT_65K, "scratch": FROM_SCRATCH}
 
 
 def short_name(setting: str, seed: int) -> str:
@@ -109,7 +123,7 @@ def short_name(setting: str, seed: int) -> str:
 def _data(text: Path) -> str:
     return (
         f"--training.dataset_path {text}/train --validation.dataset_path {text}/val "
-        "--validation.enable --training.task_rate 0.05"
+        "--validation.enable --training.task_rate 0.05 --training.dataloader.num_workers 1"
     )
 
 
@@ -142,19 +156,20 @@ def recipe(
         "lighthouse": {"enable": True},
         "stages": stages,
     }
-    before = short_name(setting, seed)
+    after = (short_name(setting, seed),) if at.after_short else ()
     rows = at.tokens // at.seq_len
     flags = f"{_data(text)} --debug.seed {seed} --optimizer.lr {rate}"
     flags += f" --validation.seq_len {at.seq_len} --validation.local_batch_size {rows}"
     flags += " --validation.steps 8 --validation.freq 100"
-    flags += f" --checkpoint.initial_load_path {study}/{before}/checkpoint/step-{SHORT_STEPS}"
+    for before in after:
+        flags += f" --checkpoint.initial_load_path {study}/{before}/checkpoint/step-{SHORT_STEPS}"
     flags += f" --checkpoint.interval {steps}"
     full = f"{setting}-{name}-{rate}-{seed}"
     file = _write(study, f"{setting}-{name}.toml", values)
-    lengths = [str(at.seq_len // part) for part in (16, 4, 2, 1)]
-    ask = ("lighthouse.evaluate", str(study / full), "--lengths", *lengths)
+    lengths = [str(at.seq_len // part) for part in (16, 4, 1)]
+    ask = ("lighthouse.evaluate", str(study / full), "--lengths", *lengths, "--trials", "5")
     return (
-        training(study, full, flags, (before,), config=file),
+        training(study, full, flags, after, config=file),
         Job(f"{full}-evaluate", ask, (full,)),
     )
 
@@ -169,7 +184,7 @@ def _write(study: Path, name: str, values: dict[str, Any]) -> Path:
 
 def jobs(study: Path, text: Path, setting: str = "65k") -> list[Job]:
     """The stages that come first, every recipe at one rate, at the others, with other seeds."""
-    found = [short(study, text, setting, seed) for seed in SEEDS]
+    found = [short(study, text, setting, seed) for seed in SEEDS if SETTINGS[setting].after_short]
     pairs = [(rate, SEEDS[0]) for rate in RATES] + [(RATES[0], seed) for seed in SEEDS[1:]]
     for rate, seed in pairs:
         for name in SETTINGS[setting].recipes:

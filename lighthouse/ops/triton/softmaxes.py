@@ -62,6 +62,8 @@ def _merge_kernel(
     b_largest = tl.maximum(b_lse, b_part_lse)
     b_sum = tl.exp(b_lse - b_largest) + tl.exp(b_part_lse - b_largest)
     b_share = tl.exp(b_part_lse - b_largest) / b_sum  # of the part in the whole softmax
+    # More than one thread has each row's sum, and reads it, before one of them replaces it.
+    tl.debug_barrier()
     tl.store(p_lse, b_largest + tl.log(b_sum), mask=in_r)
 
     # (BLOCK_R, BLOCK_D)
