@@ -44,8 +44,10 @@ for (levels, p), chunks, dtype, dim in (
         compile_kernel(_pull_kernel, rows, common)
         scores = {"query_maxima": "*fp32", "key_maxima": "*fp32"}
         ints = dict.fromkeys(("index", "slot", "scratch"), "*i32")
-        strata = {"M": 128, "STRATA": 12, "COVER_PREFIX": flag, "BLOCK": 512}
-        strata |= {"COARSEST_WIDTH": p ** (levels - 1)}
+        strata = {"M": 128, "STRATA": 12, "COVER_PREFIX": flag}
+        # The coarsest level in registers, or in blocks.
+        strata |= {"COARSEST_TILE": 1024, "FINER_TILE": 512, "BLOCK_MAX": 1024 if flag else 512}
+        strata |= {"COARSEST_WIDTH": p ** (levels - 1), "BITS": 1 + flag}
         parts = dict.fromkeys(("out", "part", "total"), f"*{dtype}")
         parts |= {"lse": "*fp32", "part_lse": "*fp32"}
         of_blocks = HEADS | block | {"C": 3, "BLOCK_R": 8, "REVERSED": flag}

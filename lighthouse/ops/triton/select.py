@@ -14,19 +14,28 @@ from lighthouse.config import LighthouseConfig
 from lighthouse.ops.triton.geometry import Geometry, geometry_of
 from lighthouse.pyramid import Selection
 
-_BLOCK = 1024
+# Candidates that a program holds in registers. A level with more is gone through in such blocks.
+_BLOCK = 8192
+# Of a threshold, found in a pass over the keys: 1 or 2. For two three things are counted, at once,
+# and half as many counts waited for.
+_BITS = 2
 
-# Keys are int32 with the order of the scores; these three are the key of no number.
-_FIRST = tl.constexpr(2**31 - 1)
-_NAN = tl.constexpr(2**31 - 2)
-_EXCLUDED = tl.constexpr(-(2**31))
+# Keys are uint32 in the order of the scores; these three are the key of no number.
+_FIRST = tl.constexpr(2**32 - 1)
+_NAN = tl.constexpr(2**32 - 2)
+_EXCLUDED = tl.constexpr(0)
+
+
+def _num_warps(tile: int) -> int:
+    """Warps for a tile of candidates. Few wait less for each other, many have less to do each."""
+    return min(max(tile // 256, 4), 16)
 
 
 @triton.jit
 def _key_of(b_score):
-    """int32 in the order of the scores. NaN counts as largest, as in ``torch.sort``."""
-    bits = (b_score + 0.0).to(tl.int32, bitcast=True)  # adding zero unites -0.0 and 0.0
-    b_key = tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
+    """uint32 in the order of the scores. NaN counts as largest, as in ``torch.sort``."""
+    bits = (b_score + 0.0).to(tl.uint32, bitcast=True)  # adding zero unites -0.0 and 0.0
+    b_key = tl.where(bits < 2**31, bits | 2**31, bits ^ (2**32 - 1))
     return tl.where(b_score != b_score, _NAN, b_key)
 
 
@@ -45,10 +54,11 @@ def _score_of(
 
     These are the ones under the entry, or as many that end with its first, from the chunk's on.
     """
-    b_first = b_i.to(tl.int64) * UNDER
-    b_largest = tl.load(maxima + b_first, mask=mask, other=0.0)
+    b_first = b_i * UNDER
+    b_largest = tl.full(b_i.shape, float("-inf"), tl.float32)
     for head in range(HEADS):
-        for j in range(UNDER):
+        # Unrolled, so that loads don't wait for each other.
+        for j in tl.range(0, UNDER, loop_unroll_factor=UNDER if UNDER < 16 else 16):
             if CAUSAL:
                 b_j = b_first - j
                 exists = mask & (b_j >= chunk_start)
@@ -61,45 +71,215 @@ def _score_of(
 
 
 @triton.jit
-def _threshold(keys, count, wanted, BLOCK: tl.constexpr):
-    """The ``wanted``-th largest of ``count`` keys, and how many of its equals are wanted.
+def _held_or_stored(b_held, stored, i, count, HELD: tl.constexpr):
+    """A block of a level's keys: the only one, in registers, or one of several, in memory."""
+    if HELD:
+        return b_held
+    return tl.load(stored + i, mask=i < count, other=0).to(tl.uint32, bitcast=True)
 
-    Found bit by bit, from the highest, as the largest number that ``wanted`` keys reach. For that
-    keys are shifted to begin at zero.
+
+@triton.jit
+def _reaching(
+    b_held, stored, count, t, step, BITS: tl.constexpr, FIELD: tl.constexpr, HELD: tl.constexpr
+):
+    """How many keys reach t + step, t + 2 step, .. t + (2^BITS - 1) step.
+
+    They are packed into one number to be summed at once, the first into its lowest FIELD bits.
     """
-    t = tl.full((), 0, tl.int64)
-    for bit in range(32):
-        trial = t + (tl.full((), 1, tl.int64) << (31 - bit))
-        reached = 0
-        for start in range(0, count, BLOCK):
-            i = start + tl.arange(0, BLOCK)
-            b_key = tl.load(keys + i, mask=i < count, other=_EXCLUDED).to(tl.int64) + 2**31
-            reached += tl.sum((b_key >= trial).to(tl.int32))
-        t = tl.where(reached >= wanted, trial, t)
-    above = 0
-    for start in range(0, count, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        b_key = tl.load(keys + i, mask=i < count, other=_EXCLUDED).to(tl.int64) + 2**31
-        above += tl.sum((b_key > t).to(tl.int32))
-    return t, wanted - above
+    BLOCK: tl.constexpr = b_held.shape[0]
+    DTYPE: tl.constexpr = tl.int32 if FIELD * (2**BITS - 1) < 32 else tl.int64
+    counts = tl.full((), 0, DTYPE)
+    for start in range(0, BLOCK if HELD else count, BLOCK):
+        b_key = _held_or_stored(b_held, stored, start + tl.arange(0, BLOCK), count, HELD)
+        b_reaches = tl.full([BLOCK], 0, DTYPE)
+        for digit in tl.static_range(1, 2**BITS):
+            b_reaches += (b_key >= t + digit * step).to(DTYPE) << (FIELD * (digit - 1))
+        counts += tl.sum(b_reaches)
+    return counts
 
 
 @triton.jit
-def _taken(keys, i, count, t, wanted_equals, seen_equals):
-    """Which of the block's keys are above the threshold or among its first equals."""
-    b_key = tl.load(keys + i, mask=i < count, other=_EXCLUDED).to(tl.int64) + 2**31
-    equal = ((b_key == t) & (i < count)).to(tl.int32)
-    among_first = seen_equals + tl.cumsum(equal) <= wanted_equals
-    taken = (i < count) & ((b_key > t) | ((equal == 1) & among_first))
-    return taken, seen_equals + tl.sum(equal)
+def _threshold(b_held, stored, count, wanted, BITS: tl.constexpr, HELD: tl.constexpr):
+    """A number that ``wanted`` keys reach, and 0.
+
+    Or, where ties allow none, the ``wanted``-th largest key and how many of its equals are wanted.
+    Found BITS bits at a time, from the highest, as the largest number that at least ``wanted`` keys
+    reach; seldom are all bits needed.
+    """
+    FIELD: tl.constexpr = 31 if BITS == 1 else 10 if HELD and b_held.shape[0] <= 512 else 21
+    t = tl.full((), 0, tl.uint32)
+    reached = tl.full((), 0, tl.int32)
+    step = tl.full((), 2 ** (32 - BITS), tl.uint32)
+    while (reached != wanted) & (step != 0):
+        counts = _reaching(b_held, stored, count, t, step, BITS, FIELD, HELD)
+        base = t
+        for digit in tl.static_range(1, 2**BITS):
+            at_digit = ((counts >> (FIELD * (digit - 1))) & (2**FIELD - 1)).to(tl.int32)
+            reached = tl.where(at_digit >= wanted, at_digit, reached)
+            t = tl.where(at_digit >= wanted, base + digit * step, t)
+        step = step >> BITS
+    equals = tl.full((), 0, tl.int32)
+    if reached > wanted:
+        equals = wanted - _reaching(b_held, stored, count, t, 1, 1, 31, HELD)
+    return t, equals
 
 
 @triton.jit
-def _entries(i, mask, refined, first, LEVEL: tl.constexpr, L: tl.constexpr, P: tl.constexpr, M):
-    """Position within its level of candidate ``i`` of the stratum."""
+def _taken(b_key, t, equals, seen):
+    """Which of a block's keys are wanted, and the equals of ``t`` up to here: ``seen`` before."""
+    b_taken = b_key >= t
+    if equals > 0:
+        b_equal = (b_key == t).to(tl.int32)
+        b_taken = b_taken & ((b_key != t) | (seen + tl.cumsum(b_equal) <= equals))
+        seen += tl.sum(b_equal)
+    return b_taken, seen
+
+
+@triton.jit
+def _level_start(LEVEL: tl.constexpr, P: tl.constexpr, seq_len):
+    """Flat index of the level's first entry."""
+    start = tl.full((), 0, tl.int64)
+    for finer in tl.static_range(LEVEL):
+        start += seq_len // P**finer
+    return start
+
+
+@triton.jit
+def _entries(
+    i, mask, refined, first, LEVEL: tl.constexpr, L: tl.constexpr, P: tl.constexpr, M: tl.constexpr
+):
+    """Of candidates ``i`` of the stratum: position within the level, and coarser rows before it."""
     if LEVEL == L - 1:
-        return first + i
-    return tl.load(refined + (LEVEL + 1) * M + i // P, mask=mask, other=0) * P + i % P
+        return first + i, tl.zeros_like(i)
+    p_parent = refined + (LEVEL + 1) * 2 * M + i // P
+    b_parent = tl.load(p_parent, mask=mask, other=0)
+    return b_parent * P + i % P, tl.load(p_parent + M, mask=mask, other=0)
+
+
+@triton.jit
+def _refine(
+    query_maxima,
+    key_maxima,
+    head_stride,
+    slots_below,
+    num_below,
+    keys,
+    counts,
+    refined,
+    capacity,
+    first,
+    count,
+    chunk_start,
+    chunk_first,
+    LEVEL: tl.constexpr,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    M: tl.constexpr,
+    G: tl.constexpr,
+    COVER_PREFIX: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_MAX: tl.constexpr,
+    BITS: tl.constexpr,
+):
+    """Choose M of the level's candidates, ``count``: ``counts`` and ``refined`` of this level."""
+    HELD: tl.constexpr = TILE <= BLOCK_MAX
+    BLOCK: tl.constexpr = TILE if HELD else BLOCK_MAX
+    UNDER: tl.constexpr = P ** (LEVEL - 1)
+    span = BLOCK if HELD else count
+    queries = keys + capacity
+    b_query = tl.full([BLOCK], _EXCLUDED, tl.uint32)
+    b_key = b_query
+    for start in range(0, span, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        in_i = i < count
+        b_e, _ = _entries(i, in_i, refined, first, LEVEL, L, P, M)
+        # The keys' scores are not needed before the queries' are searched, but on their way then.
+        b_score = _score_of(query_maxima, b_e, in_i, chunk_start, UNDER, CAUSAL, G, head_stride)
+        b_key_score = _score_of(key_maxima, b_e, in_i, chunk_start, UNDER, CAUSAL, 1, head_stride)
+        b_query = _key_of(b_score)
+        if COVER_PREFIX:
+            b_query = tl.where(b_e == chunk_first, _FIRST, b_query)
+        b_query = tl.where(in_i, b_query, _EXCLUDED)
+        b_key = tl.where(in_i, _key_of(b_key_score), _EXCLUDED)
+        if not HELD:
+            tl.store(queries + i, b_query, mask=in_i)
+            tl.store(keys + i, b_key, mask=in_i)
+    # No row, until it turns out otherwise. Nothing waits for these stores.
+    for start in range(0, num_below, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        tl.store(slots_below + i, -1, mask=i < num_below)
+    if not HELD:
+        tl.debug_barrier()
+    t, equals = _threshold(b_query, queries, count, M // 2, BITS, HELD)
+    seen = tl.full((), 0, tl.int32)
+    for start in range(0, span, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        b_query = _held_or_stored(b_query, queries, i, count, HELD)
+        b_key = _held_or_stored(b_key, keys, i, count, HELD)
+        by_query, seen = _taken(b_query, t, equals, seen)
+        b_key = tl.where(by_query, _EXCLUDED, b_key)
+        if not HELD:
+            tl.store(keys + i, b_key, mask=i < count)
+    if not HELD:
+        tl.debug_barrier()
+    t, equals = _threshold(b_key, keys, count, M // 2, BITS, HELD)
+    seen = tl.full((), 0, tl.int32)
+    total = tl.full((), 0, tl.int32)
+    for start in range(0, span, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        in_i = i < count
+        b_e, b_before = _entries(i, in_i, refined, first, LEVEL, L, P, M)
+        b_key = _held_or_stored(b_key, keys, i, count, HELD)
+        by_key, seen = _taken(b_key, t, equals, seen)
+        taken = by_key | (in_i & (b_key == _EXCLUDED))
+        b_count = total + tl.cumsum(taken.to(tl.int32))
+        total += tl.sum(taken.to(tl.int32))
+        tl.store(counts + LEVEL * capacity + i, b_count, mask=in_i)
+        p_refined = refined + LEVEL * 2 * M + b_count - 1
+        tl.store(p_refined, b_e, mask=taken)
+        tl.store(p_refined + M, b_before + i, mask=taken)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _place(
+    index,
+    slot,
+    counts,
+    refined,
+    capacity,
+    level_start,
+    stratum_start,
+    first,
+    count,
+    LEVEL: tl.constexpr,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    M: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_MAX: tl.constexpr,
+):
+    """Write the rows of the level's candidates.
+
+    An entry comes after all candidates before it in its level, after all that is below it or them,
+    and after every coarser candidate before its own ancestors.
+    """
+    HELD: tl.constexpr = TILE <= BLOCK_MAX
+    BLOCK: tl.constexpr = TILE if HELD else BLOCK_MAX
+    for start in range(0, BLOCK if HELD else count, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        in_i = i < count
+        b_e, b_before = _entries(i, in_i, refined, first, LEVEL, L, P, M)
+        b_row = stratum_start + i + b_before
+        b_under = i + 1  # candidates of the level up to and including this one
+        for step in tl.static_range(LEVEL):
+            p_count = counts + (LEVEL - step) * capacity + b_under - 1
+            b_under = P * tl.load(p_count, mask=in_i & (b_under > 0), other=0)
+            b_row += b_under
+        b_flat = level_start + b_e
+        tl.store(index + b_row, b_flat.to(tl.int32), mask=in_i)
+        tl.store(slot + b_flat, b_row.to(tl.int32), mask=in_i)
 
 
 @triton.jit
@@ -122,7 +302,10 @@ def _select_kernel(
     COVER_PREFIX: tl.constexpr,
     CAUSAL: tl.constexpr,
     COARSEST_WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
+    COARSEST_TILE: tl.constexpr,  # a power of two that holds the candidates of level L-1 ..
+    FINER_TILE: tl.constexpr,  # .. and of any other level
+    BLOCK_MAX: tl.constexpr,
+    BITS: tl.constexpr,
 ):
     i_t = tl.program_id(0) % (STRATA * CHUNKS)
     i_bk = (tl.program_id(0) // (STRATA * CHUNKS)).to(tl.int64)
@@ -139,89 +322,64 @@ def _select_kernel(
     index += i_bk * num_rows
     slot += i_bk * num_entries
     # Scratch of the program:
-    #   keys     capacity              of the level at hand
-    #   counts   (L - 1) x capacity    levels 1 .. L-1: refined candidates up to and including each
-    #   refined  L x M                 each level's refined candidates: position in the level
-    #   places   L x M                 the same ones: place among the candidates
+    #   counts   (L - 1) x capacity  levels 1 .. L-1: refined candidates up to and including each
+    #   refined  (L - 1) x 2 x M     each level's refined candidates: position in the level, and
+    #                                rows of this level and coarser ones before the first child
+    #   keys     2 x capacity        of the level at hand, if registers don't hold them
     # What one thread writes others read, after a barrier.
-    keys = scratch + tl.program_id(0).to(tl.int64) * (L * capacity + 2 * L * M)
-    counts = keys  # level l's at l * capacity: level 0, which has none, leaves its place to keys
-    refined = keys + L * capacity
-    places = refined + L * M
+    scratch += tl.program_id(0).to(tl.int64) * ((L + 1) * capacity + (L - 1) * 2 * M)
+    counts = scratch - capacity  # so that level l's are at l * capacity
+    refined = scratch + (L - 1) * capacity - 2 * M  # likewise at l * 2 * M
+    keys = scratch + (L - 1) * (capacity + 2 * M)
 
     # The cascade, from the coarsest level down.
     for LEVEL in tl.static_range(L - 1, 0, -1):
-        count = (last - first) if LEVEL == L - 1 else M * P
-        chunk_size = per_chunk * P ** (L - 1 - LEVEL)
-        for start in range(0, count, BLOCK):
-            i = start + tl.arange(0, BLOCK)
-            in_i = i < count
-            b_e = _entries(i, in_i, refined, first, LEVEL, L, P, M)
-            b_score = _score_of(
-                query_maxima, b_e, in_i, chunk_start, P ** (LEVEL - 1), CAUSAL, G, level1
-            )
-            b_key = _key_of(b_score)
-            if COVER_PREFIX:
-                b_key = tl.where(b_e % chunk_size == 0, _FIRST, b_key)
-            tl.store(keys + i, b_key, mask=in_i)
-        tl.debug_barrier()
-        t, equals = _threshold(keys, count, M // 2, BLOCK)
-        seen = 0
-        for start in range(0, count, BLOCK):
-            i = start + tl.arange(0, BLOCK)
-            in_i = i < count
-            by_query, seen = _taken(keys, i, count, t, equals, seen)
-            b_e = _entries(i, in_i, refined, first, LEVEL, L, P, M)
-            b_score = _score_of(
-                key_maxima, b_e, in_i, chunk_start, P ** (LEVEL - 1), CAUSAL, 1, level1
-            )
-            b_key = _key_of(b_score)
-            tl.debug_barrier()
-            tl.store(keys + i, tl.where(by_query, _EXCLUDED, b_key), mask=in_i)
-        tl.debug_barrier()
-        t, equals = _threshold(keys, count, M // 2, BLOCK)
-        seen = 0
-        total = 0
-        for start in range(0, count, BLOCK):
-            i = start + tl.arange(0, BLOCK)
-            in_i = i < count
-            by_key, seen = _taken(keys, i, count, t, equals, seen)
-            b_key = tl.load(keys + i, mask=in_i, other=0)
-            taken = by_key | (in_i & (b_key == _EXCLUDED))
-            b_count = total + tl.cumsum(taken.to(tl.int32))
-            total += tl.sum(taken.to(tl.int32))
-            b_e = _entries(i, in_i, refined, first, LEVEL, L, P, M)
-            tl.store(counts + LEVEL * capacity + i, b_count, mask=in_i)
-            tl.store(refined + LEVEL * M + b_count - 1, b_e, mask=taken)
-            tl.store(places + LEVEL * M + b_count - 1, i, mask=taken)
-        tl.debug_barrier()
+        width_below = P ** (L - LEVEL)
+        _refine(
+            query_maxima,
+            key_maxima,
+            level1,
+            slot + _level_start(LEVEL - 1, P, seq_len) + first.to(tl.int64) * width_below,
+            (last - first) * width_below,
+            keys,
+            counts,
+            refined,
+            capacity,
+            first,
+            (last - first) if LEVEL == L - 1 else M * P,
+            chunk_start,
+            chunk * per_chunk * P ** (L - 1 - LEVEL),
+            LEVEL,
+            L,
+            P,
+            M,
+            G,
+            COVER_PREFIX,
+            CAUSAL,
+            COARSEST_TILE if LEVEL == L - 1 else FINER_TILE,
+            BLOCK_MAX,
+            BITS,
+        )
 
-    # The order: an entry comes after all candidates before it in its level, after all that is below
-    # it or them, and after every coarser candidate before its own ancestors.
     stratum_start = first.to(tl.int64) + i_t.to(tl.int64) * (L - 1) * M * P
-    offset = tl.full((), 0, tl.int64)
-    level_size = seq_len
     for LEVEL in tl.static_range(L):
-        count = (last - first) if LEVEL == L - 1 else M * P
-        for start in range(0, count, BLOCK):
-            i = start + tl.arange(0, BLOCK)
-            in_i = i < count
-            b_row = stratum_start + i
-            b_under = i + 1  # candidates of the level up to and including this one
-            for step in tl.static_range(LEVEL):
-                p_count = counts + (LEVEL - step) * capacity + b_under - 1
-                b_under = P * tl.load(p_count, mask=in_i & (b_under > 0), other=0)
-                b_row += b_under
-            b_above = i
-            for step in tl.static_range(L - 1 - LEVEL):
-                p_place = places + (LEVEL + 1 + step) * M + b_above // P
-                b_above = tl.load(p_place, mask=in_i, other=0)
-                b_row += b_above
-            b_flat = offset + _entries(i, in_i, refined, first, LEVEL, L, P, M)
-            tl.store(index + b_row, b_flat.to(tl.int32), mask=in_i)
-            tl.store(slot + b_flat, b_row.to(tl.int32), mask=in_i)
-        offset += level_size
-        level_size = level_size // P
+        _place(
+            index,
+            slot,
+            counts,
+            refined,
+            capacity,
+            _level_start(LEVEL, P, seq_len),
+            stratum_start,
+            first,
+            (last - first) if LEVEL == L - 1 else M * P,
+            LEVEL,
+            L,
+            P,
+            M,
+            COARSEST_TILE if LEVEL == L - 1 else FINER_TILE,
+            BLOCK_MAX,
+        )
 
 
 @torch.library.custom_op("lighthouse::select", mutates_args=())
@@ -230,12 +388,13 @@ def _select(query_maxima: Tensor, key_maxima: Tensor, geometry: list[int]) -> tu
     batch, kv_heads, level1 = key_maxima.shape
     seq_len = level1 * g.pooling_factor
     index, slot = _empty_outputs(query_maxima, key_maxima, geometry)
-    slot.fill_(-1)
     strata = g.topk // g.stratum // g.num_chunks
     longest = triton.cdiv(seq_len // g.coarsest_width // g.num_chunks, strata)
     capacity = max(longest, g.stratum * g.pooling_factor)
     programs = batch * kv_heads * strata * g.num_chunks
-    scratch = index.new_empty(programs * g.num_levels * (capacity + 2 * g.stratum))
+    of_levels = (g.num_levels + 1) * capacity + (g.num_levels - 1) * 2 * g.stratum
+    scratch = index.new_empty(programs * of_levels)
+    tiles = [triton.next_power_of_2(n) for n in (longest, g.stratum * g.pooling_factor)]
     _select_kernel[(programs,)](
         query_maxima.contiguous(),
         key_maxima.contiguous(),
@@ -255,7 +414,11 @@ def _select(query_maxima: Tensor, key_maxima: Tensor, geometry: list[int]) -> tu
         COVER_PREFIX=bool(g.cover_prefix),
         CAUSAL=bool(g.causal),
         COARSEST_WIDTH=g.coarsest_width,
-        BLOCK=min(_BLOCK, triton.next_power_of_2(capacity)),
+        COARSEST_TILE=tiles[0],
+        FINER_TILE=tiles[1],
+        BLOCK_MAX=_BLOCK,
+        BITS=_BITS if capacity < 2**20 else 1,  # so that two counts fit beside a third
+        num_warps=_num_warps(min(max(tiles), _BLOCK)),
     )
     return index, slot
 

@@ -183,21 +183,38 @@ def test_selection(
     )
 
 
+@pytest.mark.parametrize("scores", [distinct_scores, tied_scores, special_scores])
+@pytest.mark.parametrize("candidates", [2, 3, 4, 5, 8, 9])
+def test_selection_among_as_many_candidates_as_a_tile_or_not(
+    candidates: int, scores: Callable[[tuple[int, ...], int], Tensor], poisoned_memory: None
+) -> None:
+    """From a stratum that is refined whole to one more than a power of two."""
+    config = build(2, 2, 2, cover_prefix=candidates % 2 == 0)
+    shape = 1, 1, candidates
+    assert_selects_as_reference(config, scores(shape, 5), scores(shape, 6))
+
+
 @pytest.mark.parametrize("scores", [distinct_scores, tied_scores])
 @pytest.mark.parametrize(
-    "seq_len, config",
+    "seq_len, config, block, bits",
     [
-        pytest.param(88, build(2, 2, 8, stratum=4), id="many coarsest entries"),
-        pytest.param(54, build(3, 3, 6, stratum=6), id="many children"),
+        pytest.param(88, build(2, 2, 8, stratum=4), 4, 2, id="all levels"),
+        pytest.param(88, build(2, 2, 8, stratum=4), 16, 1, id="many coarsest entries"),
+        pytest.param(54, build(3, 3, 6, stratum=6), 8, 2, id="many children"),
+        pytest.param(54, build(3, 3, 6, stratum=6), 32, 1, id="no level"),
     ],
 )
 def test_selection_among_more_candidates_than_a_block(
     seq_len: int,
     config: LighthouseConfig,
+    block: int,
+    bits: int,
     scores: Callable[[tuple[int, ...], int], Tensor],
+    poisoned_memory: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(SELECT, "_BLOCK", 4)
+    monkeypatch.setattr(SELECT, "_BLOCK", block)
+    monkeypatch.setattr(SELECT, "_BITS", bits)
     shape = 1, 1, seq_len // config.pooling_factor
     assert_selects_as_reference(config, scores(shape, 3), scores(shape, 4))
 
