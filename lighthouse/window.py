@@ -1,7 +1,7 @@
 """Causal attention in a window, at full resolution, out of calls of stock kernels.
 
 Stock kernels that know a window take twice the time that its pairs should take. Causal ones don't
-(benchmarks/results/windows_h200.json). So queries are cut into blocks of ``window`` tokens. A block
+(benchmarks/results/windows_h100.json). So queries are cut into blocks of ``window`` tokens. A block
 sees two triangles: one of its own keys, the ordinary causal one, and one of the keys of the block
 before, which is the ordinary causal one too if both are read backwards. For a window of 4:
 

@@ -93,55 +93,49 @@ def by_recipe(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
     return dict(found)
 
 
+def _far(group: Sequence[Run]) -> list[float]:
+    """Losses beyond half the length, by seed."""
+    return [run["positions"]["far"] for run in sorted(group, key=lambda run: run["seed"])]
+
+
 def best_rates(groups: dict[tuple[str, str], list[Run]]) -> dict[str, tuple[str, list[Run]]]:
     """Of each recipe, the rate whose first seed ends lowest beyond half the length."""
     best: dict[str, tuple[str, list[Run]]] = {}
 
-    def first(runs: list[Run]) -> float:
-        return float(min(runs, key=lambda run: run["seed"])["positions"]["far"])
-
     for (recipe, rate), runs in groups.items():
-        if recipe not in best or first(runs) < first(best[recipe][1]):
+        if recipe not in best or _far(runs)[0] < _far(best[recipe][1])[0]:
             best[recipe] = rate, runs
     return best
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
 def table(runs: Sequence[Run], stages_of: dict[str, Any], seq_len: int) -> str:
-    """Markdown: each recipe at its best rate, the lowest loss beyond the middle first."""
+    """Markdown: each recipe at its best rate, by the loss beyond the middle."""
     rates: dict[str, set[str]] = defaultdict(set)
     for run in runs:
         rates[run["recipe"]].add(run["rate"])
     best = best_rates(by_recipe(runs))
     lines = [
-        "| recipe | stages | rate, of | seeds | seconds | tokens/s | far loss "
+        "| recipe | stages | rate, of | seconds | tokens/s | far loss "
         "| its far context is worth | needle at full length | recall | variables |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
 
-    def far(group: list[Run]) -> float:
-        return statistics.fmean(run["positions"]["far"] for run in group)
-
-    for recipe, (rate, group) in sorted(best.items(), key=lambda item: far(item[1][1])):
+    for recipe, (rate, group) in sorted(best.items(), key=lambda item: _far(item[1][1])[0]):
         tokens = [
             sum(stage["seconds"] * stage["tokens_per_second"] for stage in run["stages"])
             for run in group
         ]
         speed = statistics.fmean(t / seconds(run) for t, run in zip(tokens, group, strict=True))
         shares = " | ".join(
-            _spread([right(run, task, longest=task == "needle") for run in group], 2)
+            f"{statistics.fmean(right(run, task, longest=task == 'needle') for run in group):.2f}"
             for task in ("needle", "recall", "variables")
         )
+        gain = statistics.fmean(run["positions"]["gain"] for run in group)
         lines.append(
             f"| {recipe} | {stages_in_words(stages_of[recipe], seq_len)} "
-            f"| {rate}, {len(rates[recipe])} | {len(group)} "
-            f"| {_spread([seconds(run) for run in group], 0)} | {speed / 1000:,.0f}k "
-            f"| {_spread([run['positions']['far'] for run in group], 3)} "
-            f"| {_spread([run['positions']['gain'] for run in group], 3)} | {shares} |"
+            f"| {rate}, {len(rates[recipe])} "
+            f"| {statistics.fmean(seconds(run) for run in group):.0f} | {speed / 1000:,.0f}k "
+            f"| {', '.join(f'{loss:.3f}' for loss in _far(group))} | {gain:.3f} | {shares} |"
         )
     return "\n".join(lines)
 
@@ -170,7 +164,7 @@ def frontier(runs: Sequence[Run], setting: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     best = best_rates(by_recipe(runs))
-    order = sorted(best, key=lambda name: best[name][1][0]["positions"]["far"])
+    order = sorted(best, key=lambda name: _far(best[name][1])[0])
     figure, (left, other) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
     for number, recipe in enumerate(order):
         group = best[recipe][1]
