@@ -24,6 +24,7 @@ from lighthouse.titan.config.section import num_chunks
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.llama3.chunked_loss import token_losses
 from lighthouse.titan.llama3.layers import apply_lighthouse, selecting_modules, set_stage
+from lighthouse.titan.llama3.tied import apply_tied
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -139,13 +140,11 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
     length = Stages.of(of_run).at(step).seq_len
     arguments += ["--validation.seq_len", str(length), *overrides]
     job_config = ConfigManager(checked=False).parse_args(arguments)
-    spec = get_train_spec(job_config.model.name)
     model_args = model_args_of(job_config)
     model_args.update_from_config(job_config)
     weights = load_weights(checkpoints / f"step-{step}", model_args)
-    with torch.device("meta"):
-        model = spec.model_cls(model_args)
-        apply_lighthouse(model, job_config)
+    model = _on_meta(model_args)
+    apply_lighthouse(model, job_config)
     model.to_empty(device=device)
     with torch.no_grad():
         model.init_weights(buffer_device=device)
@@ -169,6 +168,13 @@ def job_of_run(folder: Path) -> "JobConfig":
     return job_config
 
 
+def _on_meta(model_args: TransformerModelArgs) -> Transformer:
+    with torch.device("meta"):
+        model = Transformer(model_args)
+        apply_tied(model, model_args)
+    return model
+
+
 def load_weights(checkpoint: Path, model_args: TransformerModelArgs) -> dict[str, torch.Tensor]:
     """The model's weights, and nothing else, from a checkpoint of any sharding.
 
@@ -182,8 +188,7 @@ def load_weights(checkpoint: Path, model_args: TransformerModelArgs) -> dict[str
             f"checkpoint {checkpoint} has no .metadata: not a step-N folder, or its save was never "
             "finished; take another step"
         )
-    with torch.device("meta"):
-        expected = Transformer(model_args).state_dict()
+    expected = _on_meta(model_args).state_dict()
     stored = {
         name: entry
         for name, entry in FileSystemReader(checkpoint).read_metadata().state_dict_metadata.items()
