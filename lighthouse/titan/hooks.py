@@ -13,6 +13,7 @@ from lighthouse.refusal import refusals
 from lighthouse.titan.checkpoint.disk import check_space, check_writable
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.resume import check_resume
+from lighthouse.titan.config.assets import keep_assets
 from lighthouse.titan.config.model_args import model_args_of, told_args
 from lighthouse.titan.config.resolved_toml import write_resolved
 from lighthouse.titan.config.stages import Stage, Stages
@@ -64,6 +65,7 @@ class RunHooks:
         self._stop = StopRequest(self._job_config)
         write_resolved(self._job_config)
         if dist.get_rank() == 0:
+            keep_assets(self._job_config)
             for sentence in told_args(self._job_config):
                 logger.info(sentence)
 

@@ -60,10 +60,11 @@ def save_llama(
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     values = copy.deepcopy(SMALL | change)  # transformers adds to it
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**values)).to(dtype)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**values)).eval()
     for name, weight in model.named_parameters():
         if "norm" in name:  # ones would hide a mix-up
             torch.nn.init.uniform_(weight, 0.5, 1.5)
+        weight.data = weight.data.to(dtype)  # not the rotary frequencies, as model.to would
     model.save_pretrained(folder, max_shard_size=shard)
     if "rope_theta" in values or "rope_scaling" in values:
         file = folder / "config.json"
@@ -71,7 +72,9 @@ def save_llama(
         del written["rope_parameters"]
         four = {"rope_theta": 10000.0, "rope_scaling": None}
         file.write_text(json.dumps(written | four | {k: v for k, v in change.items() if k in four}))
-    return model.float().eval()
+    for weight in model.parameters():
+        weight.data = weight.data.float()
+    return model
 
 
 def edit_config(folder: Path, **change: Any) -> None:

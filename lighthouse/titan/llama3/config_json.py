@@ -70,6 +70,10 @@ SCALING = {
 """Ways to stretch rotary positions, and the keys that mean something for each."""
 
 
+_SAID_OTHERWISE = ("rope_parameters", "original_max_position_embeddings", "dtype", "_name_or_path")
+"""Keys of a ``config.json`` that others replace, or that are of another folder."""
+
+
 def titans(scaling: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of ``rope_scaling`` as torchtitan's ``RoPEScalingArgs`` has them."""
     return {"scaling_factor" if k == "factor" else k: v for k, v in scaling.items()}
@@ -160,6 +164,36 @@ def read_config(folder: Path, key: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{key} = {str(folder)!r}: its {CONFIG_FILE} is no JSON object")
     return found
+
+
+def config_of(args: Any, dtype: str, begun: Mapping[str, Any]) -> dict[str, Any]:
+    """``config.json`` of a model, which transformers 4 and 5 read.
+
+    Args:
+        args: torchtitan's ``TransformerModelArgs``; ``max_seq_len`` are its positions.
+        dtype: of the weights.
+        begun: the ``config.json`` that its training began with, or empty. What no key here says,
+            such as ``initializer_range``, stays as it was there.
+    """
+    described = describe(args)
+    kind = described["rope_scaling.rope_type"]
+    scaling = {"rope_type": kind} | {k: described[f"rope_scaling.{k}"] for k in SCALING[kind]}
+    if scaling.get("truncate") is True:  # as where it is left out, and transformers 4 warns of it
+        del scaling["truncate"]
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **{key: value for key, value in begun.items() if key not in _SAID_OTHERWISE},
+        **{theirs: described[ours] for ours, theirs in HUGGING_FACE.items()},
+        "head_dim": args.dim // args.n_heads,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "max_position_embeddings": args.max_seq_len,
+        "rope_theta": float(args.rope_theta),
+        "rope_scaling": None if kind == "none" else scaling,
+        "torch_dtype": dtype,
+    }
 
 
 def args_of_config(folder: Path, key: str = "model.hf_assets_path") -> Any:

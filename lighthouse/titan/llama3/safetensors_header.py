@@ -1,10 +1,14 @@
 """What a folder of safetensors holds, from the heads of its files: no weight is read."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
@@ -46,6 +50,18 @@ def stored_weights(folder: Path) -> dict[str, Stored]:
             if name != "__metadata__"
         }
     return found
+
+
+def header_of(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> bytes:
+    """The head of a file whose tensors follow in this order, without gaps."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
 
 
 def _header(file: Path) -> dict[str, Any]:
