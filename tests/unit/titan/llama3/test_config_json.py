@@ -28,6 +28,17 @@ def test_the_loss_of_transformers(tmp_path: Path, variant: str) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
 
 
+def test_the_loss_of_a_mistral(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    values = SMALL | {"num_key_value_heads": 2, "sliding_window": None}
+    theirs = transformers.MistralForCausalLM(transformers.MistralConfig(**values)).eval()
+    theirs.save_pretrained(tmp_path)
+    tokens = torch.randint(0, SMALL["vocab_size"], (1, 128))
+    with torch.no_grad():
+        logits = load_llama(parse(tmp_path))(tokens)
+        torch.testing.assert_close(logits, theirs(tokens).logits, rtol=0, atol=1e-4)
+
+
 def test_the_variants_differ(tmp_path: Path) -> None:
     """Else the test before could not fail."""
     args = [
