@@ -26,7 +26,8 @@ _MODULES = {
     "window_attention": "window",
 }
 
-__all__ = [*_MODULES]
+__all__ = ["__version__", *_MODULES]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

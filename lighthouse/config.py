@@ -232,10 +232,29 @@ class LighthouseConfig:
                 f"(num_levels - 1) = {coarsest}; {way_out}"
             )
 
-    def _nearest_seq_len(self, seq_len: int) -> int:
+    def next_len(self, seq_len: int) -> int:
+        """The shortest length that fits and is no less than ``seq_len``.
+
+        Tokens that are added at the end change nothing before them under the causal selection; give
+        them no loss, or cut them off again.
+
+        Raises:
+            ValueError: ``seq_len`` is not positive.
+        """
+        if type(seq_len) is not int or seq_len < 1:
+            raise ValueError(f"seq_len = {seq_len!r}: must be a positive int")
+        divisor, least = self._seq_len_divisor, self.topk * self.coarsest_width
+        return -(-max(seq_len, least) // divisor) * divisor
+
+    @property
+    def _seq_len_divisor(self) -> int:
         divisor = self.num_chunks * self.coarsest_width
         if self.scorer in INTERLEAVED_SCORERS:
             divisor = math.lcm(divisor, self.num_chunks * self.dilation)
+        return divisor
+
+    def _nearest_seq_len(self, seq_len: int) -> int:
+        divisor = self._seq_len_divisor
         least = -(-self.topk * self.coarsest_width // divisor) * divisor
         return max(least, nearest_multiple(seq_len, divisor))
 

@@ -120,7 +120,7 @@ def run_torchrun(processes: int, nodes: int, meet: str, run_id: str, flags: Sequ
         ours = {THREADS_VARIABLE: str(threads(_gpus(), processes))}
         os.environ.update(ours | environment() | {FILE_VARIABLE: str(word)})
         try:
-            torchrun.run(torchrun.parse_args([*arguments, "-m", "torchtitan.train", *flags]))
+            torchrun.run(torchrun.parse_args([*arguments, "-m", "lighthouse.train", *flags]))
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             code = failure.exitcode if failure.exitcode > 0 else 1

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv and torchtitan/ ready; does next to nothing when they are.
 #
-#   scripts/setup.sh [EXTRAS]     EXTRAS of pyproject.toml, separated by commas: dev,gla
+#   scripts/setup.sh [EXTRAS]     EXTRAS of pyproject.toml beside train, separated by commas: dev,gla
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extras=${1:-}
@@ -29,7 +29,7 @@ wanted="$PWD $(cat pyproject.toml constraints.txt | cksum)"
 stamp=.venv/installed/${extras:-base}
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     .venv/bin/python -m pip install --disable-pip-version-check \
-        --constraint constraints.txt --editable ".${extras:+[$extras]}"
+        --constraint constraints.txt --editable ".[train${extras:+,$extras}]"
     echo "$wanted" | tee "$stamp" >.venv/installed/base
 fi
 

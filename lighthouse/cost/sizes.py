@@ -9,7 +9,7 @@ from lighthouse.scorers import scoring_flops_per_token
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes of a Llama."""
+    """Sizes of a Llama; ``tied``: its output layer has the embedding's weights."""
 
     dim: int
     layers: int
@@ -17,6 +17,7 @@ class Model:
     kv_heads: int
     ffn_dim: int
     vocab_size: int
+    tied: bool = False
 
     @property
     def kv_dim(self) -> int:
@@ -33,9 +34,13 @@ class Model:
         return self.layers * self.layer_matrices + self.dim * self.vocab_size
 
     @property
+    def norms(self) -> int:
+        return (2 * self.layers + 1) * self.dim
+
+    @property
     def parameters(self) -> int:
-        norms = (2 * self.layers + 1) * self.dim
-        return self.matrices + self.dim * self.vocab_size + norms
+        embedding = 0 if self.tied else self.dim * self.vocab_size
+        return self.matrices + embedding + self.norms
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ def flops_per_token(model: Model, work: Work) -> int:
     embedding is no product, norms count as upstream counts them. The trainer logs the same
     (``lighthouse/titan/llama3/flops.py``).
     """
-    weights = model.parameters - model.dim * model.vocab_size
+    weights = model.matrices + model.norms
     head_dim = model.dim // model.heads
     squares = scoring = 0.0
     for config in work.attention:

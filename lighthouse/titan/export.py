@@ -1,184 +1,284 @@
-"""A training checkpoint as a Hugging Face Llama folder.
+"""A run's model as a Hugging Face folder.
 
-    python -m lighthouse.titan.export CHECKPOINT_STEP_FOLDER OUT [--flavor F] [--tokenizer T]
+    python -m lighthouse.titan.export RUN OUT [--step N] [--dtype D]
 
-The sizes of the model and the tokenizer are those of the run that the checkpoint lies in, unless
-they are named. Lighthouse Attention adds no weights, so the result is an ordinary dense Llama.
+RUN is the run's folder, or one of its checkpoints. What is written is what was trained: sizes,
+rotary base and scaling, positions, tokenizer and special tokens come from the run. Lighthouse
+Attention adds no weights, so the result is an ordinary dense Llama. A checkpoint that lies in no
+run's folder needs ``--flavor`` and ``--tokenizer``.
 """
 
 import argparse
 import json
+import os
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import save_file
-from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.models.llama3 import TransformerModelArgs, llama3_args
 from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAdapter
 
+from lighthouse.refusal import refuse
+from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE, finished_steps
+from lighthouse.titan.checkpoint.record import RunRecord
+from lighthouse.titan.config.assets import GENERATION_FILE, begun_with, tokenizer_files
 from lighthouse.titan.config.model_args import model_args_of
-from lighthouse.titan.data.tokenizer import ByteTokenizer
-from lighthouse.titan.trained import job_of_run, load_weights
+from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.llama3.config_json import CONFIG_FILE, config_of, weight_shapes
+from lighthouse.titan.llama3.safetensors_header import INDEX_FILE, SINGLE_FILE, header_of
+from lighthouse.titan.tokenizer_files import special_ids, write_tokenizer
+from lighthouse.titan.trained import job_of_run, weights_by_layer
 
-# What a tokenizer folder may consist of; weights and configuration beside it are not copied.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-)
+FILE_BYTES = 5 * 10**9
+"""Of weights in a file, at most, but for a weight that is larger."""
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-def export(
-    checkpoint: Path,
-    output: Path,
-    model_args: TransformerModelArgs,
-    tokenizer: str | None = None,
-    dtype: str = "float32",
-) -> None:
-    """Write config.json, generation_config.json, model.safetensors and the tokenizer's files.
+@dataclass(frozen=True)
+class Exported:
+    """What is written.
+
+    Attributes:
+        checkpoint: a finished ``step-N`` folder of the trainer.
+        model_args: what was trained; ``max_seq_len`` is the longest sequence until then.
+        tokenizer: ``"byte"``, a folder with Hugging Face tokenizer files, or None for none.
+        dtype: of the written weights.
+        original: the folder with the ``config.json`` and ``generation_config.json`` that the run
+            began with, whose other keys are kept; None for none.
+    """
+
+    checkpoint: Path
+    model_args: TransformerModelArgs
+    tokenizer: str | None = None
+    dtype: str = "float32"
+    original: Path | None = None
+
+
+def export(what: Exported, output: Path) -> None:
+    """Write config.json, generation_config.json, safetensors and the tokenizer's files.
+
+    A layer is in memory at a time. Either the whole folder is there afterwards, or none.
 
     Args:
-        checkpoint: a finished `step-N` folder of the trainer.
         output: folder to write; must be missing or empty.
-        model_args: the sizes that were trained.
-        tokenizer: "byte", a folder with Hugging Face tokenizer files, or None for no tokenizer.
-        dtype: "float32" or "bfloat16", of the written weights.
 
     Raises:
-        ValueError: an unfinished checkpoint, weights of another flavor, a used output folder, or a
-            tokenizer that does not fit.
+        ValueError: an unfinished checkpoint, weights of another model or that are no numbers, a
+            used output folder, or a tokenizer that does not fit.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output {output} is there already: name a new or an empty folder")
-    token_ids = _special_ids(tokenizer, model_args.vocab_size)
-    weights = load_weights(checkpoint, model_args)
-    config = llama_config(weights, model_args, dtype) | token_ids
-
-    adapter = Llama3StateDictAdapter(model_args, hf_assets_path=None)
-    renamed = {
-        name: weight.to(TORCH_DTYPE_MAP[dtype]).contiguous()
-        for name, weight in adapter.to_hf(weights).items()
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    save_file(renamed, output / "model.safetensors", metadata={"format": "pt"})
-    _write_json(output / "config.json", config)
-    _write_json(output / "generation_config.json", {"_from_model_config": True} | token_ids)
-    if tokenizer == "byte":
-        ByteTokenizer().save_pretrained(output)
-    elif tokenizer is not None:
-        for name in TOKENIZER_FILES:
-            if (Path(tokenizer) / name).exists():
-                shutil.copy(Path(tokenizer) / name, output / name)
+    output = output.absolute()
+    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
+    try:
+        partial.mkdir(parents=True)
+        _write_configs(what, partial)
+        layers = weights_by_layer(what.checkpoint, what.model_args)
+        if what.tokenizer is not None:
+            write_tokenizer(what.tokenizer, partial)
+        _write_weights(what, layers, partial)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def llama_config(
-    weights: dict[str, torch.Tensor], model_args: TransformerModelArgs, dtype: str
-) -> dict[str, Any]:
-    """Hugging Face's LlamaConfig."""
-    scaling = model_args.rope_scaling_args
-    stretched = {
-        "rope_type": "llama3",
-        "factor": scaling.scaling_factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_position_embeddings,
-    }
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": model_args.vocab_size,
-        "hidden_size": model_args.dim,
-        "intermediate_size": weights["layers.0.feed_forward.w1.weight"].shape[0],
-        "num_hidden_layers": model_args.n_layers,
-        "num_attention_heads": model_args.n_heads,
-        "num_key_value_heads": model_args.n_kv_heads or model_args.n_heads,
-        "head_dim": model_args.dim // model_args.n_heads,
-        "hidden_act": "silu",
-        "rms_norm_eps": model_args.norm_eps,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": False,
-        "max_position_embeddings": model_args.max_seq_len,
-        "rope_theta": float(model_args.rope_theta),
-        "rope_scaling": None if scaling.scaling_factor == 1 else stretched,
-        "torch_dtype": dtype,
-    }
+def _write_configs(what: Exported, folder: Path) -> None:
+    begun = {} if what.original is None else _read_json(what.original / CONFIG_FILE)
+    generation = {} if what.original is None else _read_json(what.original / GENERATION_FILE)
+    ids = special_ids(what.tokenizer, what.model_args.vocab_size, begun)
+    _write_json(folder / CONFIG_FILE, config_of(what.model_args, what.dtype, begun) | ids)
+    generation = generation or {"_from_model_config": True}
+    known = {key: generation[key] for key in ids if key in generation}
+    ids = special_ids(what.tokenizer, what.model_args.vocab_size, begun | known)
+    _write_json(folder / GENERATION_FILE, generation | ids)
 
 
-def _special_ids(tokenizer: str | None, vocab_size: int) -> dict[str, int | None]:
-    if tokenizer is None:
-        # Said, because LlamaConfig would otherwise take 1 and 2.
-        return {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    chosen: ByteTokenizer | HuggingFaceTokenizer
-    pad_id = None
-    if tokenizer == "byte":
-        chosen, pad_id = ByteTokenizer(), ByteTokenizer.pad_id
-    else:
-        try:
-            chosen = HuggingFaceTokenizer(tokenizer)
-        except FileNotFoundError as error:
-            raise ValueError(f"tokenizer {tokenizer!r}: {error}") from error
-    if chosen.get_vocab_size() > vocab_size:
-        raise ValueError(
-            f"tokenizer {tokenizer!r} has {chosen.get_vocab_size()} tokens, the flavor's "
-            f"vocabulary only {vocab_size}: name the tokenizer of the training run"
-        )
-    return {
-        "bos_token_id": chosen.bos_id,
-        "eos_token_id": chosen.eos_id,
-        "pad_token_id": pad_id,
-    }
+def _read_json(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _of_run(
-    checkpoint: Path, flavor: str | None, tokenizer: str | None
-) -> tuple[TransformerModelArgs, str | None]:
-    """Sizes and tokenizer: those named, else those of the run that a checkpoint lies in."""
-    named = None if tokenizer == "none" else tokenizer
-    if flavor is not None:
-        return llama3_args[flavor], named
-    folder = checkpoint.resolve().parents[1]
-    try:
-        job_config = job_of_run(folder)
-    except ValueError as error:
-        raise ValueError(f"{error}; name the sizes with --flavor") from None
-    model_args = model_args_of(job_config)
-    model_args.update_from_config(job_config)
-    if tokenizer is None:
-        byte = job_config.model.tokenizer == "byte"
-        named = "byte" if byte else job_config.model.hf_assets_path
-    return model_args, named
+def _write_weights(what: Exported, layers: Iterator[dict[str, torch.Tensor]], folder: Path) -> None:
+    """Files of ``FILE_BYTES``, and their index where there are several."""
+    dtype = TORCH_DTYPE_MAP[what.dtype]
+    shapes = weight_shapes(what.model_args)
+    files = _split({n: dtype.itemsize * torch.Size(s).numel() for n, s in shapes.items()})
+    weights = _renamed(what, layers, dtype)
+    places: dict[str, str] = {}
+    for number, names in enumerate(files, start=1):
+        file = f"model-{number:05}-of-{len(files):05}.safetensors" if files[1:] else SINGLE_FILE
+        places |= dict.fromkeys(names, file)
+        with (folder / file).open("wb") as stream:
+            stream.write(header_of({name: shapes[name] for name in names}, dtype))
+            for name in names:
+                written, weight = next(weights)
+                assert written == name
+                _write_tensor(stream, weight)
+    if files[1:]:
+        total = sum(dtype.itemsize * torch.Size(shape).numel() for shape in shapes.values())
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        _write_json(folder / INDEX_FILE, index)
+
+
+def _split(sizes: dict[str, int]) -> list[list[str]]:
+    """Names in their order, in files."""
+    files: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if files[-1] and filled + size > FILE_BYTES:
+            files.append([])
+            filled = 0
+        files[-1].append(name)
+        filled += size
+    return files
+
+
+def _renamed(
+    what: Exported, layers: Iterator[dict[str, torch.Tensor]], dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights by Hugging Face's names, in the order of ``weight_shapes``, in the written dtype.
+
+    Raises:
+        ValueError: a weight has a value that is no number.
+    """
+    adapter = Llama3StateDictAdapter(what.model_args, hf_assets_path=None)
+    order = {name: place for place, name in enumerate(weight_shapes(what.model_args))}
+    for layer in layers:
+        for name, weight in sorted(adapter.to_hf(layer).items(), key=lambda item: order[item[0]]):
+            cast = weight.to(dtype)
+            if not cast.isfinite().all():
+                raise ValueError(
+                    f"checkpoint {what.checkpoint} has values in {name} that are no finite numbers "
+                    f"in {what.dtype}: take an earlier step, or another --dtype"
+                )
+            yield name, cast.contiguous()
+
+
+def _write_tensor(stream: BinaryIO, weight: torch.Tensor) -> None:
+    stream.write(weight.flatten().view(torch.uint8).numpy().data)
+
+
+def of_run(folder: Path, step: int | None = None, dtype: str | None = None) -> Exported:
+    """What a run's folder has at a step, by its own configuration.
+
+    Says on stderr if that is a step of a stage that is not dense.
+
+    Args:
+        step: of a finished checkpoint; None for the last.
+        dtype: of the weights; None for that of the folder that the run began with, or float32.
+
+    Raises:
+        ValueError: no run, or no such checkpoint.
+    """
+    job_config = job_of_run(folder)
+    checkpoints = folder / job_config.checkpoint.folder
+    steps = finished_steps(checkpoints)
+    if not steps or (step is not None and step not in steps):
+        finished = f"; finished are {', '.join(map(str, steps))}" if steps else ""
+        named = "" if step is None else f" of step {step}"
+        raise ValueError(f"{checkpoints} has no finished checkpoint{named}{finished}")
+    step = steps[-1] if step is None else step
+    checkpoint = checkpoints / f"step-{step}"
+    record = RunRecord.read(checkpoint)
+    stages = Stages.of(job_config) if record is None or record.stages is None else record.stages
+    stage = stages.at(step)
+    if not stage.dense:
+        print(
+            f"warning: step {step} is of a {stage.attention} stage, and what is written computes "
+            "dense attention; train a dense tail first",
+            file=sys.stderr,
+        )
+    positions = max((s.seq_len for s in stages if s.first <= step), default=stages.longest)
+    assets = folder / ASSETS_FOLDER
+    byte = job_config.model.tokenizer == "byte"
+    return Exported(
+        checkpoint,
+        replace(model_args_of(job_config), max_seq_len=positions),
+        "byte" if byte else job_config.model.hf_assets_path,
+        dtype or begun_with(folder).get("dtype", "float32"),
+        assets if (assets / CONFIG_FILE).is_file() else None,
+    )
+
+
+def _named(path: Path, options: argparse.Namespace) -> Exported:
+    """What the command line names.
+
+    Raises:
+        ValueError: it is in no run and not described, or described otherwise than its run is.
+    """
+    is_run = (path / RESOLVED_FILE).is_file()
+    run = path if is_run else path.resolve().parents[1]
+    if not is_run and not (run / RESOLVED_FILE).is_file():
+        if options.flavor is None:
+            raise ValueError(f"{path} lies in no run's folder; name the sizes with --flavor")
+        if options.flavor not in llama3_args:
+            known = ", ".join(sorted(llama3_args))
+            raise ValueError(f"--flavor {options.flavor!r}: must be one of {known}")
+        tokenizer = None if options.tokenizer == "none" else options.tokenizer
+        args = llama3_args[options.flavor]
+        return Exported(path, args, tokenizer, options.dtype or "float32")
+    step = options.step
+    if not is_run:
+        name = path.resolve().name
+        if not name.removeprefix("step-").isdecimal():
+            raise ValueError(f"{path} is neither a run's folder nor a step-N folder of one")
+        step = int(name.removeprefix("step-"))
+    found = of_run(run, step, options.dtype)
+    flavor = job_of_run(run).model.flavor
+    if options.flavor not in (None, flavor):
+        raise ValueError(
+            f"--flavor {options.flavor!r}: the run has model.flavor = {flavor!r}; leave it out"
+        )
+    if options.tokenizer == "none":
+        return replace(found, tokenizer=None)
+    if options.tokenizer is not None and not _same_tokenizer(options.tokenizer, found.tokenizer):
+        raise ValueError(
+            f"--tokenizer {options.tokenizer!r}: the run was trained with {found.tokenizer!r}; "
+            "leave it out"
+        )
+    return found
+
+
+def _same_tokenizer(named: str, of_run: str | None) -> bool:
+    if "byte" in (named, of_run) or of_run is None:
+        return named == of_run
+    ours, theirs = Path(named), Path(of_run)
+    names = tokenizer_files(ours)
+    return names == tokenizer_files(theirs) and all(
+        (ours / name).read_bytes() == (theirs / name).read_bytes() for name in names
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lighthouse.titan.export",
-        description="Write a checkpoint as a Hugging Face Llama folder.",
+        description="Write a run's model as a Hugging Face Llama folder.",
     )
-    parser.add_argument("checkpoint", type=Path, help="a step-N folder")
+    parser.add_argument("run", type=Path, help="a run's folder, or a step-N folder")
     parser.add_argument("output", type=Path, help="folder to write, missing or empty")
+    parser.add_argument("--step", type=int, help="of the run's checkpoints; the last by default")
+    parser.add_argument("--dtype", choices=DTYPES, help="that of the folder begun with, or float32")
     parser.add_argument("--flavor", help="model.flavor of a checkpoint that lies in no run")
-    parser.add_argument("--tokenizer", help='"byte", a folder with tokenizer files, or "none"')
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--tokenizer", help='of such a one: "byte", or a folder; "none" for none')
     options = parser.parse_args(arguments)
-    if options.flavor is not None and options.flavor not in llama3_args:
-        parser.error(f"--flavor {options.flavor!r}: expected one of {sorted(llama3_args)}")
     try:
-        model_args, tokenizer = _of_run(options.checkpoint, options.flavor, options.tokenizer)
-        export(options.checkpoint, options.output, model_args, tokenizer, options.dtype)
+        what = _named(options.run, options)
+        export(what, options.output)
     except ValueError as error:
-        parser.error(str(error))
-    print(f"wrote {options.output}")
+        refuse(error)
+    print(
+        f"wrote {options.output}: step {what.checkpoint.name.removeprefix('step-')}, {what.dtype}"
+    )
 
 
 if __name__ == "__main__":

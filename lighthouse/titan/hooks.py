@@ -5,6 +5,7 @@ The methods stand in the order in which they are called.
 
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
 from torch import nn
 
 from lighthouse.launch import set_threads
@@ -12,6 +13,8 @@ from lighthouse.refusal import refusals
 from lighthouse.titan.checkpoint.disk import check_space, check_writable
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.resume import check_resume
+from lighthouse.titan.config.assets import keep_assets
+from lighthouse.titan.config.model_args import model_args_of, told_args
 from lighthouse.titan.config.resolved_toml import write_resolved
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.staged import StagedLoader
@@ -21,6 +24,7 @@ from lighthouse.titan.llama3.chunked_loss import apply_chunked_loss
 from lighthouse.titan.llama3.compile import compile_each_stage
 from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, stage_metrics
+from lighthouse.titan.llama3.tied import apply_tied
 from lighthouse.titan.run.rehearsal import is_wanted, rehearse
 from lighthouse.titan.run.schedule import follow_stages, set_rates
 from lighthouse.titan.run.selection_observer import SelectionObserver
@@ -56,8 +60,14 @@ class RunHooks:
             batch_degree: ranks that read text of their own.
         """
         self._batch_degree = batch_degree
+        from torchtitan.tools.logging import logger
+
         self._stop = StopRequest(self._job_config)
         write_resolved(self._job_config)
+        if dist.get_rank() == 0:
+            keep_assets(self._job_config)
+            for sentence in told_args(self._job_config):
+                logger.info(sentence)
 
     @refusals()
     def model_built(self, model: nn.Module) -> None:
@@ -66,6 +76,8 @@ class RunHooks:
         Raises:
             Refusal: its checkpoints don't fit on the disk.
         """
+        if self._job_config.model.name == "llama3":
+            apply_tied(model, model_args_of(self._job_config))
         apply_lighthouse(model, self._job_config)
         apply_chunked_loss(model, self._job_config)
         compile_each_stage(self._job_config)

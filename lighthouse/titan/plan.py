@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.memory import GIB
 from lighthouse.cost.rates import devices, load_rates
@@ -29,6 +27,7 @@ from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.section import LayerConfig
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.distributed.layout import accumulation_steps, layout_of
+from lighthouse.titan.llama3.config_json import ffn_dim
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -204,19 +203,15 @@ def _activation_bytes(job_config: "JobConfig", layout: Layout) -> tuple[int, int
 
 def model_of(job_config: "JobConfig") -> Model:
     """The sizes of a job's llama3."""
-    from torchtitan.protocols.train_spec import get_train_spec
-
-    spec = get_train_spec("llama3")
     args = model_args_of(job_config)
-    with torch.device("meta"):  # one layer tells the width of the feed-forward
-        one = spec.model_cls(replace(args, n_layers=1, max_seq_len=2))
     return Model(
         dim=args.dim,
         layers=args.n_layers,
         heads=args.n_heads,
         kv_heads=args.n_kv_heads or args.n_heads,
-        ffn_dim=one.layers["0"].feed_forward.w1.out_features,
+        ffn_dim=ffn_dim(args),
         vocab_size=args.vocab_size,
+        tied=args.tied,
     )
 
 

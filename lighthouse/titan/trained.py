@@ -1,6 +1,7 @@
 """The model of a run at one of its steps, whole and on one device."""
 
 import itertools
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,14 @@ from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 from torchtitan.protocols.train_spec import get_train_spec
 
 from lighthouse.config import LighthouseConfig
-from lighthouse.runs.folder import RESOLVED_FILE, finished_steps
+from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE, finished_steps
 from lighthouse.titan.config.check import import_custom
 from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.section import num_chunks
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.llama3.chunked_loss import token_losses
 from lighthouse.titan.llama3.layers import apply_lighthouse, selecting_modules, set_stage
+from lighthouse.titan.llama3.tied import apply_tied
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -122,7 +124,7 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
         ValueError: no run, no such checkpoint, or flags that the trainer would refuse.
     """
     of_run = job_of_run(folder)
-    arguments = ["--job.config_file", str(folder / RESOLVED_FILE)]
+    arguments = _arguments_of(folder)
     chunks = num_chunks(of_run.lighthouse, of_run.parallelism)
     for degree in ("context_parallel_degree", "tensor_parallel_degree"):
         arguments += [f"--parallelism.{degree}", "1"]  # a device has all tokens and all heads
@@ -139,13 +141,11 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
     length = Stages.of(of_run).at(step).seq_len
     arguments += ["--validation.seq_len", str(length), *overrides]
     job_config = ConfigManager(checked=False).parse_args(arguments)
-    spec = get_train_spec(job_config.model.name)
     model_args = model_args_of(job_config)
     model_args.update_from_config(job_config)
     weights = load_weights(checkpoints / f"step-{step}", model_args)
-    with torch.device("meta"):
-        model = spec.model_cls(model_args)
-        apply_lighthouse(model, job_config)
+    model = _on_meta(model_args)
+    apply_lighthouse(model, job_config)
     model.to_empty(device=device)
     with torch.no_grad():
         model.init_weights(buffer_device=device)
@@ -163,18 +163,56 @@ def job_of_run(folder: Path) -> "JobConfig":
     """
     if not (folder / RESOLVED_FILE).is_file():
         raise ValueError(f"{folder} has no {RESOLVED_FILE}: not the folder of a run")
-    arguments = ["--job.config_file", str(folder / RESOLVED_FILE)]
-    job_config = ConfigManager(checked=False).parse_args(arguments)
+    job_config = ConfigManager(checked=False).parse_args(_arguments_of(folder))
     import_custom(job_config)
     return job_config
+
+
+def _arguments_of(folder: Path) -> list[str]:
+    """The run's configuration, and the copies of the files that it points to."""
+    assets = folder / ASSETS_FOLDER
+    kept = ["--model.hf_assets_path", str(assets)] if assets.is_dir() else []
+    return ["--job.config_file", str(folder / RESOLVED_FILE), *kept]
+
+
+def _on_meta(model_args: TransformerModelArgs) -> Transformer:
+    with torch.device("meta"):
+        model = Transformer(model_args)
+        apply_tied(model, model_args)
+    return model
 
 
 def load_weights(checkpoint: Path, model_args: TransformerModelArgs) -> dict[str, torch.Tensor]:
     """The model's weights, and nothing else, from a checkpoint of any sharding.
 
     Raises:
-        ValueError: the folder is no finished checkpoint, or holds another model.
+        ValueError: as :func:`weights_by_layer`.
     """
+    layers = weights_by_layer(checkpoint, model_args)
+    return {name: weight for layer in layers for name, weight in layer.items()}
+
+
+def weights_by_layer(
+    checkpoint: Path, model_args: TransformerModelArgs
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The same a layer at a time, read when it is asked for; the ends of the model are layers too.
+
+    Raises:
+        ValueError: at once: the folder is no finished checkpoint, or holds another model.
+    """
+    stored = _stored_weights(checkpoint, model_args)
+
+    def read() -> Iterator[dict[str, torch.Tensor]]:
+        for _, names in itertools.groupby(stored, key=lambda name: name.split(".")[:2]):
+            layer = {name: torch.empty_like(stored[name], device="cpu") for name in names}
+            dcp.load(layer, checkpoint_id=checkpoint, no_dist=True)
+            yield layer
+
+    return read()
+
+
+def _stored_weights(checkpoint: Path, model_args: TransformerModelArgs) -> dict[str, torch.Tensor]:
+    """Shapes and dtypes, on the meta device, in the model's order."""
     if not checkpoint.is_dir():
         raise ValueError(f"checkpoint {checkpoint} is not a folder: name a step-N folder of a run")
     if not (checkpoint / ".metadata").is_file():
@@ -182,8 +220,7 @@ def load_weights(checkpoint: Path, model_args: TransformerModelArgs) -> dict[str
             f"checkpoint {checkpoint} has no .metadata: not a step-N folder, or its save was never "
             "finished; take another step"
         )
-    with torch.device("meta"):
-        expected = Transformer(model_args).state_dict()
+    expected = _on_meta(model_args).state_dict()
     stored = {
         name: entry
         for name, entry in FileSystemReader(checkpoint).read_metadata().state_dict_metadata.items()
@@ -203,9 +240,7 @@ def load_weights(checkpoint: Path, model_args: TransformerModelArgs) -> dict[str
             f"checkpoint {checkpoint} has {deeper[0]} and {len(deeper) - 1} more weights that the "
             "flavor lacks: the flavor does not fit"
         )
-    weights = {
-        name: torch.empty(weight.shape, dtype=stored[name].properties.dtype)
+    return {
+        name: torch.empty(weight.shape, dtype=stored[name].properties.dtype, device="meta")
         for name, weight in expected.items()
     }
-    dcp.load(weights, checkpoint_id=checkpoint, no_dist=True)
-    return weights

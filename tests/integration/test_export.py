@@ -10,7 +10,7 @@ from torchtitan.models.llama3 import Transformer, TransformerModelArgs, llama3_a
 
 from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.data.tokenizer import ByteTokenizer
-from lighthouse.titan.export import export, main
+from lighthouse.titan.export import Exported, export, main
 
 SIZE = {"dim": 64, "n_layers": 2, "n_heads": 4, "multiple_of": 32, "vocab_size": 264}
 
@@ -69,7 +69,7 @@ def test_same_logits_in_transformers(tmp_path: Path, kv_heads: int) -> None:
     transformers = pytest.importorskip("transformers")
     args = small(n_kv_heads=kv_heads)
     model = save(args, tmp_path / "step-3")
-    export(tmp_path / "step-3", tmp_path / "out", args, tokenizer="byte")
+    export(Exported(tmp_path / "step-3", args, "byte"), tmp_path / "out")
 
     theirs, report = transformers.LlamaForCausalLM.from_pretrained(
         tmp_path / "out", output_loading_info=True, attn_implementation="sdpa"
@@ -86,14 +86,14 @@ def test_same_logits_in_transformers(tmp_path: Path, kv_heads: int) -> None:
     angles = torch.angle(model.freqs_cis[1])
     torch.testing.assert_close(theirs.model.rotary_emb.inv_freq, angles, rtol=1e-5, atol=1e-9)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer("hé")["input_ids"] == ByteTokenizer().encode("hé")
+    assert tokenizer("hé")["input_ids"] == ByteTokenizer().encode("hé", add_bos=True)
 
 
 def test_bfloat16_and_no_tokenizer(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     args = small()
     model = save(args, tmp_path / "step-3")
-    export(tmp_path / "step-3", tmp_path / "out", args, dtype="bfloat16")
+    export(Exported(tmp_path / "step-3", args, dtype="bfloat16"), tmp_path / "out")
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert theirs.dtype == torch.bfloat16
     assert torch.equal(theirs.lm_head.weight, model.output.weight.bfloat16())
@@ -112,6 +112,43 @@ def test_command_with_a_tokenizer_folder(tmp_path: Path, monkeypatch: pytest.Mon
     assert (config["bos_token_id"], config["pad_token_id"]) == (256, None)
     assert (tmp_path / "out" / "tokenizer.json").exists()
     assert (tmp_path / "out" / "model.safetensors").stat().st_size > 1000
+
+
+def test_files_of_a_size_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = save(small(), tmp_path / "step-3")
+    monkeypatch.setattr("lighthouse.titan.export.FILE_BYTES", 100_000)
+    export(Exported(tmp_path / "step-3", small()), tmp_path / "out")
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert [file.name for file in files][:2] == [
+        f"model-0000{n}-of-{len(files):05}.safetensors" for n in (1, 2)
+    ]
+    ordinary = (tmp_path / "out" / "config.json").stat().st_mode
+    for file in files:
+        assert file.stat().st_size < 105_000 and file.stat().st_mode == ordinary
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(theirs.lm_head.weight, model.output.weight)
+    assert torch.equal(theirs.model.embed_tokens.weight, model.tok_embeddings.weight)
+
+
+def test_a_layer_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(small(), tmp_path / "step-3")
+    read = []
+    load = dcp.load
+    monkeypatch.setattr(dcp, "load", lambda state, **kw: (read.append([*state]), load(state, **kw)))
+    export(Exported(tmp_path / "step-3", small()), tmp_path / "out")
+    assert [len(names) for names in read] == [1, 9, 9, 1, 1]
+
+
+def test_what_is_no_number_is_not_exported(tmp_path: Path) -> None:
+    model = Transformer(small())
+    with torch.no_grad():
+        model.init_weights()
+        model.layers["1"].feed_forward.w2.weight[3, 3] = torch.nan
+    dcp.save(model.state_dict(), checkpoint_id=tmp_path / "step-3", no_dist=True)
+    with pytest.raises(ValueError, match=r"step-3 has values in model.layers.1.mlp.down_proj.wei"):
+        export(Exported(tmp_path / "step-3", small()), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-3"]
 
 
 def _unfinished(folder: Path) -> dict:
@@ -141,7 +178,7 @@ def _used_output(folder: Path) -> dict:
         (lambda _: {"tokenizer": "nowhere"}, "tokenizer 'nowhere': .*does not exist"),
         (
             lambda _: {"model_args": small(vocab_size=260), "tokenizer": "byte"},
-            "has 264 tokens, the flavor's vocabulary only 260",
+            "has 264 tokens, the model's vocabulary only 260",
         ),
     ],
 )
@@ -152,12 +189,14 @@ def test_refusals(tmp_path: Path, change: Callable[[Path], dict], message: str) 
         "output": tmp_path / "out",
         "model_args": small(),
     } | change(tmp_path)
+    output = arguments.pop("output")
     with pytest.raises(ValueError, match=message):
-        export(**arguments)
-    assert not (tmp_path / "out" / "config.json").exists()
+        export(Exported(**arguments), output)
+    left = [path.name for path in tmp_path.iterdir() if path.name not in ("step-3", "out")]
+    assert not (output / "config.json").exists() and not left
 
 
 def test_unknown_flavor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([str(tmp_path), str(tmp_path / "out"), "--flavor", "9B"])
-    assert "--flavor '9B': expected one of" in capsys.readouterr().err
+    assert "--flavor '9B': must be one of" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import torch
 from lighthouse import LighthouseAttention
 from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.llama3.layers import apply_lighthouse
+from lighthouse.titan.llama3.tied import apply_tied
 
 
 def on_meta(job_config: Any) -> Any:
@@ -15,7 +16,9 @@ def on_meta(job_config: Any) -> Any:
 
     spec = get_train_spec(job_config.model.name)
     with torch.device("meta"):
-        model = spec.model_cls(model_args_of(job_config))
+        model_args = model_args_of(job_config)
+        model = spec.model_cls(model_args)
+        apply_tied(model, model_args)
         apply_lighthouse(model, job_config)
     return model
 

@@ -206,3 +206,21 @@ def test_gathered_len_with_chunks_counts_the_whole_sequence() -> None:
 def test_gathered_len_checks_the_sequence_length() -> None:
     with pytest.raises(ValueError, match="seq_len"):
         build().gathered_len(66)
+
+
+@pytest.mark.parametrize("scorer", ["norm", "dilated"])
+@pytest.mark.parametrize("num_chunks", [1, 2])
+def test_next_len_is_the_next_that_fits(scorer, num_chunks):
+    config = LighthouseConfig(
+        num_levels=2, topk=16, stratum=8, scorer=scorer, dilation=6, num_chunks=num_chunks
+    )
+
+    def fits(seq_len):
+        try:
+            config.validate(seq_len)
+        except ValueError:
+            return False
+        return True
+
+    for seq_len in range(1, 200):
+        assert config.next_len(seq_len) == next(n for n in range(seq_len, 999) if fits(n))

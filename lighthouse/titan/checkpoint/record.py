@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from lighthouse.runs.folder import is_finished
+from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.text_files import text_identity
+from lighthouse.titan.llama3.config_json import describe
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -39,6 +41,7 @@ class RunRecord:
         stages: of the run; None in records from before stages were written down.
         optimizer, lr_scheduler: the settings of ``STATE_IN_CHECKPOINT``.
         model_only: whether the checkpoint holds weights alone.
+        model: what a llama3 is; None for others, and in records from before it was written down.
     """
 
     data_parallel_degree: int
@@ -48,12 +51,14 @@ class RunRecord:
     optimizer: dict[str, Any]
     lr_scheduler: dict[str, Any]
     model_only: bool = False
+    model: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, job_config: "JobConfig", data_parallel_degree: int) -> "RunRecord":
         """That of a run as it is configured."""
         training, stages = job_config.training, Stages.of(job_config)
         kept: dict[str, dict[str, Any]] = {}
+        is_llama = job_config.model.name == "llama3"
         for section, names in STATE_IN_CHECKPOINT.items():
             values = asdict(getattr(job_config, section))
             kept[section] = {name: values[name] for name in names}
@@ -72,6 +77,7 @@ class RunRecord:
             stages=stages,
             optimizer=kept["optimizer"],
             lr_scheduler=kept["lr_scheduler"],
+            model=describe(model_args_of(job_config)) if is_llama else None,
         )
 
     @classmethod
@@ -92,6 +98,7 @@ class RunRecord:
             optimizer=saved["optimizer"],
             lr_scheduler=saved["lr_scheduler"],
             model_only=saved["model_only"],
+            model=saved.get("model"),
         )
 
     def write(self, checkpoint: Path, model_only: bool) -> None:

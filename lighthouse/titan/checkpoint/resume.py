@@ -63,6 +63,8 @@ def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> int:
     if saved is None:
         return data_parallel_degree
     current = RunRecord.of(job_config, data_parallel_degree)
+    if checkpoint.parent == own_folder:
+        _check_model(checkpoint, saved, current)
     both_listed = stages.listed and saved.stages is not None and saved.stages.listed
     _check_record(checkpoint, saved, current, config, steps, whole_schedule=not both_listed)
     if step is not None and "train_state" not in config.exclude_from_loading:
@@ -144,6 +146,20 @@ def _check_record(
                     f"{was[name]!r}, which a resume keeps; set it to that, or start afresh with "
                     "checkpoint.exclude_from_loading = ['optimizer', 'lr_scheduler']"
                 )
+
+
+def _check_model(checkpoint: Path, saved: RunRecord, current: RunRecord) -> None:
+    """Weights may begin another model elsewhere, with another base say; a folder has one model."""
+    if saved.model is None or current.model is None:
+        return
+    for key in [*saved.model, *(key for key in current.model if key not in saved.model)]:
+        was, now = saved.model.get(key, "not set"), current.model.get(key, "not set")
+        if was != now:
+            raise ValueError(
+                f"model.args.{key}: is {now!r}, by model.flavor or [model.args], and checkpoint "
+                f"{checkpoint} was trained with {was!r}; set it back, or start another "
+                "job.dump_folder from its weights with checkpoint.initial_load_path"
+            )
 
 
 def _check_stages(

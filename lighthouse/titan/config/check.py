@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lighthouse.titan.config.check_checkpoint import check_checkpoint
+from lighthouse.titan.config.check_hugging_face import check_hugging_face
 from lighthouse.titan.config.check_layout import check_layout
 from lighthouse.titan.config.check_lighthouse import check_end, check_lighthouse, check_model
 from lighthouse.titan.config.check_llama3 import check_llama3
@@ -63,6 +64,7 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
         _check_stages(job_config, machine)
     else:
         _check_stage(job_config, machine)
+    check_hugging_face(job_config)
     _check_positions(job_config)
     check_end(job_config)
     if job_config.model.name == "llama3":

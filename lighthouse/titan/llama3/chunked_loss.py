@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lighthouse.titan.llama3.tied import TiedOutput
+
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
@@ -92,31 +94,27 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden_TD * grad_loss, grad_weight_VD * grad_loss, None, None, None, None
 
 
-class OutputLoss(nn.Linear):
-    """The output layer; given labels, it returns their loss instead of the logits.
+class ChunkedLoss:
+    """The loss that an output layer's weight makes of hidden states.
 
     Attributes:
         chunk_tokens: tokens whose logits exist at a time.
         of_chunk: ``loss_and_gradient``, compiled or not.
     """
 
-    def __init__(self, linear: nn.Linear, chunk_tokens: int, compile_backend: str | None) -> None:
-        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
-        self.weight = linear.weight
+    def __init__(self, chunk_tokens: int, compile_backend: str | None) -> None:
         self.chunk_tokens = chunk_tokens
         self.of_chunk: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = loss_and_gradient
         if compile_backend is not None:
             self.of_chunk = torch.compile(loss_and_gradient, backend=compile_backend)
 
-    def forward(self, hidden_BND: Tensor, labels_BN: Tensor | None = None) -> Tensor:
-        """Logits (B, N, V), or with labels int64 (B, N) their summed cross-entropy, a scalar.
+    def __call__(self, hidden_BND: Tensor, weight_VD: Tensor, labels_BN: Tensor) -> Tensor:
+        """Summed cross-entropy under labels int64 (B, N), a scalar.
 
         The same loss and gradients as ``cross_entropy(logits.float(), reduction="sum")``, up to
         rounding: the gradient of the weight is summed over chunks in fp32. Deterministic.
         """
-        if labels_BN is None:
-            return super().forward(hidden_BND)
-        hidden_TD, weight_VD = hidden_BND.flatten(0, 1), self.weight
+        hidden_TD = hidden_BND.flatten(0, 1)
         device_type = hidden_BND.device.type
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
@@ -132,14 +130,32 @@ class OutputLoss(nn.Linear):
         )
 
 
+class OutputLoss(nn.Linear):
+    """The output layer; given labels, it returns their loss instead of the logits."""
+
+    def __init__(self, linear: nn.Linear, loss: ChunkedLoss) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight = linear.weight
+        self.loss = loss
+
+    def forward(self, hidden_BND: Tensor, labels_BN: Tensor | None = None) -> Tensor:
+        """Logits (B, N, V), or with labels int64 (B, N) their summed cross-entropy, a scalar."""
+        if labels_BN is None:
+            return super().forward(hidden_BND)
+        return self.loss(hidden_BND, self.weight, labels_BN)
+
+
 def apply_chunked_loss(model: Any, job_config: "JobConfig") -> None:
     """Let a just built (meta device) Transformer compute the loss, if the job asks for chunks."""
     chunk_tokens = job_config.training.loss_chunk_tokens
     if chunk_tokens:
         compile_config = job_config.compile
         compiled = compile_config.enable and "loss" in compile_config.components
-        backend = compile_config.backend if compiled else None
-        model.output = OutputLoss(model.output, chunk_tokens, backend)
+        loss = ChunkedLoss(chunk_tokens, compile_config.backend if compiled else None)
+        if isinstance(model.output, TiedOutput):
+            model.output.loss = loss
+        else:
+            model.output = OutputLoss(model.output, loss)
 
 
 def labels_for_model(job_config: "JobConfig", labels: Tensor) -> dict[str, Tensor]:

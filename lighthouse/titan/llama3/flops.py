@@ -30,7 +30,7 @@ def flops_per_token(
 
     Args:
         model_parts: the model, in its present stage.
-        dense_flops_per_token: of the same model with dense attention everywhere.
+        dense_flops_per_token: of the same model with dense attention everywhere, by torchtitan.
         model_args: torchtitan's, for the number and width of a Llama's heads.
         job_config: torchtitan's ``JobConfig`` of the present stage, for N and the ranks that share
             a sequence.
@@ -39,6 +39,8 @@ def flops_per_token(
     seq_len, ranks = job_config.training.seq_len, job_config.parallelism.context_parallel_degree
     head_ranks = job_config.parallelism.tensor_parallel_degree
     flops: float = dense_flops_per_token
+    if getattr(model_args, "tied", False):  # counted as an embedding, which multiplies nothing
+        flops += 6 * model_args.dim * model_args.vocab_size
     if counted_seq_len not in (None, seq_len):
         flops += 12 * model_args.n_layers * model_args.dim * (seq_len - counted_seq_len)
     for module in wrapped_modules(model_parts):

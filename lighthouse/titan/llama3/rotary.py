@@ -1,5 +1,8 @@
 """Rotary embedding, in real arithmetic where torch.compile can fuse that into one pass."""
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,3 +33,35 @@ def rotate_real(pairs: Tensor, freqs_cis: Tensor) -> Tensor:
 def rotate_complex(pairs: Tensor, freqs_cis: Tensor) -> Tensor:
     """The pairs (..., 2) turned, in one product."""
     return torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * freqs_cis)
+
+
+def frequencies(head_dim: int, theta: float, scaling: Any) -> Tensor:
+    """Radians per position of each pair of channels, fp32 (head_dim / 2,), on the default device.
+
+    Args:
+        head_dim: channels of a head.
+        theta: base of the wavelengths.
+        scaling: torchtitan's ``RoPEScalingArgs``, of type none, linear or yarn; upstream's code has
+            llama3.
+    """
+    plain = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
+    if scaling.rope_type == "none":
+        return plain
+    stretched = plain / scaling.scaling_factor
+    if scaling.rope_type == "linear":
+        return stretched
+    # YaRN: pairs that turn more than beta_fast times in the original length stay as they are, those
+    # that turn less than beta_slow times are stretched, and in between it goes in a line.
+    length = scaling.original_max_position_embeddings
+
+    def pair_that_turns(times: float) -> float:
+        return head_dim * math.log(length / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    # As transformers has it: the upper bound is of channels, not of pairs.
+    first, last = max(first, 0), min(last, head_dim - 1)
+    width = last - first or 0.001
+    stretch = ((torch.arange(head_dim // 2).float() - first) / width).clamp(0, 1)
+    return stretched * stretch + plain * (1 - stretch)

@@ -1,5 +1,7 @@
 """Every TOML in train_configs/ parses and builds on the meta device with the layers it promises."""
 
+import json
+
 import pytest
 
 from lighthouse.titan.plan import machine_of, parse, plan
@@ -10,8 +12,33 @@ FILES = sorted(f for f in TRAIN_CONFIGS.rglob("*.toml") if f.parent.name != "swe
 GPUS = {"cp8_1m_k4096.toml": 32}
 
 
+LLAMA_3_8B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def assets(tmp_path, monkeypatch):
+    """The folder that a file begins with is the user's: here, its description without weights."""
+    folder = tmp_path / "assets" / "Llama-3-8B"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(LLAMA_3_8B))
+    monkeypatch.chdir(tmp_path)
+
+
 def job_of(file):
-    return parse(["--job.config_file", str(file)], machine_of("h100", GPUS.get(file.name, 8)))
+    flags = ["--job.config_file", str(file)]
+    if file.name == "extend_hf.toml":
+        flags.append("--checkpoint.no-initial_load_in_hf")
+    return parse(flags, machine_of("h100", GPUS.get(file.name, 8)))
 
 
 def each(files):

@@ -103,6 +103,19 @@ def test_settings_that_live_in_the_checkpoint(job, section, name, value):
     check_resume(job, 1)
 
 
+def test_a_folder_has_one_model(job, tmp_path):
+    path = save(job, 10)
+    job.model.args.rope_theta = 2e6
+    message = refused(job)
+    assert "model.args.rope_theta: is 2000000.0, by" in message
+    assert f"checkpoint {path} was trained with 500000" in message
+    # Elsewhere its weights may go on with another base, and with their optimizer.
+    job.job.dump_folder = str(tmp_path / "other")
+    job.checkpoint.initial_load_path = str(path)
+    job.checkpoint.initial_load_model_only = False
+    assert check_resume(job, 1) == 1
+
+
 def test_longer_training_needs_another_schedule(job):
     save(job, 10)
     job.training.steps = 40

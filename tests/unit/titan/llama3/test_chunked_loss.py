@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lighthouse.titan.llama3.chunked_loss import IGNORE_INDEX, OutputLoss
+from lighthouse.titan.llama3.chunked_loss import IGNORE_INDEX, ChunkedLoss, OutputLoss
 
 TOKENS, DIM, WORDS = 2 * 37, 16, 50
 
@@ -23,7 +23,7 @@ def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 def output_layer(weight: Tensor, chunk_tokens: int) -> OutputLoss:
     linear = nn.Linear(DIM, WORDS, bias=False, device="meta")
     linear.weight = nn.Parameter(weight.clone())
-    return OutputLoss(linear, chunk_tokens, compile_backend=None)
+    return OutputLoss(linear, ChunkedLoss(chunk_tokens, compile_backend=None))
 
 
 def chunked(dtype: torch.dtype, chunk_tokens: int) -> list[Tensor]:

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from lighthouse.cost import sizes
+from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.distributed.layout import layout_of
 from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage
 from lighthouse.titan.plan import model_of, work_of
+from tests.support.models import on_meta
 
 N, S = 98304, 18432
 
@@ -121,3 +123,19 @@ def test_context_parallel_ranks_share_the_sub_sequence():
         job, model, model_args = build(*args, "--parallelism.context_parallel_degree", degree)
         counts.append(flops_per_token([model], 10**10, model_args, job))
     assert counts[0] == counts[1] < 10**10
+
+
+def test_a_tied_output_layer_is_a_product():
+    """Which torchtitan leaves out, as of an embedding; the plan counts the same."""
+    from torchtitan.config import ConfigManager
+
+    flags = ["--model.flavor", "tiny_byte", "--model.tokenizer", "byte"]
+    counted = []
+    for more in ([], ["--model.args.tied", "True"]):
+        job = ConfigManager(checked=False).parse_args([*flags, *more])
+        model, model_args = on_meta(job), model_args_of(job)
+        _, dense = model_args.get_nparams_and_flops(model, job.training.seq_len)
+        counted.append(flops_per_token([model], dense, model_args, job))
+        work = work_of(job, layout_of(job, 1), (None,) * model_args.n_layers)
+        assert counted[-1] == sizes.flops_per_token(model_of(job), work)
+    assert counted[0] == counted[1]

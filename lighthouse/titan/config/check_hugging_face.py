@@ -1,0 +1,141 @@
+"""Checks of a model that begins as a folder in Hugging Face's format."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lighthouse.runs.folder import finished_steps
+from lighthouse.titan.config.model_args import HF, describe, model_args_of
+from lighthouse.titan.llama3.config_json import (
+    CONFIG_FILE,
+    HUGGING_FACE,
+    SIZES,
+    args_of_config,
+    weight_shapes,
+)
+from lighthouse.titan.llama3.safetensors_header import stored_weights
+
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
+
+
+def check_hugging_face(job_config: "JobConfig") -> None:
+    """Refuse weights that would compute something else in this job's model, or not fit it.
+
+    Raises:
+        ValueError: naming the key of the job or of ``config.json``, its value and what would do.
+    """
+    config, model = job_config.checkpoint, job_config.model
+    if config.initial_load_in_hf:
+        if not config.enable:
+            raise ValueError(
+                "checkpoint.initial_load_in_hf = true: nothing is loaded with checkpoint.enable = "
+                "false; set it to true"
+            )
+        if not config.initial_load_model_only:
+            raise ValueError(
+                "checkpoint.initial_load_model_only = false: a folder of "
+                "checkpoint.initial_load_in_hf has weights alone; set it to true"
+            )
+    if model.name != "llama3":
+        return
+    _check_tied(job_config)
+    folder = weights_folder(job_config)
+    if folder is not None:
+        key = "checkpoint.initial_load_path" if config.initial_load_path else "model.hf_assets_path"
+        _check_config(job_config, folder, key)
+        _check_weights(job_config, folder, key)
+
+
+def weights_folder(job_config: "JobConfig") -> Path | None:
+    """The folder in Hugging Face's format that the run begins with; None if with something else.
+
+    A run that has a checkpoint goes on from that.
+    """
+    config = job_config.checkpoint
+    own = Path(job_config.job.dump_folder) / config.folder
+    if not (config.enable and config.initial_load_in_hf) or finished_steps(own):
+        return None
+    return Path(config.initial_load_path or job_config.model.hf_assets_path)
+
+
+def _check_tied(job_config: "JobConfig") -> None:
+    if not model_args_of(job_config).tied:
+        return
+    for degree in ("tensor_parallel_degree", "pipeline_parallel_degree"):
+        value = getattr(job_config.parallelism, degree)
+        if value > 1:
+            raise ValueError(
+                f"parallelism.{degree} = {value}: the model's output layer has the embedding's "
+                "weights (tie_word_embeddings), which this would split apart; use 1"
+            )
+
+
+def _check_config(job_config: "JobConfig", folder: Path, key: str) -> None:
+    """The job's model is the folder's, but for what is changed on purpose and no weight shows."""
+    from torchtitan.tools.logging import logger
+
+    model = job_config.model
+    if model.flavor != HF and not (folder / CONFIG_FILE).is_file():
+        logger.warning(
+            f"{key} = {str(folder)!r}: has no {CONFIG_FILE} to compare model.flavor = "
+            f"{model.flavor!r} with"
+        )
+        return
+    mine, theirs = describe(model_args_of(job_config)), describe(args_of_config(folder, key))
+    for name, value in theirs.items():
+        ours, is_told, is_size = mine.get(name, "none"), _is_told(model.args, name), name in SIZES
+        if ours == value or (is_told and not is_size):
+            continue
+        theirs_name = HUGGING_FACE.get(name, name)
+        of_file = f"{CONFIG_FILE} of {key} = {str(folder)!r} has {theirs_name} = {value!r}"
+        if is_told:
+            raise ValueError(
+                f"model.args.{name} = {ours!r}: {of_file}, as the weights do; set it to that, or "
+                "leave it out with model.flavor = 'hf'"
+            )
+        way = "name one folder in both" if model.flavor == HF else "use model.flavor = 'hf'"
+        if not is_size:
+            way += f", or set model.args.{name} = {ours!r} to change it on purpose"
+        raise ValueError(
+            f"model.flavor = {model.flavor!r}: has {name} = {ours!r}, but {of_file}; {way}"
+        )
+
+
+def _is_told(section: Any, name: str) -> bool:
+    """Whether ``[model.args]`` sets what a key of the description follows from."""
+    if name.startswith("rope_scaling."):
+        return any(value is not None for value in vars(section.rope_scaling).values())
+    return getattr(section, name) is not None
+
+
+def _check_weights(job_config: "JobConfig", folder: Path, key: str) -> None:
+    """The files hold the weights of the model, and no others.
+
+    Their shapes are the model's own where ``config.json`` was compared, or is not there.
+    """
+    try:
+        stored = stored_weights(folder)
+    except ValueError as error:
+        raise ValueError(f"{key} = {str(folder)!r}: {error}") from None
+    args = model_args_of(job_config)
+    needed = weight_shapes(args)
+    where = f"{key} = {str(folder)!r}"
+    for name, shape in needed.items():
+        if name not in stored:
+            raise ValueError(f"{where}: its safetensors have no {name}; fetch them again")
+        if stored[name].shape != shape:
+            raise ValueError(
+                f"{where}: its safetensors have {name} as {stored[name].shape}, its config.json as "
+                f"{shape}; fetch both again"
+            )
+    unused = [n for n in stored if n not in needed and not _is_left_out(n, args.tied)]
+    if unused:
+        raise ValueError(
+            f"{where}: its safetensors have {unused[0]}, which no Llama has; name a folder of a "
+            "plain Llama"
+        )
+
+
+def _is_left_out(name: str, tied: bool) -> bool:
+    """Tables that older files carry along, and the output layer where it is the embedding."""
+    return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")

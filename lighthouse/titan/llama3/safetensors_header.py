@@ -1,0 +1,81 @@
+"""What a folder of safetensors holds, from the heads of its files: no weight is read."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a file.
+
+    Attributes:
+        dtype: as safetensors calls it, such as ``"BF16"``.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def stored_weights(folder: Path) -> dict[str, Stored]:
+    """Tensors of a model, by name: of the files that its index names, or of all there are.
+
+    Raises:
+        ValueError: there is none, or a file is missing or damaged; names it.
+    """
+    index = folder / INDEX_FILE
+    if index.is_file():
+        try:
+            names = sorted({*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError):
+            raise ValueError(f"{index} is no index of safetensors; fetch it again") from None
+        files = [folder / name for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} has no safetensors, which are all that can be loaded")
+    found: dict[str, Stored] = {}
+    for file in files:
+        found |= {
+            name: Stored(entry["dtype"], tuple(entry["shape"]))
+            for name, entry in _header(file).items()
+            if name != "__metadata__"
+        }
+    return found
+
+
+def header_of(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> bytes:
+    """The head of a file whose tensors follow in this order, without gaps."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
+
+
+def _header(file: Path) -> dict[str, Any]:
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header: dict[str, Any] = json.loads(stream.read(min(length, size)))
+        ends = [entry["data_offsets"][1] for n, entry in header.items() if n != "__metadata__"]
+    except OSError as error:
+        raise ValueError(f"{file} can't be read ({error.strerror}); fetch it again") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{file} is no safetensors file; fetch it again") from None
+    whole = 8 + length + max(ends, default=0)
+    if size != whole:
+        raise ValueError(f"{file} has {size:,} bytes, and {whole:,} by its head; fetch it again")
+    return header

@@ -1,0 +1,13 @@
+"""The trainer, from a checkout or from a wheel.
+
+    torchrun --nproc_per_node N -m lighthouse.train --job.config_file FILE [--KEY VALUE ...]
+
+In a checkout that is ``-m torchtitan.train``.
+"""
+
+import runpy
+
+if __name__ == "__main__":
+    import lighthouse.titan  # noqa: F401  (puts the patched tree on the path)
+
+    runpy.run_module("torchtitan.train", run_name="__main__", alter_sys=True)

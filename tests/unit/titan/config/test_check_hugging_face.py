@@ -1,0 +1,113 @@
+"""What a folder of weights must agree with."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.llamas import LLAMA3, edit_config, parse, save_llama
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("llama")
+    save_llama(path, {"rope_scaling": LLAMA3})
+    return path
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    for file in folder.glob("*.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+AS_FLAVOR = (
+    "--model.flavor tiny_byte --model.args.dim 64 --model.args.ffn_dim 96 --model.args.n_layers 2 "
+    "--model.args.norm_eps 1e-3 --model.args.rope_theta 1e4 "
+)
+SCALED = (
+    "--model.args.rope_scaling.factor 4 "
+    "--model.args.rope_scaling.original_max_position_embeddings 32"
+)
+
+
+@pytest.mark.parametrize("flags", ["", AS_FLAVOR + SCALED, "--model.args.rope_theta 3e5"])
+def test_accepted(folder: Path, flags: str) -> None:
+    parse(folder, *flags.split(), checked=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (AS_FLAVOR, r"flavor = 'tiny_byte': has rope_scaling.factor = 8.0, but config.json of "
+         r"model.hf_assets_path = '.*' has rope_scaling.factor = 4.0; use model.flavor = 'hf', or"),
+        ("--model.flavor tiny_byte", "has dim = 128, but .* has hidden_size = 64; use model"),
+        (f"{AS_FLAVOR} {SCALED} --model.args.n_kv_heads 2",
+         "model.args.n_kv_heads = 2: .* has num_key_value_heads = 4, as the weights do"),
+        ("--model.args.n_layers 1", "model.args.n_layers = 1: .* has num_hidden_layers = 2, as"),
+        ("--model.args.tied True", "model.args.tied = True: .* has tie_word_embeddings = False"),
+        ("--checkpoint.no-enable", "initial_load_in_hf = true: nothing is loaded with"),
+        ("--checkpoint.no-initial_load_model_only", "initial_load_model_only = false: "),
+        ("--model.hf_assets_path nowhere", "hf_assets_path = 'nowhere': its config.json can't be"),
+    ],
+)  # fmt: skip
+def test_refused(folder: Path, flags: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(folder, *flags.split(), checked=True)
+
+
+def test_weights_of_another_folder_than_the_description(folder: Path, copied: Path) -> None:
+    edit_config(copied, rms_norm_eps=1e-5)
+    with pytest.raises(
+        ValueError, match=r"initial_load_path = '.*' has rms_norm_eps = 1e-05; name"
+    ):
+        parse(folder, "--checkpoint.initial_load_path", str(copied), checked=True)
+
+
+def test_a_run_that_goes_on_does_not_ask_for_the_folder(folder: Path, tmp_path: Path) -> None:
+    flags = f"--model.flavor tiny_byte --job.dump_folder {tmp_path} --model.hf_assets_path gone"
+    with pytest.raises(ValueError, match="gone"):
+        parse(folder, *flags.split(), checked=True)
+    (tmp_path / "checkpoint" / "step-1").mkdir(parents=True)
+    (tmp_path / "checkpoint" / "step-1" / ".metadata").touch()
+    parse(folder, *flags.split(), checked=True)
+
+
+def _cut(folder: Path) -> None:
+    file = next(folder.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _no_shard(folder: Path) -> None:
+    next(folder.glob("*.safetensors")).unlink()
+
+
+def _all_gone(folder: Path) -> None:
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_cut, "by its head; fetch it again"),
+        (_no_shard, "No such file.*; fetch it again"),
+        (_all_gone, "has no safetensors"),
+        (lambda f: edit_config(f, intermediate_size=97), r"as \(96, 64\), its .* \(97, 64\)"),
+        (lambda f: edit_config(f, num_hidden_layers=3), "have no model.layers.2.self_attn.q_proj"),
+        (lambda f: edit_config(f, num_hidden_layers=1), "have model.layers.1.*, which no Llama"),
+    ],
+)
+def test_files_that_do_not_fit(copied: Path, damage: Any, message: str) -> None:
+    damage(copied)
+    with pytest.raises(ValueError, match=rf"model.hf_assets_path = .*{message}"):
+        parse(copied, checked=True)
+
+
+@pytest.mark.parametrize("degree", ["tensor", "pipeline"])
+def test_tied_weights_are_not_split_apart(copied: Path, degree: str) -> None:
+    edit_config(copied, tie_word_embeddings=True)
+    flag = f"--parallelism.{degree}_parallel_degree"
+    with pytest.raises(ValueError, match=rf"{degree}_parallel_degree = 2: .*tie_word_embeddings"):
+        parse(copied, flag, "2", checked=True)
