@@ -263,7 +263,14 @@ def _place(
     """Write the rows of the level's candidates.
 
     An entry comes after all candidates before it in its level, after all that is below it or them,
-    and after every coarser candidate before its own ancestors.
+    and after every coarser candidate before its own ancestors. In the example of docs/method.md:
+
+        level 2   candidates   0  1  2  3     refined 2 and 3: counts 0 0 1 2
+        level 1   candidates   4  5  6  7     refined 4 and 7: counts 1 1 1 2
+        level 0   candidates   8  9 14 15
+
+        entry 5 of level 1 is candidate 1: behind 1 candidate of its level, behind the 2 children of
+        the 1 refined one up to it, behind the 2 coarser ones before its parent 2: row 1 + 2 + 2 = 5
     """
     HELD: tl.constexpr = TILE <= BLOCK_MAX
     BLOCK: tl.constexpr = TILE if HELD else BLOCK_MAX
