@@ -33,6 +33,7 @@ class Setting:
         seq_len: of the last stage.
         tokens: of a step, in every stage of every recipe.
         recipes: the stages of each.
+        topk: of Lighthouse layers.
         model: sizes other than those of ``base.toml``.
         after_short: whether they go on from a short stage, or from scratch.
     """
@@ -40,6 +41,7 @@ class Setting:
     seq_len: int
     tokens: int
     recipes: dict[str, Stages]
+    topk: int = 1024
     model: dict[str, int] = field(default_factory=dict)
     after_short: bool = True
 
@@ -97,7 +99,32 @@ AT_65K = Setting(
             _of("window", 130, window=8192),
             _of("dense", 25),
         ),
+        "grow-window-8": (
+            _of("dense", 680, 8192),
+            _of("window", 130, window=8192),
+            _of("dense", 75),
+        ),
     },
+)
+# About 220 seconds: the winner at 65,536 tokens, its strongest rivals, and dense.
+AT_98K = Setting(
+    98304,
+    196608,
+    {
+        "dense": (_of("dense", 200),),
+        "grow-twice": (_of("dense", 500, 8192), _of("dense", 110, 32768), _of("dense", 72)),
+        "grow-heads": (
+            _of("dense", 300, 8192),
+            _of("lighthouse", 420, **HEADS),
+            _of("dense", 73),
+        ),
+        "grow-window-8": (
+            _of("dense", 500, 8192),
+            _of("window", 220, window=8192),
+            _of("dense", 60),
+        ),
+    },
+    topk=1536,
 )
 # At equal steps: what the published comparison is.
 FROM_SCRATCH = Setting(
@@ -113,7 +140,7 @@ FROM_SCRATCH = Setting(
     after_short=False,
 )
 
-SETTINGS = {"65k": AT_65K, "scratch": FROM_SCRATCH}
+SETTINGS = {"65k": AT_65K, "98k": AT_98K, "scratch": FROM_SCRATCH}
 
 
 def short_name(setting: str, seed: int) -> str:
@@ -153,7 +180,7 @@ def recipe(
     values = {
         "model": {"args": at.model},
         "training": {"seq_len": at.seq_len},
-        "lighthouse": {"enable": True},
+        "lighthouse": {"enable": True, "topk": at.topk},
         "stages": stages,
     }
     after = (short_name(setting, seed),) if at.after_short else ()
