@@ -307,7 +307,8 @@ def fit_device(device: str, reference: Rates | None) -> Rates:
     runs = runs_of(device)
     print(f"{device}: {specification['name']}")
     links = {name: specification[name] for name in ("memory", "nvlink", "network")}
-    norm = [run for run in runs if "scorer" not in run["flags"]]
+    # Rates of windows and scorers come from elsewhere.
+    norm = [run for run in runs if not re.search("scorer|window", run["flags"])]
     alone = [run for run in norm if "context_parallel_degree" not in run["flags"]]
     parallel = rings(device)
     if kernels:
@@ -366,13 +367,15 @@ def fit() -> dict[str, Rates]:
 
 
 def share_windows(rates: dict[str, Rates]) -> dict[str, Rates]:
-    """Windows were measured on some devices: their share of a copy's speed is taken for all's."""
+    """Windows were measured on some devices; others get the mean share of a copy's speed."""
     names = {SPECIFICATIONS[device]["name"]: device for device in rates}
-    measured = [file for file in read("windows_*.json") if file["device"] in names]
-    shares = [fit_windows(rates[names[file["device"]]], file) for file in measured]
-    share = float(np.mean(shares))
-    print(f"windows: {share:.0%} of a copy's speed")
-    return {device: replace(r, window=share * r.copy) for device, r in rates.items()}
+    measured = {names[file["device"]]: file for file in read("windows_*.json")}
+    shares = {device: fit_windows(rates[device], file) for device, file in measured.items()}
+    mean = float(np.mean(list(shares.values())))
+    print(f"windows: {mean:.0%} of a copy's speed")
+    return {
+        device: replace(r, window=shares.get(device, mean) * r.copy) for device, r in rates.items()
+    }
 
 
 def main() -> None:

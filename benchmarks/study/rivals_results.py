@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import commit
-from benchmarks.study.rivals import SETTINGS
+from benchmarks.study.rivals import SETTINGS, Setting
 from lighthouse.runs.metrics import read_metrics
 from lighthouse.runs.stage_reports import stage_reports
 
@@ -40,7 +40,7 @@ def collect(study: Path, device: str, torch: str) -> dict[str, Run]:
         asked = json.loads(path.read_text())
         found[name] = {
             **match.groupdict(),
-            "stages": _stages(records),
+            "stages": _stages(records, SETTINGS[match["setting"]], match["recipe"]),
             "validation": [
                 (record["step"], round(record["validation_loss"], 4))
                 for record in records
@@ -54,18 +54,21 @@ def collect(study: Path, device: str, torch: str) -> dict[str, Run]:
     return found
 
 
-def _stages(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each stage: steps, the seconds they take at its median speed, and its losses."""
+def _stages(
+    records: Sequence[dict[str, Any]], setting: Setting, recipe: str
+) -> list[dict[str, Any]]:
+    """Of each stage: its steps, and the seconds that they take at the median speed."""
+    reports = stage_reports([record for record in records if "loss" in record])
     found = []
-    for stage in stage_reports([record for record in records if "loss" in record]):
-        assert stage.tokens is not None and stage.tokens_per_second is not None
+    for stage, report in zip(setting.recipes[recipe], reports, strict=True):
+        assert report.tokens_per_second is not None
         found.append(
             {
-                "attention": stage.attention,
-                "seq_len": stage.seq_len,
-                "steps": stage.last_step - stage.first_step + 1,
-                "tokens_per_second": round(stage.tokens_per_second),
-                "seconds": round(stage.tokens / stage.tokens_per_second, 1),
+                "attention": report.attention,
+                "seq_len": report.seq_len,
+                "steps": stage["steps"],
+                "tokens_per_second": round(report.tokens_per_second),
+                "seconds": round(stage["steps"] * setting.tokens / report.tokens_per_second, 1),
             }
         )
     return found

@@ -65,4 +65,4 @@ def test_measured_windows_are_predicted():
             if row["kernel"] == "two triangles, cuDNN" and row["kv_heads"] == 8:
                 work = Work(seq_len=file["seq_len"], attention=(WindowConfig(row["window"]),))
                 parts = cost(fit_cost.BODY, Layout(), work, load_rates(device)).seconds
-                assert parts["window attention"] == pytest.approx(row["ms"][1] / 1e3, rel=0.05)
+                assert parts["window attention"] == pytest.approx(row["ms"][1] / 1e3, rel=0.06)
