@@ -16,7 +16,7 @@ from tests.support.trainer import train
 SHRUNKEN = """
     --training.dataset local --training.seq_len 512 --training.global_batch_size 2
     --training.loss_chunk_tokens 100 --training.mixed_precision_param float32
-    --lighthouse.topk 8 --lighthouse.stratum 8 --lighthouse.dense_layers 0
+    --lighthouse.topk 8 --lighthouse.stratum 8 --lighthouse.window 64 --lighthouse.window_heads 1
     --stages.1.steps 1 --stages.2.steps 2 --stages.3.steps 1
     --stages.1.seq_len 256 --stages.1.global_batch_size 4 --lr_scheduler.warmup_steps 1
     --parallelism.context_parallel_degree 1 --compile.no-enable --optimizer.lr 1e-3
