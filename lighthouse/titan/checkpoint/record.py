@@ -27,6 +27,8 @@ STATE_IN_CHECKPOINT = {
 }
 """Settings that a full resume takes from the checkpoint, whatever the new TOML says."""
 
+_DATA_BEFORE = {"training.dataset_text": "text", "training.task_rate": 0.0}
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -63,6 +65,7 @@ class RunRecord:
             data_parallel_degree=data_parallel_degree,
             data={
                 "training.dataset": training.dataset,
+                "training.dataset_text": training.dataset_text,
                 "training.task_rate": training.task_rate,
                 "training.dataloader.num_workers": training.dataloader.num_workers,
                 # Which the tasks' lengths depend on.
@@ -85,8 +88,8 @@ class RunRecord:
         stages = saved.get("stages")
         return cls(
             data_parallel_degree=saved["data_parallel_degree"],
-            # Records from before there were tasks say nothing of them.
-            data={"training.task_rate": 0.0, **saved.get("data", {})},
+            # What a record says nothing of, since there was no key for it yet.
+            data=_DATA_BEFORE | saved.get("data", {}),
             local_text=saved.get("local_text"),
             stages=None if stages is None else Stages.from_record(stages),
             optimizer=saved["optimizer"],

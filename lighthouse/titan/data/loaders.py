@@ -17,7 +17,7 @@ from lighthouse.refusal import refusals
 from lighthouse.tasks import SHORTEST, mixed_in
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.packing import PackedTextDataset
-from lighthouse.titan.data.sources import open_source
+from lighthouse.titan.data.sources import TextReader, open_source
 from lighthouse.titan.data.staged import StagedLoader
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 
@@ -33,10 +33,13 @@ def _build(
     dp_world_size: int,
     dp_rank: int,
     infinite: bool,
+    reader: TextReader,
     task_rate: float = 0.0,
     longest_task: int = SHORTEST,
 ) -> ParallelAwareDataloader:
-    documents, text_of = open_source(section_name, section.dataset.lower(), section.dataset_path)
+    documents, text_of = open_source(
+        section_name, section.dataset.lower(), section.dataset_path, reader
+    )
 
     def texts_of(sample: dict[str, Any]) -> list[str]:
         text = text_of(sample)
@@ -60,6 +63,12 @@ def _build(
     )
 
 
+def _reader(section_name: str, section: Training | Validation) -> TextReader:
+    skip_bad = section.dataset_bad_rows == "skip"
+    workers = section.dataloader.num_workers
+    return TextReader(section_name, section.dataset_text, skip_bad, workers)
+
+
 @refusals()
 def build_dataloader(
     dp_world_size: int,
@@ -70,6 +79,8 @@ def build_dataloader(
 ) -> BaseDataLoader | StagedLoader:
     """The loader of `training.dataset`: upstream's signature.
 
+    That of local text has a `tally`, over all stages.
+
     Raises:
         Refusal: an unknown dataset, or a path without usable files.
     """
@@ -79,15 +90,20 @@ def build_dataloader(
     # Of the run, not of the stage: a place in a task must mean the same in the next stage.
     longest_task = max(SHORTEST, stages.longest)
 
+    reader = _reader("training", job_config.training)
+
     def build(stage: Stage) -> ParallelAwareDataloader:
         job = stage.job(job_config)
         if _is_upstreams(job.training.dataset.lower(), tokenizer) and not task_rate:
             return upstream.build_text_dataloader(dp_world_size, dp_rank, tokenizer, job, infinite)
         ranks = dp_world_size, dp_rank
         tasks = task_rate, longest_task
-        return _build("training", job.training, tokenizer, *ranks, infinite, *tasks)
+        return _build("training", job.training, tokenizer, *ranks, infinite, reader, *tasks)
 
-    return StagedLoader(build, stages.at(1)) if stages.listed else build(stages.at(1))
+    loader = StagedLoader(build, stages.at(1)) if stages.listed else build(stages.at(1))
+    if job_config.training.dataset.lower() == "local":
+        loader.tally = reader.tally
+    return loader
 
 
 @refusals()
@@ -108,4 +124,5 @@ def build_validation_dataloader(
         return upstream.build_text_validation_dataloader(
             dp_world_size, dp_rank, tokenizer, job_config, infinite
         )
-    return _build("validation", section, tokenizer, dp_world_size, dp_rank, infinite)
+    reader = _reader("validation", section)
+    return _build("validation", section, tokenizer, dp_world_size, dp_rank, infinite, reader)

@@ -136,7 +136,13 @@ class PackedTextDataset(IterableDataset, Stateful):
                 return
             epoch += 1
             source = None
-            logger.info(f"The dataset starts over for {self._share}: epoch {epoch}")
+            if whole_epoch and epoch == 1 and epoch_tokens <= self._seq_len:
+                logger.warning(
+                    f"The whole dataset is {epoch_tokens} tokens for {self._share}, less than a "
+                    f"sequence of {self._seq_len}: each sequence holds all of it, again and again"
+                )
+            if epoch & (epoch - 1) == 0:  # rarer and rarer
+                logger.info(f"The dataset starts over for {self._share}: epoch {epoch}")
 
     def _encode(self, text: str) -> np.ndarray:
         if isinstance(self._tokenizer, ByteTokenizer):
