@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from lighthouse.runs.folder import is_finished
 from lighthouse.titan.config.stages import Stages
-from lighthouse.titan.data.text_files import text_identity
+from lighthouse.titan.data.source_tables import sources_of
+from lighthouse.titan.data.text_files import training_text_identity
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -27,7 +28,13 @@ STATE_IN_CHECKPOINT = {
 }
 """Settings that a full resume takes from the checkpoint, whatever the new TOML says."""
 
-_DATA_BEFORE = {"training.dataset_text": "text", "training.task_rate": 0.0}
+_SOURCES = "weights and texts of training.sources"
+_DATA_BEFORE = {
+    "training.dataset_text": "text",
+    "training.dataset_order": "files",
+    _SOURCES: [],
+    "training.task_rate": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -66,12 +73,14 @@ class RunRecord:
             data={
                 "training.dataset": training.dataset,
                 "training.dataset_text": training.dataset_text,
+                "training.dataset_order": training.dataset_order,
+                _SOURCES: [[source.weight, source.text] for source in sources_of(job_config)],
                 "training.task_rate": training.task_rate,
                 "training.dataloader.num_workers": training.dataloader.num_workers,
                 # Which the tasks' lengths depend on.
                 **({"seq_len of the longest stage": stages.longest} if training.task_rate else {}),
             },
-            local_text=text_identity(training.dataset, training.dataset_path),
+            local_text=training_text_identity(job_config),
             stages=stages,
             optimizer=kept["optimizer"],
             lr_scheduler=kept["lr_scheduler"],

@@ -40,11 +40,14 @@ class Block:
     Attributes:
         first, end: row groups of parquet; of an uncompressed file of lines the bytes in which its
             lines begin. Other files are one block.
+        part, parts: only each `parts`-th row of it, from the `part`-th on.
     """
 
     file: Path
     first: int = 0
     end: int | None = None
+    part: int = 0
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,15 @@ def read_rows(
     """
     kind = kind_of(block.file)
     if kind == ".parquet":
-        return _parquet_rows(block, column, mended, place)
-    if kind == ".txt":
-        return _whole_file(block.file, mended, place)
-    return _json_lines(block, column, mended, place)
+        found = _parquet_rows(block, column, mended, place)
+    elif kind == ".txt":
+        found = _whole_file(block.file, mended, place)
+    else:
+        found = _json_lines(block, column, mended, place)
+    if block.parts == 1:
+        return found
+    # Places, which are bytes in plain files, tell the parts apart as well as numbers of rows.
+    return (row for row in found if (row[1] - 1) % block.parts == block.part)
 
 
 @cache

@@ -22,6 +22,7 @@ from lighthouse.titan.data.rows import BadRow, Block, check_file, read_rows
 from lighthouse.titan.data.tally import MENDED, SKIPPED, Tally
 from lighthouse.titan.data.text_files import (
     READ,
+    check_path,
     check_text,
     compression_of,
     kind_of,
@@ -77,17 +78,18 @@ class TextReader:
         section_name: ``training`` or ``validation``, for messages.
         column: of parquet, and the key of a line's object.
         skip_bad: pass over rows that are no text, and count them.
-        workers: of the loader that reads.
-
-    Attributes:
-        tally: of rows that were skipped, and of texts with broken UTF-8.
+        tally: counts those, and texts with broken UTF-8.
     """
 
     def __init__(
-        self, section_name: str, column: str = "text", skip_bad: bool = False, workers: int = 0
+        self,
+        section_name: str,
+        column: str = "text",
+        skip_bad: bool = False,
+        tally: Tally | None = None,
     ) -> None:
         self.column = column
-        self.tally = Tally(workers)
+        self._tally = tally or Tally(workers=0)
         self._key = f"{section_name}.dataset_bad_rows"
         self._skip_bad = skip_bad
 
@@ -123,12 +125,12 @@ class TextReader:
     def _bad(self, row: BadRow) -> None:
         if not self._skip_bad:
             raise self._refusal(row)
-        count = self.tally.add(SKIPPED)
+        count = self._tally.add(SKIPPED)
         if _is_worth_saying(count):
             logger.warning(f"Skipped: {row} ({count} skipped by this process)")
 
     def _mended(self) -> None:
-        count = self.tally.add(MENDED)
+        count = self._tally.add(MENDED)
         if _is_worth_saying(count):
             logger.warning(f"Texts with bytes that are not UTF-8, now U+FFFD: {count}")
 
@@ -147,13 +149,16 @@ def open_source(
     dataset: str,
     dataset_path: str | None,
     reader: TextReader | None = None,
+    key: str | None = None,
 ) -> tuple[datasets.IterableDataset, Callable[[dict[str, Any]], str]]:
     """The documents of `dataset` in order, and how to get a document's text.
 
     Args:
         reader: of local files; by default one that takes "text", and refuses bad rows.
+        key: that named the path, for messages.
     """
-    check_text(section_name, dataset, dataset_path)
+    key = key or f"{section_name}.dataset_path"
+    check_text(section_name, dataset, dataset_path, key)
     if dataset in upstream.DATASETS:
         entry = upstream.DATASETS[dataset]
         place = dataset_path or entry.path
@@ -173,7 +178,7 @@ def open_source(
             )
         return _from_generator(read_pieces, pieces=pieces), _text_column
     reader = reader or TextReader(section_name)
-    files = checked_files(f"{section_name}.dataset_path", str(dataset_path), reader)
+    files = checked_files(key, str(dataset_path), reader)
     return _from_generator(reader.documents, files=files), _text_column
 
 
@@ -189,6 +194,7 @@ def checked_files(key: str, path: str, reader: TextReader) -> list[Path]:
     Raises:
         Refusal: a damaged file, a wrong column, a bad first row, or no text in any of them.
     """
+    check_path(key, path)
     files = local_files(Path(path))
     try:
         with ThreadPoolExecutor(16) as pool:

@@ -6,8 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lighthouse.titan.data.source_tables import sources_of
+
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
+    from torchtitan.config.job_config import Training, Validation
 
 LOCAL_KINDS = (".parquet", ".jsonl", ".json", ".txt")
 COMPRESSIONS = (".gz", ".zst", ".xz")
@@ -72,13 +75,40 @@ def unread_files(path: Path) -> list[Path]:
 
 def check_texts(job_config: "JobConfig") -> None:
     """Refuse the text of training, or of validation, that there is not; as :func:`check_text`."""
-    sections = {"training": job_config.training}
+    training = job_config.training
+    if training.sources:
+        _check_sources(job_config)
+    else:
+        _check_section("training", training)
+    if training.dataset_order == "shuffled" and training.dataset.lower() != "local":
+        raise ValueError(
+            f"training.dataset_order = 'shuffled': is for local text alone, and training.dataset = "
+            f"{training.dataset!r}; leave it out"
+        )
     if job_config.validation.enable:
-        sections["validation"] = job_config.validation
-    for name, section in sections.items():
-        dataset = section.dataset.lower()
-        check_text(name, dataset, section.dataset_path)
-        _check_reading(name, dataset, section.dataset_text, section.dataset_bad_rows)
+        _check_section("validation", job_config.validation)
+
+
+def _check_section(name: str, section: "Training | Validation") -> None:
+    dataset = section.dataset.lower()
+    check_text(name, dataset, section.dataset_path, f"{name}.dataset_path")
+    _check_reading(name, dataset, section.dataset_text, section.dataset_bad_rows)
+
+
+def _check_sources(job_config: "JobConfig") -> None:
+    training = job_config.training
+    if training.dataset.lower() != "local":
+        raise ValueError(
+            f"training.sources: are local text, and training.dataset = {training.dataset!r}; set "
+            'it to "local"'
+        )
+    if training.dataset_path is not None:
+        raise ValueError(
+            f"training.dataset_path = {training.dataset_path!r}: training.sources name what is "
+            "read; leave it out, or make it one of them"
+        )
+    for number, source in enumerate(sources_of(job_config), start=1):
+        check_path(f"training.sources.{number}.path", source.path)
 
 
 def _check_reading(section_name: str, dataset: str, column: str, bad_rows: str) -> None:
@@ -93,23 +123,23 @@ def _check_reading(section_name: str, dataset: str, column: str, bad_rows: str) 
             )
 
 
-def check_text(section_name: str, dataset: str, dataset_path: str | None) -> None:
+def check_text(section_name: str, dataset: str, dataset_path: str | None, key: str) -> None:
     """Refuse a dataset that there is not.
 
     Args:
         section_name: ``training`` or ``validation``, for messages.
         dataset: in lower case.
+        key: that named the path.
 
     Raises:
         ValueError: naming the key, the value it got and what would do.
     """
-    key = f"{section_name}.dataset_path"
     if dataset == "python" and dataset_path is not None:
         raise ValueError(f'{key} = {dataset_path!r}: dataset "python" takes no path, remove it')
     if dataset == "local" and dataset_path is None:
         raise ValueError(f'{key} is not set: dataset "local" needs a folder or a file')
-    if dataset == "local" and not local_files(Path(str(dataset_path))):
-        raise ValueError(f"{key} = {dataset_path!r}: no such file, or no {READ} in it")
+    if dataset == "local":
+        check_path(key, str(dataset_path))
     if dataset not in ("local", "python"):
         # Not imported above: it takes seconds.
         from torchtitan.hf_datasets.text_datasets import DATASETS
@@ -117,6 +147,12 @@ def check_text(section_name: str, dataset: str, dataset_path: str | None) -> Non
         if dataset not in DATASETS:
             known = ["local", "python", *DATASETS]
             raise ValueError(f"{section_name}.dataset = {dataset!r}: expected one of {known}")
+
+
+def check_path(key: str, path: str) -> None:
+    """Refuse a path without local text."""
+    if not local_files(Path(path)):
+        raise ValueError(f"{key} = {path!r}: no such file, or no {READ} in it")
 
 
 def text_identity(dataset: str, dataset_path: str | None) -> str | None:
@@ -131,3 +167,12 @@ def text_identity(dataset: str, dataset_path: str | None) -> str | None:
     sizes = {file.relative_to(root).as_posix(): size for file, size in _listing(path).files}
     digest = hashlib.sha256(repr(sorted(sizes.items())).encode()).hexdigest()
     return f"{len(sizes)} files of {sum(sizes.values()):,} bytes, {digest[:12]}"
+
+
+def training_text_identity(job_config: "JobConfig") -> str | None:
+    """As :func:`text_identity`, of all that a job trains on."""
+    training = job_config.training
+    if not training.sources:
+        return text_identity(training.dataset, training.dataset_path)
+    found = [text_identity("local", source.path) for source in sources_of(job_config)]
+    return "; ".join(map(str, found))
