@@ -4,9 +4,10 @@ An upstream dataset read with a Hugging Face tokenizer keeps upstream's loader, 
 stay the ones that upstream gives.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from torchtitan.components.dataloader import BaseDataLoader, ParallelAwareDataloader
 from torchtitan.components.tokenizer import BaseTokenizer
@@ -35,6 +36,15 @@ from lighthouse.titan.data.tokenizer import ByteTokenizer
 
 def _is_upstreams(dataset: str, tokenizer: BaseTokenizer) -> bool:
     return dataset in upstream.DATASETS and not isinstance(tokenizer, ByteTokenizer)
+
+
+class _FromTheStart(upstream.HuggingFaceTextDataset):
+    """Upstream's dataset, which would go on where the validation before has ended."""
+
+    def __iter__(self) -> Iterator[Any]:
+        self._sample_idx = 0
+        self._token_buffer: list[int] = []
+        return super().__iter__()
 
 
 # A function of the module, since workers that are not forked get it pickled.
@@ -169,9 +179,10 @@ def build_validation_dataloader(
     """
     section = job_config.validation
     if _is_upstreams(section.dataset.lower(), tokenizer):
-        return upstream.build_text_validation_dataloader(
-            dp_world_size, dp_rank, tokenizer, job_config, infinite
-        )
+        ranks = dp_world_size, dp_rank
+        loader = upstream.build_text_validation_dataloader(*ranks, tokenizer, job_config, infinite)
+        loader.dataset.__class__ = _FromTheStart  # it is made with its loader
+        return loader
     texts_of = partial(_with_tasks, rate=0.0, longest=SHORTEST)
     opener = _Opener("validation", section, tokenizer, dp_world_size, dp_rank, texts_of)
     tokens = opener.ordered(section.dataset_path, section.dataset_text, "validation.dataset_path")
