@@ -113,7 +113,7 @@ class TextReader:
 
     def looked_at(self, file: Path) -> Iterator[str]:
         """As `texts` of a whole file, without counting what will be read again."""
-        for row, _ in read_rows(Block(file), self.column, mended=lambda: None):
+        for row, _ in read_rows(Block(file), self.column, _nothing):
             if not isinstance(row, BadRow):
                 yield row
             elif not self._skip_bad:
@@ -133,6 +133,10 @@ class TextReader:
         count = self._tally.add(MENDED)
         if _is_worth_saying(count):
             logger.warning(f"Texts with bytes that are not UTF-8, now U+FFFD: {count}")
+
+
+def _nothing() -> None:
+    pass
 
 
 def _is_worth_saying(count: int) -> bool:
@@ -223,4 +227,7 @@ def _check_first_documents(files: list[Path], reader: TextReader) -> None:
     for file in sorted(firsts.values()):
         next(reader.looked_at(file), None)
     if not any(text for file in files for text in reader.looked_at(file)):
-        raise ValueError("there is no text in any of its files; name others")
+        rows = (row for file in files for row in read_rows(Block(file), reader.column, _nothing))
+        bad = next((row for row, _ in rows if isinstance(row, BadRow)), None)
+        why = f": {bad}" if bad else ", or nothing but empty ones"
+        raise ValueError(f"there is no text in any of its files{why}; name others")

@@ -75,9 +75,12 @@ class Encoded:
 
     def read(self, epoch: int, place: Any) -> Iterator[tuple[np.ndarray, Any]]:
         for text, behind in self._documents.read(epoch, place):
-            yield np.concatenate([self._encode(part) for part in self._texts_of(text)]), behind
+            parts = [encoded(self._tokenizer, part) for part in self._texts_of(text)]
+            yield np.concatenate(parts), behind
 
-    def _encode(self, text: str) -> np.ndarray:
-        if isinstance(self._tokenizer, ByteTokenizer):
-            return self._tokenizer.encode_array(text, add_bos=True, add_eos=True)
-        return np.asarray(self._tokenizer.encode(text, add_bos=True, add_eos=True), dtype=np.int64)
+
+def encoded(tokenizer: BaseTokenizer, text: str) -> np.ndarray:
+    """The tokens of a document, those around it included."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return tokenizer.encode_array(text, add_bos=True, add_eos=True)
+    return np.asarray(tokenizer.encode(text, add_bos=True, add_eos=True), dtype=np.int64)
