@@ -24,10 +24,13 @@ _BUFFER = 1 << 20
 _ROWS_AT_ONCE = 256
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MAGIC = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\0", ".zst": b"\x28\xb5\x2f\xfd"}
+# Not into a large buffer: what of it was read before an error would be lost.
 _DECOMPRESSED: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
     ".xz": lzma.open,
-    ".zst": lambda file: pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"),
+    ".zst": lambda file: io.BufferedReader(
+        pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"), 1 << 16
+    ),
 }
 # Decompressors and parquet say no more than this, and not of which file.
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
@@ -266,7 +269,7 @@ def open_bytes(file: Path) -> IO[bytes]:
     compression = compression_of(file)
     if compression is None:
         return file.open("rb", buffering=_BUFFER)
-    return io.BufferedReader(_DECOMPRESSED[compression](file), _BUFFER)
+    return _DECOMPRESSED[compression](file)
 
 
 def _decoded(data: bytes, mended: Callable[[], None]) -> str:

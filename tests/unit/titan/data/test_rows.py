@@ -179,15 +179,17 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
         loader(config)
     if name == "b.parquet":
         return
-    whole = COMPRESS[name.removeprefix("b.jsonl")](lines([chr(97 + i % 26) for i in range(999)]))
+    texts = [f"<{i * 7919 % 100003}>" for i in range(9999)]
+    whole = COMPRESS[name.removeprefix("b.jsonl")](lines(texts))
     file.write_bytes(whole[: len(whole) * 2 // 3])
     check_file.cache_clear()
     with pytest.raises(Refusal, match=rf"{name}, line \d+ can't be read, nor what follows"):
         rows(loader(config, infinite=False))
     config.training.dataset_bad_rows = "skip"
     skipping = loader(config, infinite=False)
-    tokens = [t for row in rows(skipping) for t in row]
-    assert bytes(t for t in tokens if t < BOS).endswith(b"lastlast")
+    text = bytes(t for row in rows(skipping) for t in row[:-1] if t < BOS)
+    assert text.count(b">") < 9999 and b"lastlast" in text[-50:]
+    assert name == "b.jsonl.zst" or text.count(b">") > 3000  # of zstd a block, 128 KB, is lost
     assert skipping.tally.totals()["skipped_rows"] == 1
 
 
