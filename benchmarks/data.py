@@ -4,6 +4,7 @@
 
 Sources are the embedded "python" corpus and local files of short (2 KB) and long (2 MB) documents,
 written for the purpose into a temporary folder and read again and again, so from the page cache.
+"mixed" shuffles the short parquet and jsonl, and mixes them 2 to 1.
 Each case has a process of its own with one thread, as a worker has. "In process" is the loader
 without workers, which is what a worker does; "worker" is what arrives from one worker through
 shared memory. Rates are over the clock and over CPU time, which other work on the machine does not
@@ -47,20 +48,20 @@ LOOKS = 10  # at the memory, in each case
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement; `path` is None for the embedded corpus."""
+    """One measurement; without `paths` of the embedded corpus, of several the mixture."""
 
     source: str
-    path: str | None
+    paths: tuple[str, ...]
     seq_len: int
     workers: int
     sequences: int
 
 
-def write_sources(folder: Path, size: int) -> dict[str, str]:
+def write_sources(folder: Path, size: int) -> dict[str, tuple[str, ...]]:
     """Files of `size` bytes of text each, by the name of the source."""
     text = "".join(piece["text"] for piece in islice(read_pieces(python_pieces()), 1500))
     ascii_text = text.encode("ascii", errors="ignore").decode()
-    paths = {}
+    paths: dict[str, tuple[str, ...]] = {}
     for length, document_bytes in DOCUMENT_BYTES.items():
         letters = cycle(ascii_text)
         documents = [
@@ -75,8 +76,9 @@ def write_sources(folder: Path, size: int) -> dict[str, str]:
                 path.write_text(lines)
             else:
                 path.write_bytes(gzip.compress(lines.encode(), compresslevel=6))
-            paths[f"{kind} of {length} documents"] = str(path)
-    return paths
+            paths[f"{kind} of {length} documents"] = (str(path),)
+    mixed = [paths[f"{kind} of short documents"] for kind in ("parquet", "jsonl")]
+    return {"mixed": sum(mixed, ()), **paths}
 
 
 def processes() -> list[int]:
@@ -100,8 +102,15 @@ def measure(case: Case) -> dict[str, Any]:
     torch.set_num_threads(1)
     config = JobConfig()
     section = config.training
-    section.dataset = "python" if case.path is None else "local"
-    section.dataset_path, section.seq_len = case.path, case.seq_len
+    section.dataset, section.seq_len = "local" if case.paths else "python", case.seq_len
+    if len(case.paths) == 1:
+        section.dataset_path = case.paths[0]
+    elif case.paths:
+        section.dataset_order = "shuffled"
+        section.sources = [
+            {"path": path, "weight": weight}
+            for path, weight in zip(case.paths, (2.0, 1.0), strict=True)
+        ]
     section.local_batch_size, section.dataloader.num_workers = 1, case.workers
     loader = build_dataloader(1, 0, ByteTokenizer(), config)
     batches = iter(loader)
@@ -153,11 +162,11 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         written = write_sources(Path(folder), size=(4 if args.quick else 64) << 20)
-        sources = {"python": None, **written}
-        for source, path in islice(sources.items(), 2 if args.quick else None):
+        sources = {"python": (), **written}
+        for source, paths in islice(sources.items(), 2 if args.quick else None):
             for seq_len in SEQ_LENS[:1] if args.quick else SEQ_LENS:
                 for workers in (0, 1):
-                    case = Case(source, path, seq_len, workers, sequences)
+                    case = Case(source, paths, seq_len, workers, sequences)
                     # A fresh process: memory that an earlier case left free would hide growth.
                     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                         results.append(pool.submit(measure, case).result())
@@ -170,7 +179,7 @@ def main() -> None:
         "pyarrow": pa.__version__,
         "commit": commit(),
         "bar_tokens_per_second": BAR,
-        "results": [{key: value for key, value in r.items() if key != "path"} for r in results],
+        "results": [{key: value for key, value in r.items() if key != "paths"} for r in results],
     }
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\n{table(results)}\n\nwrote {args.out}")

@@ -161,7 +161,7 @@ def _held_out(subject: Subject, options: Any) -> "list[tuple[Tensor, Tensor]]":
             "folder of text files"
         )
     seq_len = min(options.seq_len or subject.longest, subject.longest)
-    documents, text_of = open_source("--text", "local", str(options.text))
+    documents, text_of = open_source("--text", "local", str(options.text), key="--text")
     ids: list[int] = []
     for document in documents:
         ids += subject.encode(text_of(document))[0]

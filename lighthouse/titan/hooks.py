@@ -155,7 +155,12 @@ class RunHooks:
             **stage_metrics(self._model_parts),
             **self._observer.metrics(),
             **self._clock.metrics(step),
+            **self._text_metrics(),
         }
+
+    def _text_metrics(self) -> dict[str, int]:
+        tally = getattr(self._trainer.dataloader, "tally", None)
+        return tally.metrics(self._trainer.device, self._batch_degree) if tally else {}
 
     def stop_after(self, step: int) -> bool:
         """Whether to save a checkpoint after ``step`` and end; a collective."""

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from lighthouse.runs.folder import is_finished
 from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.stages import Stages
-from lighthouse.titan.data.text_files import text_identity
+from lighthouse.titan.data.source_tables import sources_of
+from lighthouse.titan.data.text_files import training_text_identity
 from lighthouse.titan.llama3.config_json import describe
 
 if TYPE_CHECKING:
@@ -28,6 +29,14 @@ STATE_IN_CHECKPOINT = {
     "lr_scheduler": ("warmup_steps", "total_steps", "decay_ratio", "decay_type", "min_lr_factor"),
 }
 """Settings that a full resume takes from the checkpoint, whatever the new TOML says."""
+
+_SOURCES = "weights and texts of training.sources"
+_DATA_BEFORE = {
+    "training.dataset_text": "text",
+    "training.dataset_order": "files",
+    _SOURCES: [],
+    "training.task_rate": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -68,12 +77,15 @@ class RunRecord:
             data_parallel_degree=data_parallel_degree,
             data={
                 "training.dataset": training.dataset,
+                "training.dataset_text": training.dataset_text,
+                "training.dataset_order": training.dataset_order,
+                _SOURCES: [[source.weight, source.text] for source in sources_of(job_config)],
                 "training.task_rate": training.task_rate,
                 "training.dataloader.num_workers": training.dataloader.num_workers,
                 # Which the tasks' lengths depend on.
                 **({"seq_len of the longest stage": stages.longest} if training.task_rate else {}),
             },
-            local_text=text_identity(training.dataset, training.dataset_path),
+            local_text=training_text_identity(job_config),
             stages=stages,
             optimizer=kept["optimizer"],
             lr_scheduler=kept["lr_scheduler"],
@@ -91,8 +103,8 @@ class RunRecord:
         stages = saved.get("stages")
         return cls(
             data_parallel_degree=saved["data_parallel_degree"],
-            # Records from before there were tasks say nothing of them.
-            data={"training.task_rate": 0.0, **saved.get("data", {})},
+            # What a record says nothing of, since there was no key for it yet.
+            data=_DATA_BEFORE | saved.get("data", {}),
             local_text=saved.get("local_text"),
             stages=None if stages is None else Stages.from_record(stages),
             optimizer=saved["optimizer"],

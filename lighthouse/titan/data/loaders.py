@@ -4,7 +4,9 @@ An upstream dataset read with a Hugging Face tokenizer keeps upstream's loader, 
 stay the ones that upstream gives.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from torchtitan.components.dataloader import BaseDataLoader, ParallelAwareDataloader
@@ -16,9 +18,19 @@ from torchtitan.hf_datasets import text_datasets as upstream
 from lighthouse.refusal import refusals
 from lighthouse.tasks import SHORTEST, mixed_in
 from lighthouse.titan.config.stages import Stage, Stages
+from lighthouse.titan.data.mixture import Mixture, WeightedStream
 from lighthouse.titan.data.packing import PackedTextDataset
-from lighthouse.titan.data.sources import open_source
+from lighthouse.titan.data.shuffled import ShuffledDocuments
+from lighthouse.titan.data.source_tables import sources_of
+from lighthouse.titan.data.sources import TextReader, checked_files, open_source
 from lighthouse.titan.data.staged import StagedLoader
+from lighthouse.titan.data.tally import Tally
+from lighthouse.titan.data.token_streams import (
+    DocumentStream,
+    Encoded,
+    OrderedDocuments,
+    TokenStream,
+)
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 
 
@@ -26,38 +38,96 @@ def _is_upstreams(dataset: str, tokenizer: BaseTokenizer) -> bool:
     return dataset in upstream.DATASETS and not isinstance(tokenizer, ByteTokenizer)
 
 
-def _build(
-    section_name: str,
-    section: Training | Validation,
-    tokenizer: BaseTokenizer,
-    dp_world_size: int,
-    dp_rank: int,
-    infinite: bool,
-    task_rate: float = 0.0,
-    longest_task: int = SHORTEST,
-) -> ParallelAwareDataloader:
-    documents, text_of = open_source(section_name, section.dataset.lower(), section.dataset_path)
+class _FromTheStart(upstream.HuggingFaceTextDataset):
+    """Upstream's dataset, which would go on where the validation before has ended."""
 
-    def texts_of(sample: dict[str, Any]) -> list[str]:
-        text = text_of(sample)
-        return [text, *mixed_in(text, task_rate, longest_task)]
+    def __iter__(self) -> Iterator[Any]:
+        self._sample_idx = 0
+        self._token_buffer: list[int] = []
+        return super().__iter__()
 
-    packed = PackedTextDataset(
-        documents,
-        texts_of,
-        tokenizer,
-        seq_len=section.seq_len,
-        dp_rank=dp_rank,
-        dp_world_size=dp_world_size,
-        infinite=infinite,
-    )
-    return ParallelAwareDataloader(
-        packed,
-        dp_rank=dp_rank,
-        dp_world_size=dp_world_size,
-        batch_size=section.local_batch_size,
-        **asdict(section.dataloader),
-    )
+
+# A function of the module, since workers that are not forked get it pickled.
+def _with_tasks(text: str, rate: float, longest: int) -> list[str]:
+    return [text, *mixed_in(text, rate, longest)]
+
+
+class _Opener:
+    """Opens the text of a section for one rank.
+
+    Args:
+        texts_of: the texts that a document's text gives.
+    """
+
+    def __init__(
+        self,
+        section_name: str,
+        section: Training | Validation,
+        tokenizer: BaseTokenizer,
+        dp_world_size: int,
+        dp_rank: int,
+        texts_of: Callable[[str], Sequence[str]],
+    ) -> None:
+        self._name, self._section = section_name, section
+        self._tokenizer, self._texts_of = tokenizer, texts_of
+        self._rank = dp_rank, dp_world_size
+        self.share = f"data-parallel rank {dp_rank} of {dp_world_size}"
+        self.tally = Tally(section.dataloader.num_workers)
+
+    def ordered(self, path: str | None, column: str, key: str) -> TokenStream:
+        """Documents in the order in which they are stored."""
+        dataset, reader = self._section.dataset.lower(), self._reader(column)
+        documents, text_of = open_source(self._name, dataset, path, reader, key)
+        return self._encoded(OrderedDocuments(documents, text_of, *self._rank))
+
+    def shuffled(self, path: str, column: str, key: str) -> TokenStream:
+        """Local documents in another order in each epoch."""
+        reader = self._reader(column)
+        files = checked_files(key, path, reader)
+        return self._encoded(ShuffledDocuments(files, reader, *self._rank))
+
+    def _reader(self, column: str) -> TextReader:
+        skip_bad = self._section.dataset_bad_rows == "skip"
+        return TextReader(self._name, column, skip_bad, self.tally)
+
+    def _encoded(self, documents: DocumentStream) -> TokenStream:
+        return Encoded(documents, self._texts_of, self._tokenizer)
+
+    def loader(
+        self, tokens: TokenStream, section: Training | Validation, infinite: bool
+    ) -> ParallelAwareDataloader:
+        """Its sequences, with the length and batch of a stage's section."""
+        dp_rank, dp_world_size = self._rank
+        return ParallelAwareDataloader(
+            PackedTextDataset(tokens, section.seq_len, self.share, infinite),
+            dp_rank=dp_rank,
+            dp_world_size=dp_world_size,
+            batch_size=section.local_batch_size,
+            **asdict(section.dataloader),
+        )
+
+
+def _training_tokens(job_config: JobConfig, opener: _Opener) -> TokenStream:
+    """What ``training`` says to read."""
+    training = job_config.training
+
+    def opened(path: str | None, column: str, key: str) -> TokenStream:
+        if training.dataset_order == "shuffled":
+            return opener.shuffled(str(path), column, key)
+        return opener.ordered(path, column, key)
+
+    sources = sources_of(job_config)
+    if not sources:
+        return opened(training.dataset_path, training.dataset_text, "training.dataset_path")
+    streams = [
+        WeightedStream(
+            source.path,
+            opened(source.path, source.text, f"training.sources.{number}.path"),
+            source.weight,
+        )
+        for number, source in enumerate(sources, start=1)
+    ]
+    return Mixture(streams, opener.share)
 
 
 @refusals()
@@ -70,24 +140,28 @@ def build_dataloader(
 ) -> BaseDataLoader | StagedLoader:
     """The loader of `training.dataset`: upstream's signature.
 
+    That of local text has a `tally`, over all stages.
+
     Raises:
         Refusal: an unknown dataset, or a path without usable files.
     """
-
-    stages = Stages.of(job_config)
-    task_rate = job_config.training.task_rate
+    stages, training = Stages.of(job_config), job_config.training
     # Of the run, not of the stage: a place in a task must mean the same in the next stage.
     longest_task = max(SHORTEST, stages.longest)
 
+    texts_of = partial(_with_tasks, rate=training.task_rate, longest=longest_task)
+    opener = _Opener("training", training, tokenizer, dp_world_size, dp_rank, texts_of)
+
     def build(stage: Stage) -> ParallelAwareDataloader:
         job = stage.job(job_config)
-        if _is_upstreams(job.training.dataset.lower(), tokenizer) and not task_rate:
+        if _is_upstreams(training.dataset.lower(), tokenizer) and not training.task_rate:
             return upstream.build_text_dataloader(dp_world_size, dp_rank, tokenizer, job, infinite)
-        ranks = dp_world_size, dp_rank
-        tasks = task_rate, longest_task
-        return _build("training", job.training, tokenizer, *ranks, infinite, *tasks)
+        return opener.loader(_training_tokens(job, opener), job.training, infinite)
 
-    return StagedLoader(build, stages.at(1)) if stages.listed else build(stages.at(1))
+    loader = StagedLoader(build, stages.at(1)) if stages.listed else build(stages.at(1))
+    if training.dataset.lower() == "local":
+        loader.tally = opener.tally
+    return loader
 
 
 @refusals()
@@ -105,7 +179,11 @@ def build_validation_dataloader(
     """
     section = job_config.validation
     if _is_upstreams(section.dataset.lower(), tokenizer):
-        return upstream.build_text_validation_dataloader(
-            dp_world_size, dp_rank, tokenizer, job_config, infinite
-        )
-    return _build("validation", section, tokenizer, dp_world_size, dp_rank, infinite)
+        ranks = dp_world_size, dp_rank
+        loader = upstream.build_text_validation_dataloader(*ranks, tokenizer, job_config, infinite)
+        loader.dataset.__class__ = _FromTheStart  # it is made with its loader
+        return loader
+    texts_of = partial(_with_tasks, rate=0.0, longest=SHORTEST)
+    opener = _Opener("validation", section, tokenizer, dp_world_size, dp_rank, texts_of)
+    tokens = opener.ordered(section.dataset_path, section.dataset_text, "validation.dataset_path")
+    return opener.loader(tokens, section, infinite)

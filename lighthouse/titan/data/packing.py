@@ -3,24 +3,21 @@
 The state of a stream is a few hundred bytes, and a resumed one goes on at the very token.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
-from datasets.distributed import split_dataset_by_node
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import IterableDataset
-from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.tools.logging import logger
 
 from lighthouse.refusal import Refusal
-from lighthouse.titan.data.tokenizer import ByteTokenizer
+from lighthouse.titan.data.token_streams import TokenStream
 
 
 class PackedTextDataset(IterableDataset, Stateful):
-    """Documents, each between a bos and an eos token, packed into sequences without a gap.
+    """The tokens of documents, packed into sequences without a gap.
 
     Sequence i holds tokens i*seq_len .. (i+1)*seq_len of the rank's stream: the label of its last
     token is the first token of the next one, and every token but the first is a label once per
@@ -29,11 +26,9 @@ class PackedTextDataset(IterableDataset, Stateful):
     A fresh iterator starts at the beginning of the stream, unless `load_state_dict` came before it.
 
     Args:
-        documents: stream of samples.
-        texts_of: the texts in a sample, a function of it alone.
-        tokenizer: a `ByteTokenizer` is used through buffer copies, any other through `encode`.
+        tokens: of documents.
         seq_len: tokens per sequence.
-        dp_rank, dp_world_size: which share of the documents to read; shares do not overlap.
+        share: which part of the text this is, for messages.
         infinite: start over when the documents end; otherwise stop without the last, incomplete
             sequence.
 
@@ -46,19 +41,14 @@ class PackedTextDataset(IterableDataset, Stateful):
 
     def __init__(
         self,
-        documents: datasets.IterableDataset,
-        texts_of: Callable[[dict[str, Any]], Sequence[str]],
-        tokenizer: BaseTokenizer,
+        tokens: TokenStream,
         seq_len: int,
-        dp_rank: int,
-        dp_world_size: int,
+        share: str,
         infinite: bool,
     ) -> None:
-        self._documents = split_dataset_by_node(documents, dp_rank, dp_world_size)
-        self._texts_of = texts_of
-        self._tokenizer = tokenizer
+        self._tokens = tokens
         self._seq_len = seq_len
-        self._share = f"data-parallel rank {dp_rank} of {dp_world_size}"
+        self._share = share
         self._infinite = infinite
         self._state = _stream_start()
         self._resume = False
@@ -66,8 +56,8 @@ class PackedTextDataset(IterableDataset, Stateful):
     def state_dict(self) -> dict[str, Any]:
         """Position after the latest sequence.
 
-        `epoch`: passes over the documents finished; `source`: state of `datasets` before the
-        current document, None at the start of a pass; `offset`: tokens of that document already
+        `epoch`: passes over the documents finished; `source`: the stream's place before the current
+        document, None at the start of a pass; `offset`: tokens of that document already
         used; `last_token`: the token that the next sequence begins with, None before the first.
         """
         return dict(self._state)
@@ -93,13 +83,7 @@ class PackedTextDataset(IterableDataset, Stateful):
         while True:
             whole_epoch = source is None and offset == 0
             epoch_tokens = 0
-            # Always said, also with None: `datasets` would begin the next epoch where it resumed.
-            self._documents.load_state_dict(source)
-            for sample in self._documents:
-                # Taken now, because before its first sample `datasets` does not report the state
-                # that it was given, and a second resume would then start over.
-                next_source = self._documents.state_dict()
-                tokens = np.concatenate([self._encode(text) for text in self._texts_of(sample)])
+            for tokens, behind in self._tokens.read(epoch, source):
                 epoch_tokens += len(tokens)
                 while offset < len(tokens):
                     taken = min(len(sequence) - filled, len(tokens) - offset)
@@ -119,9 +103,10 @@ class PackedTextDataset(IterableDataset, Stateful):
                         sequence = np.empty_like(sequence)
                         sequence[0] = last_token
                         filled = 1
-                source, offset = next_source, 0
+                source, offset = behind, 0
 
-            if whole_epoch and epoch_tokens == 0:
+            # Of a shuffled order the share is another one in each epoch, and may be empty once.
+            if whole_epoch and epoch == 0 and epoch_tokens == 0:
                 raise Refusal(
                     f"no text for {self._share}: use a dataset with at least as many documents as "
                     "data-parallel ranks and as many files as dataloader.num_workers"
@@ -136,12 +121,13 @@ class PackedTextDataset(IterableDataset, Stateful):
                 return
             epoch += 1
             source = None
-            logger.info(f"The dataset starts over for {self._share}: epoch {epoch}")
-
-    def _encode(self, text: str) -> np.ndarray:
-        if isinstance(self._tokenizer, ByteTokenizer):
-            return self._tokenizer.encode_array(text, add_bos=True, add_eos=True)
-        return np.asarray(self._tokenizer.encode(text, add_bos=True, add_eos=True), dtype=np.int64)
+            if whole_epoch and epoch == 1 and epoch_tokens <= self._seq_len:
+                logger.warning(
+                    f"The whole dataset is {epoch_tokens} tokens for {self._share}, less than a "
+                    f"sequence of {self._seq_len}: each sequence holds all of it, again and again"
+                )
+            if epoch & (epoch - 1) == 0:  # rarer and rarer
+                logger.info(f"The dataset starts over for {self._share}: epoch {epoch}")
 
 
 def _stream_start() -> dict[str, Any]:

@@ -4,23 +4,31 @@ A source is upstream's registry (C4), a local folder or file ("local"), or the P
 own standard library ("python").
 """
 
-import gzip
 import hashlib
-import json
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 from torchtitan.hf_datasets import text_datasets as upstream
 from torchtitan.tools.logging import logger
 
 from lighthouse.refusal import Refusal
-from lighthouse.titan.data.text_files import LOCAL_KINDS, check_text, local_files
+from lighthouse.titan.data.rows import BadRow, Block, check_file, read_rows
+from lighthouse.titan.data.tally import MENDED, SKIPPED, Tally
+from lighthouse.titan.data.text_files import (
+    READ,
+    check_path,
+    check_text,
+    compression_of,
+    kind_of,
+    local_files,
+    unread_files,
+)
 
 PIECE_BYTES = 4096
 
@@ -63,52 +71,77 @@ def read_pieces(pieces: list[tuple[Path, int]]) -> Iterator[dict[str, str]]:
             yield {"text": text.decode("utf-8", errors="replace")}
 
 
-def read_documents(files: list[Path]) -> Iterator[dict[str, str]]:
-    """Documents of `files` as {"text": ...}: a parquet row, a line of JSON, or a whole text file.
+class TextReader:
+    """Texts of local files.
 
-    Raises:
-        Refusal: a row without a string in "text", or a line that is not JSON.
+    Args:
+        section_name: ``training`` or ``validation``, for messages.
+        column: of parquet, and the key of a line's object.
+        skip_bad: pass over rows that are no text, and count them.
+        tally: counts those, and texts with broken UTF-8.
     """
-    for file in files:
-        if file.suffix == ".parquet":
-            texts = _read_parquet(file)
-        elif file.suffix == ".txt":
-            texts = iter([file.read_text(encoding="utf-8", errors="replace")])
-        else:
-            texts = _read_json_lines(file)
-        for text in texts:
-            yield {"text": text}
+
+    def __init__(
+        self,
+        section_name: str,
+        column: str = "text",
+        skip_bad: bool = False,
+        tally: Tally | None = None,
+    ) -> None:
+        self.column = column
+        self._tally = tally or Tally(workers=0)
+        self._key = f"{section_name}.dataset_bad_rows"
+        self._skip_bad = skip_bad
+
+    def documents(self, files: list[Path]) -> Iterator[dict[str, str]]:
+        """All of the files as {"text": ...}, whatever the column is called.
+
+        Raises:
+            Refusal: a row that is no text, unless those are skipped.
+        """
+        for file in files:
+            for text, _ in self.texts(Block(file)):
+                yield {"text": text}
+
+    def texts(self, block: Block, place: int = 0) -> Iterator[tuple[str, int]]:
+        """Those of a block, each with the place behind it; as :func:`read_rows`."""
+        for row, behind in read_rows(block, self.column, self._mended, place):
+            if isinstance(row, BadRow):
+                self._bad(row)
+            else:
+                yield row, behind
+
+    def looked_at(self, file: Path) -> Iterator[str]:
+        """As `texts` of a whole file, without counting what will be read again."""
+        for row, _ in read_rows(Block(file), self.column, _nothing):
+            if not isinstance(row, BadRow):
+                yield row
+            elif not self._skip_bad:
+                raise self._refusal(row)
+
+    def _refusal(self, row: BadRow) -> Refusal:
+        return Refusal(f'{row}; mend it, or pass over such rows by {self._key} = "skip"')
+
+    def _bad(self, row: BadRow) -> None:
+        if not self._skip_bad:
+            raise self._refusal(row)
+        count = self._tally.add(SKIPPED)
+        if _is_worth_saying(count):
+            logger.warning(f"Skipped: {row} ({count} skipped by this process)")
+
+    def _mended(self) -> None:
+        count = self._tally.add(MENDED)
+        if _is_worth_saying(count):
+            logger.warning(f"Texts with bytes that are not UTF-8, now U+FFFD: {count}")
 
 
-def _read_parquet(file: Path) -> Iterator[str]:
-    with pq.ParquetFile(file) as table:
-        schema = table.schema_arrow
-        if "text" not in schema.names:
-            raise Refusal(f'{file} has no column "text", only {schema.names}')
-        kind = schema.field("text").type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise Refusal(f'{file}: column "text" holds {kind}, not strings')
-        # One row at a time: it can be a whole book.
-        for batch in table.iter_batches(batch_size=1, columns=["text"]):
-            for text in batch.column(0):
-                if not text.is_valid:
-                    raise Refusal(f'{file}: column "text" has nulls')
-                yield text.as_py()
+def _nothing() -> None:
+    pass
 
 
-def _read_json_lines(file: Path) -> Iterator[str]:
-    open_text = gzip.open if file.suffix == ".gz" else open
-    with open_text(file, "rt", encoding="utf-8", errors="replace", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise Refusal(f"{file}, line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise Refusal(f'{file}, line {number} has no string under "text"')
-            yield row["text"]
+def _is_worth_saying(count: int) -> bool:
+    """The first ones, then rarer and rarer."""
+    return count <= 3 or str(count).strip("0") == "1"
 
 
 def _text_column(sample: dict[str, Any]) -> str:
@@ -116,10 +149,20 @@ def _text_column(sample: dict[str, Any]) -> str:
 
 
 def open_source(
-    section_name: str, dataset: str, dataset_path: str | None
+    section_name: str,
+    dataset: str,
+    dataset_path: str | None,
+    reader: TextReader | None = None,
+    key: str | None = None,
 ) -> tuple[datasets.IterableDataset, Callable[[dict[str, Any]], str]]:
-    """The documents of `dataset` in order, and how to get a document's text."""
-    check_text(section_name, dataset, dataset_path)
+    """The documents of `dataset` in order, and how to get a document's text.
+
+    Args:
+        reader: of local files; by default one that takes "text", and refuses bad rows.
+        key: that named the path, for messages.
+    """
+    key = key or f"{section_name}.dataset_path"
+    check_text(section_name, dataset, dataset_path, key)
     if dataset in upstream.DATASETS:
         entry = upstream.DATASETS[dataset]
         place = dataset_path or entry.path
@@ -138,10 +181,9 @@ def open_source(
                 f'{sysconfig.get_path("stdlib")}; choose "local" and a path'
             )
         return _from_generator(read_pieces, pieces=pieces), _text_column
-    files = local_files(Path(str(dataset_path)))
-    _check_first_documents(f"{section_name}.dataset_path", str(dataset_path), files)
-    logger.info(f"Preparing {len(files)} files from {dataset_path}")
-    return _from_generator(read_documents, files=files), _text_column
+    reader = reader or TextReader(section_name)
+    files = checked_files(key, str(dataset_path), reader)
+    return _from_generator(reader.documents, files=files), _text_column
 
 
 def _from_generator(
@@ -150,12 +192,42 @@ def _from_generator(
     return datasets.IterableDataset.from_generator(generator, gen_kwargs=shards)
 
 
-def _check_first_documents(key: str, dataset_path: str, files: list[Path]) -> None:
-    """A wrong column is an error at the start: look into the first file of each kind."""
-    for kind in LOCAL_KINDS:
-        first = next((file for file in files if file.name.endswith(kind)), None)
-        if first is not None:
-            try:
-                next(read_documents([first]), None)
-            except ValueError as error:
-                raise Refusal(f"{key} = {dataset_path!r}: {error}") from error
+def checked_files(key: str, path: str, reader: TextReader) -> list[Path]:
+    """The files of local text, each looked at, and what is not read said in the log.
+
+    Raises:
+        Refusal: a damaged file, a wrong column, a bad first row, or no text in any of them.
+    """
+    check_path(key, path)
+    files = local_files(Path(path))
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(partial(check_file, column=reader.column), files))
+        _check_first_documents(files, reader)
+    except ValueError as error:
+        raise Refusal(f"{key} = {path!r}: {error}") from error
+    _say_files(path, len(files))
+    return files
+
+
+@cache
+def _say_files(path: str, count: int) -> None:
+    """Once a process, though the loader of each stage reads them."""
+    logger.info(f"Preparing {count} files from {path}")
+    unread = unread_files(Path(path))
+    if unread:
+        names = [str(file.relative_to(path)) for file in unread]
+        shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if names[10:] else "")
+        logger.warning(f"Not read: {len(names)} files in {path}, which are not {READ}: {shown}")
+
+
+def _check_first_documents(files: list[Path], reader: TextReader) -> None:
+    """A wrong key is an error at the start: look into the first file of each kind."""
+    firsts = {(kind_of(file), compression_of(file)): file for file in reversed(files)}
+    for file in sorted(firsts.values()):
+        next(reader.looked_at(file), None)
+    if not any(text for file in files for text in reader.looked_at(file)):
+        rows = (row for file in files for row in read_rows(Block(file), reader.column, _nothing))
+        bad = next((row for row, _ in rows if isinstance(row, BadRow)), None)
+        why = f": {bad}" if bad else ", or nothing but empty ones"
+        raise ValueError(f"there is no text in any of its files{why}; name others")

@@ -6,6 +6,7 @@ from typing import Any
 from torch.distributed.checkpoint.stateful import Stateful
 
 from lighthouse.titan.config.stages import Stage
+from lighthouse.titan.data.tally import Tally
 
 
 class StagedLoader(Stateful):
@@ -17,7 +18,12 @@ class StagedLoader(Stateful):
     Args:
         build: makes the loader of a stage.
         first: the stage to be in until another begins.
+
+    Attributes:
+        tally: of what was not read as it stands; None where the text is not local.
     """
+
+    tally: Tally | None = None
 
     def __init__(self, build: Callable[[Stage], Any], first: Stage) -> None:
         self._build = build

@@ -15,6 +15,7 @@ from torchtitan.config import JobConfig
 
 from lighthouse.refusal import refusals
 from lighthouse.titan.config.model_args import model_args_of
+from lighthouse.titan.data.tokenizer_checks import settle_documents
 from lighthouse.titan.llama3.flavors import BYTE_VOCAB_SIZE
 
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>", *(f"<|reserved_{i}|>" for i in range(5)))
@@ -119,17 +120,19 @@ def build_tokenizer(job_config: JobConfig) -> BaseTokenizer:
     """The tokenizer that `model.tokenizer` names: "byte", or "hf" for upstream's own.
 
     Raises:
-        Refusal: a token that the flavor's embedding does not have.
+        Refusal: a token that the flavor's embedding does not have, or documents without an end.
     """
     if job_config.model.tokenizer == "byte":
         return ByteTokenizer()
     tokenizer = build_hf_tokenizer(job_config)
     section = job_config.model
+    settle_documents(tokenizer, Path(section.hf_assets_path))
     known = model_args_of(job_config).vocab_size
-    if tokenizer.get_vocab_size() > known:
+    needed = 1 + max(tokenizer.get_vocab().values())  # ids may have gaps
+    if needed > known:
         raise ValueError(
-            f"model.hf_assets_path = {section.hf_assets_path!r}: has {tokenizer.get_vocab_size()} "
-            f"tokens, model.flavor = {section.flavor!r} only {known}; use a flavor with more, or "
-            f"model.args.vocab_size = {tokenizer.get_vocab_size()}"
+            f"model.hf_assets_path = {section.hf_assets_path!r}: has {needed} tokens, "
+            f"model.flavor = {section.flavor!r} only {known}; use a flavor with more, or "
+            f"model.args.vocab_size = {needed}"
         )
     return tokenizer

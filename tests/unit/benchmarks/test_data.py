@@ -9,10 +9,10 @@ from benchmarks.data import Case, measure, table, write_sources
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_case_is_measured(tmp_path: Path, workers: int) -> None:
-    paths = write_sources(tmp_path, size=2 << 20)
+    written = write_sources(tmp_path, size=2 << 20)
     results = []
-    for source, path in {"python": None, **paths}.items():
-        result = measure(Case(source, path, seq_len=98304, workers=workers, sequences=20))
+    for source, paths in {"python": (), **written}.items():
+        result = measure(Case(source, paths, seq_len=98304, workers=workers, sequences=20))
         assert result["tokens_per_second"] > 0 and result["tokens_per_cpu_second"] > 0
         assert result["state_bytes"] < 2_000, source
         results.append(result)

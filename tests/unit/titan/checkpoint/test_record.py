@@ -52,7 +52,12 @@ def test_a_record_under_its_first_name_is_read(job: JobConfig, tmp_path: Path) -
     (tmp_path / "run.json").write_text(json.dumps(values))
     assert RunRecord.read(tmp_path) == record
     (tmp_path / RECORD).unlink()
-    before = {"training.task_rate": 0.0}
+    before = {
+        "training.dataset_text": "text",
+        "training.dataset_order": "files",
+        "weights and texts of training.sources": [],
+        "training.task_rate": 0.0,
+    }
     assert RunRecord.read(tmp_path) == replace(record, stages=None, data=before, local_text=None)
 
 

@@ -85,6 +85,26 @@ def test_validation_begins_anew_each_time(tmp_path: Path) -> None:
     assert rows(finite) == rows(finite) != []
 
 
+@pytest.mark.parametrize("stored", ["streamed", "in memory"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_upstreams_validation_begins_anew_too(
+    registered: str, monkeypatch: pytest.MonkeyPatch, stored: str, workers: int
+) -> None:
+    """Before and after a resume, which starts with a new loader, and at the first as upstream's."""
+    if stored == "in memory":
+        whole = datasets.Dataset.from_dict({"text": texts(40)})
+        entry = DatasetConfig("", lambda path: whole, lambda sample: sample["text"])
+        monkeypatch.setitem(text_datasets.DATASETS, registered, entry)
+    config = config_for(registered, None)
+    config.validation.dataloader.num_workers = workers
+    config.validation.dataloader.persistent_workers = bool(workers)
+    build = text_datasets.build_text_validation_dataloader
+    expected = rows(islice(build(1, 0, Letters(), config, infinite=True), 7))
+    for _ in range(2):
+        ours = build_validation_dataloader(1, 0, Letters(), config, infinite=True)
+        assert all(rows(islice(ours, 7)) == expected for _ in range(2))
+
+
 def test_upstreams_loader_reads_on_in_the_next_stage(registered: str) -> None:
     """Upstream takes a token more than a sequence has, for the last label."""
     config = config_for(registered, None)

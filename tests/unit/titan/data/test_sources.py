@@ -69,7 +69,7 @@ def _not_json(folder: Path) -> None:
         (_empty, r"no such file, or no \.parquet"),
         (_no_column, r'no column "text", only \[\'body\'\]'),
         (_numbers, "holds int64, not strings"),
-        (_nulls, "has nulls"),
+        (_nulls, "row 0 has a null in column"),
         (_no_key, 'line 1 has no string under "text"'),
         (_not_json, "line 1 is not JSON"),
     ],

@@ -1,11 +1,16 @@
+import json
+import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torchtitan.components.tokenizer import HuggingFaceTokenizer, build_hf_tokenizer
 from torchtitan.config import JobConfig
 
@@ -107,3 +112,88 @@ def test_a_tokenizer_larger_than_the_vocabulary(
     config.model.hf_assets_path, config.model.flavor = str(folder), "small"
     with pytest.raises(ValueError, match=r"model\.hf_assets_path = .* has 264 .*'small' only 263"):
         build_tokenizer(config)
+
+
+def build(folder: Path, tmp_path: Path, change: Any, **config: Any) -> Any:
+    """The tokenizer of a copy of the folder, changed; `config` replaces keys, None removes them."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    inner = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    change(inner)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    file = tmp_path / "tokenizer_config.json"
+    values = json.loads(file.read_text()) | config
+    file.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    job = JobConfig()
+    job.model.hf_assets_path = str(tmp_path)
+    return build_tokenizer(job)
+
+
+def _pads_with_eos(inner: Tokenizer) -> None:
+    inner.enable_padding(length=64, pad_id=257, pad_token=SPECIAL_TOKENS[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda inner: inner.enable_truncation(5), "cuts texts to 5 tokens"),
+        (lambda inner: inner.enable_padding(length=64), "pads texts"),
+        (_pads_with_eos, "pads texts"),
+        (lambda inner: setattr(inner.model, "dropout", 0.5), "drops merges at random"),
+    ],
+)
+def test_what_changes_documents_is_switched_off(
+    folder: Path, tmp_path: Path, change: Any, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        tokenizer = build(folder, tmp_path, change)
+    assert said in caplog.text
+    assert tokenizer.tokenizer.model.dropout is None
+    text = "longer than that"
+    assert tokenizer.encode(text, add_bos=True, add_eos=True) == [256, *text.encode(), 257]
+
+
+def _post_processor(template: str) -> Any:
+    tokens = [(token, 256 + i) for i, token in enumerate(SPECIAL_TOKENS[:3])]
+
+    def change(inner: Tokenizer) -> None:
+        inner.post_processor = TemplateProcessing(single=template, special_tokens=tokens)
+
+    return change
+
+
+@pytest.mark.parametrize("template", ["$A", "<|bos|> $A", "<|bos|> $A <|eos|>", "$A <|eos|>"])
+def test_documents_end_once_whoever_ends_them(folder: Path, tmp_path: Path, template: str) -> None:
+    tokenizer = build(folder, tmp_path, _post_processor(template))
+    assert tokenizer.encode("hi", add_bos=True, add_eos=True) == [256, *b"hi", 257]
+
+
+@pytest.mark.parametrize("template", ["$A <|pad|> <|eos|> <|eos|>", "<|eos|> $A"])
+def test_documents_that_do_not_end_so_are_refused(
+    folder: Path, tmp_path: Path, template: str
+) -> None:
+    with pytest.raises(ValueError, match=r"the tokenizer makes \[.* mend the post_processor"):
+        build(folder, tmp_path, _post_processor(template))
+
+
+def test_special_tokens_that_are_absent_or_odd(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def as_it_is(inner: Tokenizer) -> None:
+        pass
+
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json names no eos_token: documents"):
+        build(folder, tmp_path / "1", as_it_is, eos_token=None)
+    with caplog.at_level(logging.WARNING):
+        only_end = build(folder, tmp_path / "2", as_it_is, bos_token=None)
+        assert "names no bos_token" in caplog.text
+        new = build(folder, tmp_path / "3", as_it_is, eos_token="<|new|>")
+        assert "lacks ['<|new|>'] of tokenizer_config.json, which get new ids" in caplog.text
+    assert only_end.encode("hi", add_bos=True, add_eos=True) == [*b"hi", 257]
+    assert new.encode("hi", add_bos=True, add_eos=True) == [256, *b"hi", 264]
+    both = build(folder, tmp_path / "4", as_it_is, eos_token=SPECIAL_TOKENS[0])
+    assert both.encode("hi", add_bos=True, add_eos=True) == [256, *b"hi", 256]
+    (tmp_path / "4" / "tokenizer_config.json").unlink()
+    job = JobConfig()
+    job.model.hf_assets_path = str(tmp_path / "4")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is missing: documents would run"):
+        build_tokenizer(job)

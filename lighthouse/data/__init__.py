@@ -1,0 +1,1 @@
+"""Look at text before training on it."""

@@ -1,0 +1,72 @@
+"""Several sources as one stream, in shares of tokens that hold at every moment."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torchtitan.tools.logging import logger
+
+from lighthouse.refusal import Refusal
+from lighthouse.titan.data.token_streams import TokenStream
+
+
+@dataclass(frozen=True)
+class WeightedStream:
+    """A source of a mixture; `name` is for messages."""
+
+    name: str
+    tokens: TokenStream
+    weight: float
+
+
+class Mixture:
+    """The next document is always of the source that is furthest behind its share.
+
+    Nothing is drawn: after any number of tokens a source has its share of them, up to a document.
+    Each source has epochs of its own, so the mixture has a single one, without an end.
+
+    Args:
+        sources: with weights above 0, in any unit.
+        share: which part of the text this is, for messages.
+    """
+
+    def __init__(self, sources: Sequence[WeightedStream], share: str) -> None:
+        self._sources = sources
+        self._share = share
+        total = sum(source.weight for source in sources)
+        self._weights = [source.weight / total for source in sources]
+
+    def read(self, epoch: int, place: tuple | None) -> Iterator[tuple[np.ndarray, tuple]]:
+        """A place has each source's epoch, its place in that, and its tokens so far.
+
+        Raises:
+            Refusal: a source has no text for this share.
+        """
+        progress = list(place or [(0, None, 0)] * len(self._sources))
+        streams = [
+            source.tokens.read(epoch, at)
+            for source, (epoch, at, _) in zip(self._sources, progress, strict=True)
+        ]
+        given = sum(count for _, _, count in progress)
+        while True:
+            behind = [
+                weight * given - count
+                for weight, (_, _, count) in zip(self._weights, progress, strict=True)
+            ]
+            i = behind.index(max(behind))
+            of_source, _, count = progress[i]
+            while (found := next(streams[i], None)) is None:
+                name = self._sources[i].name
+                if of_source == 0 and count == 0:
+                    raise Refusal(
+                        f"training.sources: no text in {name} for {self._share}; leave it out, or "
+                        "use fewer ranks and training.dataloader.num_workers"
+                    )
+                of_source += 1
+                streams[i] = self._sources[i].tokens.read(of_source, None)
+                if of_source & (of_source - 1) == 0:  # rarer and rarer
+                    logger.info(f"{name} starts over for {self._share}: epoch {of_source}")
+            tokens, at = found
+            progress[i] = (of_source, at, count + len(tokens))
+            given += len(tokens)
+            yield tokens, tuple(progress)

@@ -1,0 +1,301 @@
+"""Rows of text files: what each kind of file holds, and which rows of it are no text.
+
+A row is a parquet row, a line of JSON, or a whole ``.txt`` file.
+"""
+
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lighthouse.titan.data.text_files import compression_of, kind_of
+
+_BUFFER = 1 << 20
+_ROWS_AT_ONCE = 256
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_MAGIC = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\0", ".zst": b"\x28\xb5\x2f\xfd"}
+# Not into a large buffer: what of it was read before an error would be lost.
+_DECOMPRESSED: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".zst": lambda file: io.BufferedReader(
+        pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"), 1 << 16
+    ),
+}
+# Decompressors and parquet say no more than this, and not of which file.
+_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a file that can be read by itself; by default all of it.
+
+    Attributes:
+        first, end: row groups of parquet; of an uncompressed file of lines the bytes in which its
+            lines begin. Other files are one block.
+        part, parts: only each `parts`-th row of it, from the `part`-th on.
+    """
+
+    file: Path
+    first: int = 0
+    end: int | None = None
+    part: int = 0
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is no text. As a string it is a sentence that names the file and the row.
+
+    Attributes:
+        number: parquet rows count from 0, lines from 1; None where `offset` is known instead.
+        offset: of the line in its file, in bytes.
+        what: is wrong.
+    """
+
+    file: Path
+    what: str
+    number: int | None = None
+    offset: int | None = None
+
+    def __str__(self) -> str:
+        if self.offset is None:
+            number = self.number
+        else:
+            number = 1 + _newlines_before(self.file, self.offset)
+        row = "row" if kind_of(self.file) == ".parquet" else "line"
+        return f"{self.file}, {row} {number} {self.what}"
+
+
+def read_rows(
+    block: Block, column: str, mended: Callable[[], None], place: int = 0
+) -> Iterator[tuple[str | BadRow, int]]:
+    """The rows of a block, each with the place behind it, from which reading can go on.
+
+    Bytes that are not UTF-8 become U+FFFD, and lone surrogates "?".
+
+    Args:
+        column: of parquet, and the key of a line's object, that holds the text.
+        mended: called for each text with such bytes.
+        place: 0 is the start. Up to there a plain file is not read, others are not decoded.
+    """
+    kind = kind_of(block.file)
+    if kind == ".parquet":
+        found = _parquet_rows(block, column, mended, place)
+    elif kind == ".txt":
+        found = _whole_file(block.file, mended, place)
+    else:
+        found = _json_lines(block, column, mended, place)
+    if block.parts == 1:
+        return found
+    # Places, which are bytes in plain files, tell the parts apart as well as numbers of rows.
+    return (row for row in found if (row[1] - 1) % block.parts == block.part)
+
+
+@cache
+def check_file(file: Path, column: str) -> int:
+    """Look at what can be seen without reading a file; once a process.
+
+    Returns:
+        Its row groups, 1 for other kinds than parquet.
+
+    Raises:
+        ValueError: damaged, another format than its name says, or parquet without texts in
+            `column`.
+    """
+    if kind_of(file) == ".parquet":
+        try:
+            with pq.ParquetFile(file) as table:
+                _check_schema(file, table.schema_arrow, column)
+                return table.num_row_groups
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ValueError(f"{file} is damaged, or not parquet: {_said(error)}") from error
+    compression = compression_of(file)
+    if compression:
+        with file.open("rb") as source:
+            start = source.read(8)
+        if start and not start.startswith(_MAGIC[compression]):
+            raise ValueError(f"{file} is damaged, or not {compression}: begins with {start!r}")
+    return 1
+
+
+def _check_schema(file: Path, schema: Any, column: str) -> None:
+    if column not in schema.names:
+        raise ValueError(f'{file} has no column "{column}", only {schema.names}')
+    kind = schema.field(column).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ValueError(f'{file}: column "{column}" holds {kind}, not strings')
+
+
+def _parquet_rows(
+    block: Block, column: str, mended: Callable[[], None], place: int
+) -> Iterator[tuple[str | BadRow, int]]:
+    number, skipped = 0, place
+    try:
+        # The buffer keeps a large row group from being read at once.
+        with pq.ParquetFile(block.file, buffer_size=_BUFFER) as table:
+            _check_schema(block.file, table.schema_arrow, column)
+            metadata = table.metadata
+            end = metadata.num_row_groups if block.end is None else block.end
+            number = sum(metadata.row_group(i).num_rows for i in range(block.first))
+            for batch in table.iter_batches(
+                batch_size=_batch_size(metadata, column),
+                row_groups=range(block.first, end),
+                columns=[column],
+            ):
+                begin = min(skipped, len(batch))
+                skipped -= begin
+                number += begin
+                texts = batch.column(0).slice(begin)
+                as_bytes = pa.large_binary() if pa.types.is_large_string(texts.type) else None
+                # Not as strings: pyarrow would raise at bytes that are not UTF-8.
+                for data in texts.cast(as_bytes or pa.binary()).to_pylist():
+                    number, place = number + 1, place + 1
+                    if data is None:
+                        what = f'has a null in column "{column}"'
+                        yield BadRow(block.file, what, number=number - 1), place
+                    else:
+                        yield _decoded(data, mended), place
+    except _DAMAGE as error:
+        yield _damage(block.file, error, number=number), place
+
+
+def _batch_size(metadata: Any, column: str) -> int:
+    """Rows of about a buffer: one can be a whole book."""
+    found, rows = 0, 0
+    for i in range(min(metadata.num_row_groups, 4)):
+        group = metadata.row_group(i)
+        rows += group.num_rows
+        columns = (group.column(j) for j in range(group.num_columns))
+        found += sum(c.total_uncompressed_size for c in columns if c.path_in_schema == column)
+    return max(1, min(_ROWS_AT_ONCE, _BUFFER * rows // max(found, 1)))
+
+
+def _json_lines(
+    block: Block, column: str, mended: Callable[[], None], place: int
+) -> Iterator[tuple[str | BadRow, int]]:
+    plain = compression_of(block.file) is None
+    offset, number = 0, 0
+    try:
+        with open_bytes(block.file) as source:
+            if plain:
+                offset = place
+                if place == 0 and block.first > 0:
+                    source.seek(block.first - 1)
+                    # The end of a line that began in the block before.
+                    offset = block.first - 1 + len(source.readline())
+                source.seek(offset)
+            else:
+                number = sum(1 for _ in islice(source, place))
+            for line in source:
+                if plain and block.end is not None and offset >= block.end:
+                    return
+                where = {"offset": offset} if plain else {"number": number + 1}
+                is_first = (offset if plain else number) == 0
+                offset, number = offset + len(line), number + 1
+                if is_first:
+                    line = line.removeprefix(_BYTE_ORDER_MARK)
+                if line.isspace() or not line:
+                    continue
+                text = _text_of_line(line, column, mended)
+                bad = isinstance(text, _Wrong)
+                yield (
+                    BadRow(block.file, text, **where) if bad else text,
+                    offset if plain else number,
+                )
+    except _DAMAGE as error:
+        where = {"offset": offset} if plain else {"number": number + 1}
+        yield _damage(block.file, error, **where), offset if plain else number
+
+
+class _Wrong(str):
+    """What is wrong with a line, where its text would be."""
+
+
+def _text_of_line(line: bytes, column: str, mended: Callable[[], None]) -> str:
+    written = _decoded(line, mended)
+    try:
+        row = json.loads(written)
+    except json.JSONDecodeError as error:
+        hint = ""
+        if written.strip() in ("[", "{"):
+            hint = "; write each object on one line, as jq -c does"
+        return _Wrong(f"is not JSON: {error}{hint}")
+    except RecursionError:
+        return _Wrong("is nested too deeply")
+    if isinstance(row, list):
+        return _Wrong("holds an array; write each object on one line, as jq -c '.[]' does")
+    text = row.get(column) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        return _Wrong(f'has no string under "{column}"')
+    # Only an escape can make a surrogate that stands alone.
+    if "\\u" in written and not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            mended()
+            return text.encode(errors="replace").decode()
+    return text
+
+
+def _whole_file(
+    file: Path, mended: Callable[[], None], place: int
+) -> Iterator[tuple[str | BadRow, int]]:
+    if place:
+        return
+    try:
+        with open_bytes(file) as source:
+            data = source.read()
+    except _DAMAGE as error:
+        yield _damage(file, error, number=1), 1
+    else:
+        text = _decoded(data, mended)
+        # As Python's text files read them.
+        yield text.replace("\r\n", "\n").replace("\r", "\n"), 1
+
+
+def open_bytes(file: Path) -> IO[bytes]:
+    """The bytes of a file, decompressed as its name says."""
+    compression = compression_of(file)
+    if compression is None:
+        return file.open("rb", buffering=_BUFFER)
+    return _DECOMPRESSED[compression](file)
+
+
+def _decoded(data: bytes, mended: Callable[[], None]) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        mended()
+        return data.decode(errors="replace")
+
+
+def _damage(file: Path, error: BaseException, **where: int) -> BadRow:
+    """What is behind a row can't be read. An error of the disk is no damage, and is raised."""
+    if isinstance(error, OSError) and error.errno is not None:
+        error.filename = error.filename or str(file)
+        raise error
+    return BadRow(file, f"can't be read, nor what follows: {_said(error)}", **where)
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _newlines_before(file: Path, offset: int) -> int:
+    found = 0
+    with file.open("rb") as source:
+        while offset > 0 and (data := source.read(min(offset, _BUFFER))):
+            found += data.count(b"\n")
+            offset -= len(data)
+    return found

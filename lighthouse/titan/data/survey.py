@@ -1,0 +1,178 @@
+"""What is in a text: read once, counted, and set against the steps of a run."""
+
+import hashlib
+import sys
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer
+
+from lighthouse.titan.data.rows import Block
+from lighthouse.titan.data.source_tables import Source, sources_of
+from lighthouse.titan.data.sources import TextReader, checked_files
+from lighthouse.titan.data.tally import MENDED, SKIPPED, Tally
+from lighthouse.titan.data.text_files import unread_files
+from lighthouse.titan.data.token_streams import encoded
+from lighthouse.titan.data.tokenizer import ByteTokenizer, build_tokenizer
+from lighthouse.titan.data.tokenizer_checks import settle_documents
+
+PERCENTILES = (0, 1, 10, 50, 90, 99, 100)
+_SECONDS_BETWEEN = 1.0
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a source holds.
+
+    Attributes:
+        files, unread: that are read, and that are not.
+        bytes: of the texts as UTF-8.
+        tokens: with those around documents.
+        lengths: tokens of a document, by percentile.
+        duplicates: documents that are the same as one before, of this source or another.
+        bad_rows, broken_utf8: rows that are no text, and texts with bytes that are not UTF-8.
+        share: of a run's tokens; None where there is no run.
+        epochs: that the run's steps make of it.
+    """
+
+    path: str
+    files: int
+    unread: int
+    documents: int
+    bytes: int
+    tokens: int
+    lengths: dict[int, int]
+    duplicates: int
+    bad_rows: int
+    broken_utf8: int
+    share: float | None = None
+    epochs: float | None = None
+
+
+def survey_of_path(path: Path, column: str, tokenizer: str) -> list[Survey]:
+    """That of a folder or a file.
+
+    Args:
+        tokenizer: ``"byte"``, or a folder of Hugging Face files.
+
+    Raises:
+        ValueError: no text there, or a damaged file; a tokenizer that ends no documents.
+    """
+    used: BaseTokenizer = ByteTokenizer()
+    if tokenizer != "byte":
+        if not Path(tokenizer).is_dir():
+            raise ValueError(f"--tokenizer {tokenizer!r}: is no folder; name one, or byte")
+        used = HuggingFaceTokenizer(tokenizer)
+        settle_documents(used, Path(tokenizer))
+    return [_survey(Source(str(path), text=column), "PATH", used, _Hashes())]
+
+
+def survey_of_toml(file: Path, gpus: int) -> list[Survey]:
+    """Those of a run's sources, with the epochs that its steps are.
+
+    Raises:
+        ValueError: the trainer would refuse the run, or it trains on other than local text.
+    """
+    from lighthouse.titan.plan import CPU, machine_of, parse, plan
+
+    job = parse(["--job.config_file", str(file)], machine_of(CPU, gpus))
+    training = job.training
+    if training.dataset.lower() != "local":
+        raise ValueError(
+            f'training.dataset = {training.dataset!r}: can\'t be checked; "local" text can'
+        )
+    listed = sources_of(job)
+    sources = listed or [Source(str(training.dataset_path), text=training.dataset_text)]
+    stages = plan(job, gpus, CPU).stages
+    # Tasks are mixed in by characters.
+    of_text = (1 - training.task_rate) * sum(s.steps * s.tokens_per_step for s in stages)
+    tokenizer, hashes = build_tokenizer(job), _Hashes()
+    weights = sum(source.weight for source in sources)
+    found = []
+    for number, source in enumerate(sources, start=1):
+        key = f"training.sources.{number}.path" if listed else "training.dataset_path"
+        share = source.weight / weights
+        found.append(_survey(source, key, tokenizer, hashes, share, share * of_text))
+    return found
+
+
+class _Hashes:
+    """Of documents, eight bytes each."""
+
+    def __init__(self) -> None:
+        self._seen = np.empty(0, dtype=np.uint64)
+
+    def add(self, found: array) -> int:
+        """Add those of a source; returns how many were there already, or twice among them."""
+        before = len(self._seen)
+        self._seen = np.unique(np.concatenate([self._seen, np.asarray(found, dtype=np.uint64)]))
+        return before + len(found) - len(self._seen)
+
+
+def _survey(
+    source: Source,
+    key: str,
+    tokenizer: BaseTokenizer,
+    hashes: _Hashes,
+    share: float | None = None,
+    wanted: float | None = None,
+) -> Survey:
+    """Read a source; `hashes` has documents of the ones before."""
+    tally = Tally(workers=0)
+    reader = TextReader(key, source.text, skip_bad=True, tally=tally)
+    files = checked_files(key, source.path, reader)
+    lengths, digests, size, said = array("q"), array("Q"), 0, time.monotonic()
+    for at, file in enumerate(files):
+        for text, _ in reader.texts(Block(file)):
+            data = text.encode(errors="replace")
+            lengths.append(len(encoded(tokenizer, text)))
+            size += len(data)
+            digests.frombytes(hashlib.blake2b(data, digest_size=8).digest())
+            if time.monotonic() - said > _SECONDS_BETWEEN:
+                said = time.monotonic()
+                progress = f"file {at + 1} of {len(files)}, {len(lengths):,} documents"
+                print(f"{source.path}: {progress}, {size / 1e6:,.0f} MB", file=sys.stderr)
+    counts, tokens = tally.totals(), sum(lengths)
+    at_percentiles = np.percentile(lengths, PERCENTILES, method="nearest").tolist()
+    return Survey(
+        path=source.path,
+        files=len(files),
+        unread=len(unread_files(Path(source.path))),
+        documents=len(lengths),
+        bytes=size,
+        tokens=tokens,
+        lengths=dict(zip(PERCENTILES, at_percentiles, strict=True)),
+        duplicates=hashes.add(digests),
+        bad_rows=counts[SKIPPED],
+        broken_utf8=counts[MENDED],
+        share=share,
+        epochs=None if wanted is None else wanted / tokens,
+    )
+
+
+def table(found: Sequence[Survey]) -> str:
+    """Markdown, one column a source."""
+    rows: list[tuple[str, list[str]]] = [
+        ("files", [f"{one.files:,}" for one in found]),
+        ("files not read", [f"{one.unread:,}" for one in found]),
+        ("documents", [f"{one.documents:,}" for one in found]),
+        ("bytes", [f"{one.bytes:,}" for one in found]),
+        ("tokens", [f"{one.tokens:,}" for one in found]),
+        *(
+            (f"tokens of a document, {p}%", [f"{one.lengths[p]:,}" for one in found])
+            for p in PERCENTILES
+        ),
+        ("duplicates", [f"{one.duplicates:,}" for one in found]),
+        ("rows that are no text", [f"{one.bad_rows:,}" for one in found]),
+        ("texts with broken UTF-8", [f"{one.broken_utf8:,}" for one in found]),
+    ]
+    if any(one.share is not None for one in found):
+        rows.append(("share of the run", [f"{one.share or 0:.1%}" for one in found]))
+        rows.append(("epochs in the run", [f"{one.epochs or 0:.3g}" for one in found]))
+    lines = [["", *(one.path for one in found)], ["---", *("---" for _ in found)]]
+    lines += [[name, *cells] for name, cells in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

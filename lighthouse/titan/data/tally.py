@@ -1,0 +1,41 @@
+"""Counts of what was not read as it stands in the files, over a loader's worker processes."""
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import get_worker_info
+
+SKIPPED, MENDED = "skipped_rows", "broken_utf8_rows"
+_NAMES = (SKIPPED, MENDED)
+
+
+class Tally:
+    """Rows skipped, and texts with broken UTF-8, since the process began to read.
+
+    Args:
+        workers: of the loader; each counts in memory of its own that all share.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._counts = torch.zeros(max(1, workers), len(_NAMES), dtype=torch.int64).share_memory_()
+
+    def add(self, name: str) -> int:
+        """Count one, in a worker or without; returns this process's count."""
+        worker = get_worker_info()
+        count = self._counts[0 if worker is None else worker.id, _NAMES.index(name)]
+        count += 1
+        return int(count)
+
+    def totals(self) -> dict[str, int]:
+        """Of all workers."""
+        return dict(zip(_NAMES, self._counts.sum(0).tolist(), strict=True))
+
+    def metrics(self, device: torch.device, batch_degree: int) -> dict[str, int]:
+        """Of all ranks; a collective.
+
+        Args:
+            batch_degree: ranks that read text of their own; the others read the same again.
+        """
+        counts = self._counts.sum(0).to(device)
+        dist.all_reduce(counts)
+        counts //= dist.get_world_size() // batch_degree
+        return {f"data/{n}": count for n, count in zip(_NAMES, counts.tolist(), strict=True)}

@@ -1,0 +1,82 @@
+"""What a Hugging Face tokenizer's files say that would change the stream of tokens unseen."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+from torchtitan.tools.logging import logger
+
+if TYPE_CHECKING:
+    from torchtitan.components.tokenizer import HuggingFaceTokenizer
+
+_PROBE = "a b"
+
+
+def settle_documents(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
+    """Make a document all its tokens, with an end behind it, or refuse.
+
+    Truncation, padding and BPE's dropout are for batches of short texts: they are switched off,
+    with a word in the log.
+
+    Args:
+        folder: that it was read from.
+
+    Raises:
+        ValueError: no token that ends documents, or one that does not begin and end as it should.
+    """
+    _switch_off(tokenizer, folder)
+    _say_new_tokens(tokenizer, folder)
+    _settle_end(tokenizer, folder / "tokenizer_config.json")
+    tokenizer._infer_should_add_bos_eos()  # which it did with all of this still on
+    _check_ends(tokenizer, folder)
+
+
+def _switch_off(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
+    inner = tokenizer.tokenizer
+    if inner.truncation is not None:
+        length = inner.truncation["max_length"]
+        logger.warning(f"{folder}: the tokenizer cuts texts to {length} tokens; switched off")
+        inner.no_truncation()
+    if inner.padding is not None:
+        logger.warning(f"{folder}: the tokenizer pads texts; switched off")
+        inner.no_padding()
+    if getattr(inner.model, "dropout", None):
+        logger.warning(f"{folder}: the tokenizer drops merges at random; switched off")
+        inner.model.dropout = None
+
+
+def _say_new_tokens(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
+    """torchtitan adds special tokens of the configuration that the vocabulary lacks."""
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        new = sorted(tokenizer.get_vocab().keys() - Tokenizer.from_file(str(file)).get_vocab())
+        if new:
+            logger.warning(f"{file} lacks {new} of tokenizer_config.json, which get new ids")
+
+
+def _settle_end(tokenizer: "HuggingFaceTokenizer", config: Path) -> None:
+    if tokenizer.eos_id is None and tokenizer.bos_id is not None:
+        named = tokenizer._get_token_from_config(tokenizer.config, "eos_token")
+        if named == tokenizer.bos_token:  # torchtitan takes one that is both for a bos alone
+            tokenizer.eos_token, tokenizer.eos_id = named, tokenizer.bos_id
+    if tokenizer.eos_id is None:
+        lacks = "names no eos_token" if config.is_file() else "is missing"
+        raise ValueError(
+            f"{config} {lacks}: documents would run into each other without an end; set eos_token "
+            "to a token of the vocabulary"
+        )
+    if tokenizer.bos_id is None:
+        logger.warning(f"{config} names no bos_token: documents have an end, and no beginning")
+
+
+def _check_ends(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    found = tokenizer.encode(_PROBE, add_bos=True, add_eos=True)
+    begin = [] if bos is None else [bos]
+    inside = found[len(begin) : -1]
+    if found[: len(begin)] != begin or found[-1:] != [eos] or {bos, eos} & set(inside):
+        wanted = f"{bos} (bos_token), its tokens, {eos} (eos_token)"
+        raise ValueError(
+            f"{folder}: the tokenizer makes {found} of {_PROBE!r}, which should be {wanted}; mend "
+            "the post_processor in tokenizer.json"
+        )
