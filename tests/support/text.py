@@ -1,6 +1,8 @@
 """Texts on disk, the trainer's loaders of them, and what they should give."""
 
 import json
+import pickle
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,19 @@ def rows(batches: Any) -> list[list[int]]:
             assert x[1:] == y[:-1]
             result.append([x[0], *y])
     return result
+
+
+def assert_resumes_exactly(config: JobConfig, total: int, cuts: tuple[int, ...], most: int) -> None:
+    """A loader that is left and resumed after each of ``cuts`` sequences gives what one gives that
+    is not, and its state takes at most ``most`` bytes."""
+    expected = rows(islice(loader(config), total))
+    got: list[list[int]] = []
+    state = None
+    for count in (*cuts, total - sum(cuts)):
+        resumed = loader(config)
+        if state is not None:
+            resumed.load_state_dict(pickle.loads(state))
+        got += rows(islice(resumed, count))
+        state = pickle.dumps(resumed.state_dict())
+    assert got == expected
+    assert state is not None and len(state) <= most

@@ -1,6 +1,5 @@
 """Sources in shares of tokens: at every moment, over epochs of their own, resumed exactly."""
 
-import pickle
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from lighthouse.refusal import Refusal
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.config.resolved_toml import to_toml
 from lighthouse.titan.data.text_files import check_texts, forget_files
-from tests.support.text import config_for, loader, rows, write_jsonl
+from tests.support.text import assert_resumes_exactly, config_for, loader, rows, write_jsonl
 
 WEIGHTS = {"a": 2.0, "b": 1.0, "c": 0.25}
 LONGEST = 130
@@ -66,18 +65,7 @@ def test_shares_hold_at_every_moment(folder: Path, order: str, rank: int, ranks:
 def test_resumes_exactly_and_again(folder: Path, order: str, workers: int) -> None:
     config = config_of(folder, dataset_order=order)
     config.training.dataloader.num_workers = workers
-    total = 300
-    expected = rows(islice(loader(config), total))
-    got: list[list[int]] = []
-    state = None
-    for count in (150, 1, total - 151):
-        resumed = loader(config)
-        if state is not None:
-            resumed.load_state_dict(pickle.loads(state))
-        got += rows(islice(resumed, count))
-        state = pickle.dumps(resumed.state_dict())
-    assert got == expected
-    assert len(state) < 10_000
+    assert_resumes_exactly(config, total=300, cuts=(150, 1), most=10_000)
 
 
 def test_a_source_without_text_for_a_rank_is_named(folder: Path) -> None:

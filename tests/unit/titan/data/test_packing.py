@@ -16,6 +16,7 @@ from tests.support.text import (
     EOS,
     SEQ_LEN,
     Letters,
+    assert_resumes_exactly,
     config_for,
     loader,
     rows,
@@ -57,18 +58,7 @@ def test_resumes_exactly_and_again(tmp_path: Path, workers: int, cuts: tuple[int
     # 16 documents of some 60 tokens: each stream is more than one epoch long.
     config = config_for("local", write_txt(tmp_path / "a", texts(16)))
     config.training.dataloader.num_workers = workers
-    total = 50
-    expected = rows(islice(loader(config), total))
-    got: list[list[int]] = []
-    state = None
-    for count in (*cuts, total - sum(cuts)):
-        resumed = loader(config)
-        if state is not None:
-            resumed.load_state_dict(pickle.loads(state))
-        got += rows(islice(resumed, count))
-        state = pickle.dumps(resumed.state_dict())
-    assert got == expected
-    assert len(state) < 2_000
+    assert_resumes_exactly(config, total=50, cuts=cuts, most=2000)
 
 
 def test_state_is_small_in_the_middle_of_a_long_document(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from lighthouse.titan.data.rows import Block
 from lighthouse.titan.data.shuffled import ShuffledDocuments
 from lighthouse.titan.data.sources import TextReader
 from lighthouse.titan.data.text_files import check_texts, local_files
-from tests.support.text import config_for, loader, rows, write_jsonl
+from tests.support.text import assert_resumes_exactly, config_for, loader, rows, write_jsonl
 
 LANGUAGES = ("de", "en", "fr", "zh")
 EACH = 150
@@ -129,18 +129,8 @@ def test_a_loader_resumes_in_a_later_epoch(folder: Path, workers: int) -> None:
     config = config_for("local", folder, dataset_order="shuffled", seq_len=1000)
     config.training.dataloader.num_workers = workers
     config.training.dataset_path = str(folder)
-    total = 70  # an epoch has some 34 sequences
-    expected = rows(islice(loader(config), total))
-    got: list[list[int]] = []
-    state = None
-    for count in (39, 1, total - 40):
-        resumed = loader(config)
-        if state is not None:
-            resumed.load_state_dict(pickle.loads(state))
-        got += rows(islice(resumed, count))
-        state = pickle.dumps(resumed.state_dict())
-    assert got == expected
-    assert len(state) < 4000
+    # An epoch has some 34 sequences.
+    assert_resumes_exactly(config, total=70, cuts=(39, 1), most=4000)
 
 
 def test_the_next_stage_reads_on(folder: Path) -> None:
