@@ -21,6 +21,11 @@ def check_numbers(job_config: "JobConfig") -> None:
     rate = job_config.training.task_rate
     if not 0 <= rate < 1:
         raise ValueError(f"training.task_rate = {rate}: must be at least 0 and below 1")
+    if job_config.training.nonfinite == "skip" and job_config.optimizer.early_step_in_backward:
+        raise ValueError(
+            "training.nonfinite = 'skip': optimizer.early_step_in_backward = true updates weights "
+            "before the gradient norm is known; use 'stop', or no early step"
+        )
     _check_schedule(job_config)
     checkpoint, profiling = job_config.checkpoint, job_config.profiling
     if checkpoint.enable and checkpoint.keep_latest_k == 1:
