@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,10 @@ def import_custom(job_config: "JobConfig") -> None:
     module = job_config.experimental.custom_import
     if not module:
         return
+    if module not in sys.modules:
+        from torchtitan.tools.logging import logger
+
+        logger.warning(f"Importing {module}, as experimental.custom_import says: its code runs")
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
