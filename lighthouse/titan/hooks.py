@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lighthouse.launch import set_threads
 from lighthouse.refusal import refusals
+from lighthouse.titan.checkpoint.damage import check_content, check_whole
 from lighthouse.titan.checkpoint.disk import check_space, check_writable
 from lighthouse.titan.checkpoint.record import RunRecord
-from lighthouse.titan.checkpoint.resume import check_loaded, check_resume
+from lighthouse.titan.checkpoint.resume import check_loaded, check_resume, checkpoint_to_read
 from lighthouse.titan.config.assets import keep_assets
 from lighthouse.titan.config.model_args import model_args_of, told_args
 from lighthouse.titan.config.resolved_toml import write_resolved
@@ -106,10 +107,15 @@ class RunHooks:
         """A checkpoint may be loaded now.
 
         Raises:
-            Refusal: loading it would train something else than the user thinks.
+            Refusal: it is damaged, or loading it would train something else than the user thinks.
             NothingToDo: it is of the run's last step.
         """
+        checkpoint = checkpoint_to_read(self._job_config)
+        if checkpoint is not None:
+            check_whole(checkpoint)
         self._counted_by = check_resume(self._job_config, self._batch_degree)
+        if checkpoint is not None and self._job_config.checkpoint.verify:
+            check_content(checkpoint)
         checkpointer.run_record = RunRecord.of(self._job_config, self._batch_degree)
 
     @refusals()
