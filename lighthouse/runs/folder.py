@@ -13,6 +13,7 @@ ASSETS_FOLDER = "assets"
 STOP_FILE = "STOP"
 LAST_WORD_FILE = "LAST_WORD"
 DIVERGED_FILE = "DIVERGED"
+OWNER_FILE = "OWNER"
 
 
 def is_finished(checkpoint: str | os.PathLike[str]) -> bool:

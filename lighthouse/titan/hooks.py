@@ -3,7 +3,9 @@
 The methods stand in the order in which they are called.
 """
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from lighthouse.launch import set_threads
 from lighthouse.refusal import refusals
+from lighthouse.runs.owner import hold
 from lighthouse.titan.checkpoint.damage import check_content, check_whole
 from lighthouse.titan.checkpoint.disk import check_space, check_writable
 from lighthouse.titan.checkpoint.record import RunRecord
@@ -45,13 +48,17 @@ class RunHooks:
         job_config: torchtitan's ``JobConfig``, checked.
 
     Raises:
-        Refusal: the run's folder can't be written.
+        Refusal: the run's folder can't be written, or another process trains there.
     """
 
     @refusals()
     def __init__(self, job_config: "JobConfig") -> None:
         set_threads()
         check_writable(job_config)
+        if os.environ.get("RANK", "0") == "0":
+            from torchtitan.tools.logging import logger
+
+            hold(Path(job_config.job.dump_folder), logger.info)
         self._job_config = job_config
         self._stages = Stages.of(job_config)
         self._stage: Stage | None = None

@@ -16,19 +16,23 @@ from lighthouse.refusal import (
     end_in_a_rank,
     say_last,
 )
+from lighthouse.runs.owner import let_go
 
 
 def ends_in_one_sentence(main: Callable[..., None]) -> Callable[..., None]:
     """Decorate torchtitan's ``main``: a refusal is a line and exit code 2, a finished run a line.
 
-    Without a traceback; any other error is raised as it is.
+    Without a traceback; any other error is raised as it is. In any case the run's folder is free.
     """
 
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         rank = int(os.environ.get("RANK", "0"))
         try:
-            main(*args, **kwargs)
+            try:
+                main(*args, **kwargs)
+            finally:
+                let_go()
         except Refusal as refusal:
             end_in_a_rank(_sentence(refusal), rank)
         except Diverged as diverged:
