@@ -157,10 +157,11 @@ class UpdateGuard:
         raise Diverged(sentence)
 
 
+@torch.no_grad()
 def _withhold(optimizer: torch.optim.Optimizer, withheld: Tensor) -> None:
     """Let the next step of an optimizer do nothing if the scalar is 1."""
     grads = [
-        _local(weight.grad)
+        weight.grad
         for group in optimizer.param_groups
         for weight in group["params"]
         if weight.grad is not None
@@ -174,7 +175,7 @@ def _withhold(optimizer: torch.optim.Optimizer, withheld: Tensor) -> None:
         optimizer.found_inf = withheld  # type: ignore[attr-defined]
         return
     for grad in grads:
-        grad.masked_fill_(withheld.bool(), 0.0)
+        _local(grad).masked_fill_(withheld.bool(), 0.0)
 
 
 def nonfinite_weight(model_parts: Iterable[nn.Module]) -> str | None:
