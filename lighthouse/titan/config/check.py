@@ -158,6 +158,11 @@ def _check_positions(job_config: "JobConfig") -> None:
 
 
 def _check_device(job_config: "JobConfig", device: str) -> None:
+    if job_config.checkpoint.async_mode == "async_with_pinned_mem" and device == "cpu":
+        raise ValueError(
+            "checkpoint.async_mode = 'async_with_pinned_mem': there is no accelerator to copy "
+            "from; use 'async' or 'disabled'"
+        )
     if job_config.training.enable_cpu_offload and device == "cpu":
         raise ValueError(
             "training.enable_cpu_offload = true: there is no accelerator to offload from; use false"
