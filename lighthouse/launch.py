@@ -22,7 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lighthouse import slurm
-from lighthouse.refusal import EXIT_CODE, FILE_VARIABLE, REFUSED, last_word, refuse, say_last
+from lighthouse.refusal import (
+    ENDINGS,
+    EXIT_CODE,
+    FILE_VARIABLE,
+    ending_of,
+    last_word,
+    refuse,
+    say_last,
+)
 from lighthouse.runs.folder import LAST_WORD_FILE, STOP_FILE
 
 LOOK_SECONDS = 0.5
@@ -103,7 +111,7 @@ def set_threads() -> None:
 def run_torchrun(processes: int, nodes: int, meet: str, run_id: str, flags: Sequence[str]) -> int:
     """Run this node's processes to their end, and return the exit code.
 
-    0 for a run that ended or was stopped by a file, 2 for a refused one.
+    0 for a run that ended or was stopped by a file, 2 for a refused one, 3 for one that diverged.
     """
     # Not imported above: they take seconds, and a sweep's worker needs the rest of this file alone.
     from torch.distributed import run as torchrun
@@ -124,7 +132,7 @@ def run_torchrun(processes: int, nodes: int, meet: str, run_id: str, flags: Sequ
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             code = failure.exitcode if failure.exitcode > 0 else 1
-            if code != EXIT_CODE:
+            if code not in ENDINGS.values():
                 print(f"launch: rank {rank} failed, {_how(failure.exitcode)}", file=sys.stderr)
         except SignalException as error:
             print(f"launch: stopped by {error.sigval.name}", file=sys.stderr)
@@ -135,7 +143,7 @@ def run_torchrun(processes: int, nodes: int, meet: str, run_id: str, flags: Sequ
 
 
 def _say_last(word: Path, code: int, above: str | None = None) -> int:
-    """Pass on what a trainer has said, and return the exit code: 2 for a refusal.
+    """Pass on what a trainer has said, and return the exit code that belongs to it.
 
     Whatever a rank that was left alone, or a launcher on another node, has died of since.
     """
@@ -143,7 +151,8 @@ def _say_last(word: Path, code: int, above: str | None = None) -> int:
     if said is None:
         return code
     say_last(said, above)
-    return EXIT_CODE if said.startswith(REFUSED) else code
+    ending = ending_of(said)
+    return code if ending is None else ENDINGS[ending]
 
 
 def _how(exit_code: int) -> str:

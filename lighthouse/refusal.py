@@ -1,4 +1,6 @@
-"""A user's mistake, said in one sentence: last on the screen, exit code 2, and no traceback.
+"""An end that is said in one sentence: last on the screen, with its exit code, and no traceback.
+
+That is a user's mistake, or a run whose numbers are not finite any more.
 
 A trainer is many processes under a launcher. They all refuse alike, or one alone does; the launcher
 is told through a file, so that it can say the sentence once, after everything else. Under Slurm and
@@ -24,12 +26,22 @@ FILE_VARIABLE = "LIGHTHOUSE_LAST_WORD"
 REFUSED = "refused: "
 """Begins a refusal's line."""
 
-_RANKS_OWN = re.compile(rf"{REFUSED}rank \d+: ")
+DIVERGED = "diverged: "
+"""Begins the line of a run whose numbers are not finite any more."""
+
+ENDINGS = {REFUSED: EXIT_CODE, DIVERGED: 3}
+"""The exit code of each; after either, trying again does the same again."""
+
+_RANKS_OWN = re.compile(rf"({'|'.join(ENDINGS)})rank \d+: ")
 _AFTER_RANK_0 = 5.0  # seconds, in which a rank that says the same is ended by torchrun
 
 
 class Refusal(ValueError):
     """One sentence that names what the user gave, and says what would do."""
+
+
+class Diverged(Exception):
+    """A run's numbers are not finite any more: one sentence with the step, and what would do."""
 
 
 class NothingToDo(Exception):
@@ -79,11 +91,21 @@ def refuse(sentence: object) -> None:
     sys.exit(EXIT_CODE)
 
 
-def refuse_in_a_rank(sentence: object, rank: int) -> None:
+def ending_of(said: str) -> str | None:
+    """Which of `ENDINGS` a last word begins with; None for another one."""
+    return next((ending for ending in ENDINGS if said.startswith(ending)), None)
+
+
+def end_in_a_rank(sentence: object, rank: int, ending: str = REFUSED) -> None:
     """End a trainer's process: rank 0 says the sentence, or the one rank that is concerned.
 
-    A rank cannot know whether others refuse as well. Where rank 0 does, torchrun ends the others
+    A rank cannot know whether others end as well. Where rank 0 does, torchrun ends the others
     before they speak. Does not return.
+
+    Args:
+        sentence: what is said.
+        rank: of this process.
+        ending: one of `ENDINGS`.
     """
     # Else torchrun's report shows the traceback that its decorator has noted.
     noted = os.environ.get("TORCHELASTIC_ERROR_FILE")
@@ -92,7 +114,7 @@ def refuse_in_a_rank(sentence: object, rank: int) -> None:
     if rank != 0:
         time.sleep(_AFTER_RANK_0)
         sentence = f"rank {rank}: {sentence}"
-    say_last(f"{REFUSED}{sentence}", os.environ.get(FILE_VARIABLE))
+    say_last(f"{ending}{sentence}", os.environ.get(FILE_VARIABLE))
     sys.stdout.flush()
     # Without the exit handlers of process groups, which wait for ranks that are gone.
-    os._exit(EXIT_CODE)
+    os._exit(ENDINGS[ending])

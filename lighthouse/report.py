@@ -21,7 +21,7 @@ matplotlib.use("Agg")  # writes files, needs no display
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from lighthouse.runs.folder import RESOLVED_FILE, newest_checkpoint
+from lighthouse.runs.folder import RESOLVED_FILE, diverged, newest_checkpoint
 from lighthouse.runs.metrics import Record, join_runs, to_json
 from lighthouse.runs.stage_reports import (
     SMOOTH_STEPS,
@@ -63,6 +63,7 @@ class Report:
             loss is not that of a language model.
         checkpoint: newest finished checkpoint.
         stages: all of them, in order.
+        diverged: how the run ended where its numbers were not finite any more.
     """
 
     last_step: int
@@ -81,16 +82,21 @@ class Report:
     sees_future: bool
     checkpoint: str | None
     stages: tuple[StageReport, ...]
+    diverged: str | None = None
 
 
 def summarize(
-    records: Sequence[Record], checkpoint: Path | None = None, published: bool = False
+    records: Sequence[Record],
+    checkpoint: Path | None = None,
+    published: bool = False,
+    diverged: str | None = None,
 ) -> Report:
     """Measure the switch in `records`, which are in order of steps.
 
     Args:
         checkpoint: the run's newest one.
         published: whether the run's Lighthouse layers have the published selection.
+        diverged: what its folder says of that.
 
     Raises:
         ValueError: no training record.
@@ -121,6 +127,7 @@ def summarize(
         sees_future=published and any(stage.attention == "lighthouse" for stage in stages),
         checkpoint=str(checkpoint) if checkpoint else None,
         stages=tuple(stages),
+        diverged=diverged,
     )
 
 
@@ -176,6 +183,8 @@ def format_table(report: Report) -> str:
         why = 'lighthouse.selection = "published" tells of later tokens'
         rows.append(("note", f"the lighthouse stage's loss is no language model's: {why}"))
     rows.append(("checkpoint", report.checkpoint or "none"))
+    if report.diverged is not None:
+        rows.append(("diverged", report.diverged))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     return "\n".join([table(report.stages), "", *lines] if len(report.stages) > 1 else lines)
@@ -274,7 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         records = join_runs(folders)
         published = any(map(has_published_selection, folders))
-        report = summarize(records, newest_checkpoint(folders[-1]), published)
+        end = diverged(folders[-1])
+        report = summarize(records, newest_checkpoint(folders[-1]), published, end)
     except ValueError as error:
         parser.error(str(error))
     output = folders[-1]

@@ -4,7 +4,7 @@
 #
 #   scripts/train.sh --job.config_file train_configs/530M_byte_98k.toml [--KEY VALUE ...]
 #
-# SIGTERM, SIGUSR1 or a file STOP in the run's folder stop it with a checkpoint; the same command
+# Ctrl-C, SIGTERM, SIGUSR1 or a file STOP in the run's folder stop it with a checkpoint; the same command
 # then continues.
 set -euo pipefail
 PATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin:$PATH"

@@ -12,6 +12,8 @@ RESOLVED_FILE = "config.toml"
 ASSETS_FOLDER = "assets"
 STOP_FILE = "STOP"
 LAST_WORD_FILE = "LAST_WORD"
+DIVERGED_FILE = "DIVERGED"
+OWNER_FILE = "OWNER"
 
 
 def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
@@ -35,6 +37,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The finished checkpoint of the highest step in any folder of a run's folder."""
     found = [(s, path / f"step-{s}") for path in folder.iterdir() for s in finished_steps(path)]
     return max(found, default=(0, None))[1]
+
+
+def diverged(folder: Path) -> str | None:
+    """At which step a run's numbers were not finite any more, in words; None if they are."""
+    file = folder / DIVERGED_FILE
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
 
 def stale_checkpoints(folder: str, keep: int) -> list[str]:

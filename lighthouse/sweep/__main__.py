@@ -86,7 +86,7 @@ def resume_command(options: argparse.Namespace) -> None:
     jobs = _jobs(options, spec)
     with alone(spec.output):
         runs = _selected(_runs(options.sweep), options.runs)
-        states = unfinished(run_states(runs, queued_tasks(spec.output)))
+        states = unfinished(run_states(runs, queued_tasks(spec.output)), bool(options.runs))
         for run in (state.run for state in states):
             if run.processes != spec.resources.processes:
                 raise ValueError(
@@ -134,7 +134,7 @@ def plot_command(options: argparse.Namespace) -> None:
 
 def _send(spec: Spec, states: Sequence[RunState], jobs: int | None) -> None:
     if not states:
-        print("nothing to send: all runs are done, queued or running")
+        print("nothing to send: all runs are done, queued, running or diverged")
         return
     runs = [state.run for state in states]
     folders = [run.folder for run in runs]

@@ -10,7 +10,7 @@ from typing import Any
 
 from lighthouse.report import summarize
 from lighthouse.runs.files import write_atomic
-from lighthouse.runs.folder import newest_checkpoint
+from lighthouse.runs.folder import diverged, newest_checkpoint
 from lighthouse.runs.metrics import read_metrics
 from lighthouse.sweep.run_folder import Run, active_seconds
 
@@ -35,9 +35,14 @@ def collect(runs: Sequence[Run]) -> list[Row]:
     """A row for each run; ``None`` for what it does not have (yet).
 
     ``gpu_hours`` is the time in attempts times the run's processes: what was paid for, start-up and
-    lost work included. ``tokens_per_second`` counts one device.
+    lost work included. ``tokens_per_second`` counts one device. Where a run has diverged,
+    ``diverged`` tells for each.
     """
-    return [_row(run) for run in runs]
+    rows = [_row(run) for run in runs]
+    has_diverged = [diverged(run.folder) is not None for run in runs]
+    if any(has_diverged):
+        rows = [row | {"diverged": end} for row, end in zip(rows, has_diverged, strict=True)]
+    return rows
 
 
 def write_results(rows: Sequence[Row], output: Path) -> list[Path]:

@@ -42,6 +42,7 @@ TIME_LIMIT = "time limit"
 CANCELLED = "cancelled"
 STOPPED = "stopped"
 FAILED = "failed"
+DIVERGED = "diverged"
 LOST = "lost"
 
 # Keys that say nothing without their section.

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lighthouse.sweep.progress import progress_of
-from lighthouse.sweep.run_folder import FAILED
+from lighthouse.sweep.run_folder import DIVERGED, FAILED
 from lighthouse.sweep.state import DONE, QUEUED, RUNNING, RunState
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Without a terminal there is no width to fit, and nothing must be cut.
 PLAIN_WIDTH = 200
 
-_STYLES = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", FAILED: "bold red"}
+_STYLES = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", FAILED: "bold red", DIVERGED: "red"}
 
 
 def console() -> Console:

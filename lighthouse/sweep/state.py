@@ -15,6 +15,7 @@ from lighthouse.sweep.run_folder import (
     ALIVE_FILE,
     CANCEL_FILE,
     CANCELLED,
+    DIVERGED,
     FAILED,
     STOPPED,
     Attempt,
@@ -36,8 +37,8 @@ ALIVE_SECONDS = 120.0  # without a touch, several times of what a worker waits b
 
 @dataclass(frozen=True)
 class RunState:
-    """A run, one of the states above or of the reasons `FAILED`, `CANCELLED` and `STOPPED`, and
-    what there is to say about it; ``task`` is its ARRAY_TASK if it is in the queue."""
+    """A run, one of the states above or of the reasons `FAILED`, `DIVERGED`, `CANCELLED` and
+    `STOPPED`, and what there is to say about it; ``task`` is its ARRAY_TASK in the queue."""
 
     run: Run
     attempts: list[Attempt]
@@ -124,7 +125,7 @@ def _judge(
     if last is None:
         log = _slurm_log(run) if slurm_answers else None
         return NOT_STARTED, f"ended before the first attempt, see {log}" if log else ""
-    if last.reason in (FAILED, STOPPED, CANCELLED):
+    if last.reason in (FAILED, DIVERGED, STOPPED, CANCELLED):
         return last.reason, last.error or ""
     return INTERRUPTED, f"after {last.reason}"
 

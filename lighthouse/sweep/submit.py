@@ -17,6 +17,7 @@ from lighthouse.sweep.batch import batch_script
 from lighthouse.sweep.local import run_local
 from lighthouse.sweep.run_folder import (
     CANCEL_FILE,
+    DIVERGED,
     RUN_FILE,
     Run,
     read_run,
@@ -56,9 +57,14 @@ def planned_states(
     return run_states([_existing(p.run) for p in planned], tasks)
 
 
-def unfinished(states: Sequence[RunState]) -> list[RunState]:
-    """Runs to send: all but the done ones and those that are queued or running."""
-    return [s for s in states if s.state != DONE and s.state not in AT_WORK]
+def unfinished(states: Sequence[RunState], named: bool = False) -> list[RunState]:
+    """Runs to send: all but the done ones, those that are queued or running, and the diverged ones.
+
+    A run that has diverged does so again, unless its code has changed: it is sent where it was
+    ``named``.
+    """
+    left_out = (DONE, *AT_WORK) if named else (DONE, *AT_WORK, DIVERGED)
+    return [s for s in states if s.state not in left_out]
 
 
 def prepare(spec: Spec, planned: Sequence["PlannedRun"], states: Sequence[RunState]) -> None:

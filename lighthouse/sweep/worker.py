@@ -16,9 +16,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lighthouse import slurm
+from lighthouse import refusal, slurm
 from lighthouse.launch import Launch, environment
-from lighthouse.refusal import EXIT_CODE, FILE_VARIABLE, REFUSED, last_word
+from lighthouse.refusal import ENDINGS, EXIT_CODE, FILE_VARIABLE, ending_of, last_word
 from lighthouse.runs.files import write_atomic
 from lighthouse.runs.folder import LAST_WORD_FILE, RESOLVED_FILE, STOP_FILE
 from lighthouse.sweep import code
@@ -26,6 +26,7 @@ from lighthouse.sweep.run_folder import (
     ALIVE_FILE,
     CANCEL_FILE,
     CANCELLED,
+    DIVERGED,
     DONE_FILE,
     FAILED,
     FINISHED,
@@ -53,7 +54,7 @@ _ERROR = re.compile(
     r"((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b(?::.*)?|srun: error: .*)$",
     re.MULTILINE,
 )
-_REFUSED = re.compile(rf"^{REFUSED}(.*)$", re.MULTILINE)
+_LAST_WORD = re.compile(rf"^(?:{'|'.join(ENDINGS)})(.*)$", re.MULTILINE)
 _CAUSE = "The above exception was the direct cause of the following exception:"
 _NOT_WHY = ("ChildFailedError", "Exited with exit code")
 
@@ -79,6 +80,9 @@ def main(arguments: Sequence[str]) -> int:
         if why is not None:
             print(f"{run.name}: {outcome.error}; {why}", flush=True)
             return 1
+    elif outcome.reason == DIVERGED:
+        print(f"{run.name}: {outcome.error}; it would again", flush=True)
+        return 1
     elif outcome.reason in (CANCELLED, STOPPED):
         return 0
     return _requeue(slurm.own_task()) if submission.slurm else AGAIN
@@ -100,8 +104,8 @@ def given_up(attempts: Sequence[Attempt], submission: Submission) -> str | None:
 
 def error_of(log: str, exit_code: int) -> str:
     """One line on why a process failed: its first error, as explained, or how it ended."""
-    if exit_code == EXIT_CODE and (refused := _REFUSED.findall(log)):
-        return refused[-1][:500]
+    if exit_code in ENDINGS.values() and (said := _LAST_WORD.findall(log)):
+        return said[-1][:500]
     cause, _, rest = log.rpartition(_CAUSE)
     if found := _errors(rest) or _errors(cause):
         return found[0].strip()[:500]
@@ -193,7 +197,7 @@ def _attempt(run: Run, submission: Submission, notice: slurm.Notice) -> Attempt:
         with log_path.open("a", encoding="utf-8") as log_text:
             log_text.write(f"{said}\n")
         # Of several nodes srun gives the exit code of the launchers that it killed then.
-        exit_code = EXIT_CODE if said.startswith(REFUSED) else exit_code
+        exit_code = ENDINGS.get(ending_of(said) or "", exit_code)
     if step >= run.steps:
         reason = FINISHED
     elif reason is None or (reason == TIME_LIMIT and step == began_at):
@@ -205,7 +209,7 @@ def _attempt(run: Run, submission: Submission, notice: slurm.Notice) -> Attempt:
             with log_path.open("rb") as log:
                 log.seek(max(log_start, log_path.stat().st_size - LOG_TAIL))
                 error = error_of(log.read().decode(errors="replace"), exit_code)
-        reason = FAILED
+        reason = DIVERGED if exit_code == ENDINGS[refusal.DIVERGED] else FAILED
     end = {"end": time.time(), "reason": reason, "exit_code": exit_code, "step": step}
     run.log_attempt({"number": number} | end | {"error": error})
     return _logged(run, number)

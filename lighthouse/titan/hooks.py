@@ -3,16 +3,21 @@
 The methods stand in the order in which they are called.
 """
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from lighthouse.launch import set_threads
 from lighthouse.refusal import refusals
+from lighthouse.runs.owner import hold
+from lighthouse.titan.checkpoint.damage import check_content, check_whole
 from lighthouse.titan.checkpoint.disk import check_space, check_writable
 from lighthouse.titan.checkpoint.record import RunRecord
-from lighthouse.titan.checkpoint.resume import check_resume
+from lighthouse.titan.checkpoint.resume import check_loaded, check_resume, checkpoint_to_read
 from lighthouse.titan.config.assets import keep_assets
 from lighthouse.titan.config.model_args import model_args_of, told_args
 from lighthouse.titan.config.resolved_toml import write_resolved
@@ -25,6 +30,7 @@ from lighthouse.titan.llama3.compile import compile_each_stage
 from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, stage_metrics
 from lighthouse.titan.llama3.tied import apply_tied
+from lighthouse.titan.run.nonfinite import UpdateGuard, nonfinite_weight
 from lighthouse.titan.run.rehearsal import is_wanted, rehearse
 from lighthouse.titan.run.schedule import follow_stages, set_rates
 from lighthouse.titan.run.selection_observer import SelectionObserver
@@ -42,13 +48,17 @@ class RunHooks:
         job_config: torchtitan's ``JobConfig``, checked.
 
     Raises:
-        Refusal: the run's folder can't be written.
+        Refusal: the run's folder can't be written, or another process trains there.
     """
 
     @refusals()
     def __init__(self, job_config: "JobConfig") -> None:
         set_threads()
         check_writable(job_config)
+        if os.environ.get("RANK", "0") == "0":
+            from torchtitan.tools.logging import logger
+
+            hold(Path(job_config.job.dump_folder), logger.info)
         self._job_config = job_config
         self._stages = Stages.of(job_config)
         self._stage: Stage | None = None
@@ -97,29 +107,41 @@ class RunHooks:
             self._model_parts, self._job_config, trainer.parallel_dims
         )
         follow_stages(trainer.lr_schedulers, self._stages)
+        self._guard = UpdateGuard(trainer, self._job_config)
 
     @refusals()
     def before_load(self, checkpointer: Any) -> None:
         """A checkpoint may be loaded now.
 
         Raises:
-            Refusal: loading it would train something else than the user thinks.
+            Refusal: it is damaged, or loading it would train something else than the user thinks.
             NothingToDo: it is of the run's last step.
         """
+        checkpoint = checkpoint_to_read(self._job_config)
+        if checkpoint is not None:
+            check_whole(checkpoint)
         self._counted_by = check_resume(self._job_config, self._batch_degree)
+        if checkpoint is not None and self._job_config.checkpoint.verify:
+            check_content(checkpoint)
         checkpointer.run_record = RunRecord.of(self._job_config, self._batch_degree)
 
+    @refusals()
     def after_load(self, step: int, ntokens_seen: int) -> int:
         """State is that of ``step``, the last one trained; returns the tokens that a rank has seen.
 
         Each rank counts its own, and at another data-parallel degree it has seen another share.
+
+        Raises:
+            Refusal: a weight is not finite.
         """
+        check_loaded(self._job_config, step, nonfinite_weight(self._model_parts))
         self._clock = StageClock(self._job_config)
         self._clock.resume(step)
         set_rates(self._trainer.lr_schedulers, self._stages)
         ahead = [stage for stage in self._stages if stage.last > step]
         if is_wanted(self._job_config, len(ahead), self._trainer.device):
             rehearse(self._trainer, ahead, self._begin_stage)
+        self._guard.begin()
         self._stop.listen()
         return ntokens_seen * self._counted_by // self._batch_degree
 
@@ -131,6 +153,16 @@ class RunHooks:
         if isinstance(self._trainer.dataloader, StagedLoader):
             self._trainer.dataloader.begin_stage(stage)
         self._observer.begin_step(step)
+
+    def before_update(self, step: int, losses: Sequence[Tensor], grad_norm: Tensor) -> None:
+        """Gradients are clipped, and the optimizer runs next; without waiting for the device.
+
+        Args:
+            step: the one at hand.
+            losses: this rank's, of each microbatch.
+            grad_norm: of all ranks.
+        """
+        self._guard.before_update(step, losses, grad_norm)
 
     def _begin_stage(self, stage: Stage) -> None:
         """Put all but the data into a stage; does nothing if that is the present one."""
@@ -156,6 +188,7 @@ class RunHooks:
             **self._observer.metrics(),
             **self._clock.metrics(step),
             **self._text_metrics(),
+            **self._guard.metrics(step),
         }
 
     def _text_metrics(self) -> dict[str, int]:
@@ -163,9 +196,20 @@ class RunHooks:
         return tally.metrics(self._trainer.device, self._batch_degree) if tally else {}
 
     def stop_after(self, step: int) -> bool:
-        """Whether to save a checkpoint after ``step`` and end; a collective."""
-        return self._stop.check(step)
+        """Whether to save a checkpoint after ``step`` and end; a collective.
+
+        Raises:
+            Diverged: the loss, the gradients or the weights are not finite.
+        """
+        stopping = self._stop.check(step)
+        ends = stopping or step == self._job_config.training.steps
+        saves = self._trainer.checkpointer._should_save(step, last_step=ends)
+        self._guard.check(step, at_once=saves or ends)
+        if saves:
+            self._guard.check_weights(step)
+        return stopping
 
     def end(self, step: int) -> None:
         """``step`` was the last one of this process; rank 0 only."""
+        self._guard.check(step, at_once=True)  # where the text ended before the last step
         self._stop.conclude(step)

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import ConfigManager
@@ -19,6 +17,8 @@ from torchtitan.protocols.train_spec import get_train_spec
 
 from lighthouse.config import LighthouseConfig
 from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE, finished_steps
+from lighthouse.titan.checkpoint.damage import check_content, check_whole
+from lighthouse.titan.checkpoint.reading import load_state, read_metadata
 from lighthouse.titan.config.check import import_custom
 from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.section import num_chunks
@@ -198,14 +198,15 @@ def weights_by_layer(
     """The same a layer at a time, read when it is asked for; the ends of the model are layers too.
 
     Raises:
-        ValueError: at once: the folder is no finished checkpoint, or holds another model.
+        ValueError: at once: no finished checkpoint, a damaged one, or one of another model.
     """
     stored = _stored_weights(checkpoint, model_args)
+    check_content(checkpoint, stored)
 
     def read() -> Iterator[dict[str, torch.Tensor]]:
         for _, names in itertools.groupby(stored, key=lambda name: name.split(".")[:2]):
             layer = {name: torch.empty_like(stored[name], device="cpu") for name in names}
-            dcp.load(layer, checkpoint_id=checkpoint, no_dist=True)
+            load_state(layer, checkpoint, no_dist=True)
             yield layer
 
     return read()
@@ -220,10 +221,11 @@ def _stored_weights(checkpoint: Path, model_args: TransformerModelArgs) -> dict[
             f"checkpoint {checkpoint} has no .metadata: not a step-N folder, or its save was never "
             "finished; take another step"
         )
+    check_whole(checkpoint)
     expected = _on_meta(model_args).state_dict()
     stored = {
         name: entry
-        for name, entry in FileSystemReader(checkpoint).read_metadata().state_dict_metadata.items()
+        for name, entry in read_metadata(checkpoint).state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
     for name, weight in expected.items():

@@ -1,5 +1,7 @@
 """A run that is stopped, however often and however asked, ends as an undisturbed one does."""
 
+import os
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
+from lighthouse.runs.owner import hold, let_go
 from tests.support.trainer import Run, train
 
 OPTIONS = (
@@ -18,7 +21,7 @@ STOP = ("--experimental.custom_import", "tests.support.stop_in_step")
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory) -> tuple[Run, ...]:
-    """Two processes, stopped twice and then left alone, in one folder."""
+    """Two processes, stopped three times and then left alone, in one folder."""
     folder = tmp_path_factory.mktemp("stopped")
     offline = {"WANDB_MODE": "offline"}
 
@@ -30,6 +33,7 @@ def stopped(tmp_path_factory) -> tuple[Run, ...]:
         part("2 1 SIGUSR1", "--checkpoint.async_mode", "async"),
         # torchrun itself reports the signal as a failure.
         part("4 1 launcher SIGTERM", ok=False),
+        part("6 1 launcher SIGINT", ok=False),  # as Ctrl-C
         part("9 0 never"),
     )
 
@@ -41,20 +45,21 @@ def test_the_losses_are_those_of_an_undisturbed_run(stopped, tmp_path):
 
 
 def test_the_log_says_what_was_saved(stopped):
-    for run, reason, step in ((stopped[0], "SIGUSR1", 2), (stopped[1], "SIGTERM", 4)):
+    reasons = {2: "SIGUSR1", 4: "SIGTERM", 6: "SIGINT"}
+    for run, (step, reason) in zip(stopped, reasons.items(), strict=False):
         assert (
             f"Stopped by {reason} after step {step} of 8: saved {run.checkpoint(step)}; "
             "the same command continues from there"
         ) in run.output
         assert "Training completed" not in run.output
     assert "Training starts at step 3" in stopped[1].output
-    assert "Training completed" in stopped[2].output
+    assert "Training completed" in stopped[3].output
 
 
 def test_wandb_sees_one_run_offline(stopped):
     parts = sorted((stopped[0].folder / "tb").rglob("*.wandb"))
     run_id = (stopped[0].folder / "wandb_run_id").read_text()
-    assert [part.name for part in parts] == [f"run-{run_id}.wandb"] * 3
+    assert [part.name for part in parts] == [f"run-{run_id}.wandb"] * 4
     steps = [record.history.step.num for part in parts for record in wandb_records(part)]
     assert [step for step in steps if step] == list(range(1, 9))
 
@@ -64,6 +69,17 @@ def test_a_file_stops_a_run_without_checkpoints(tmp_path):
     assert list(run.losses()) == [1, 2]
     assert "after step 2 of 8: nothing was saved" in run.output
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
+    hold(tmp_path, str)
+    try:
+        run = train(tmp_path, *OPTIONS, ok=False)
+    finally:
+        let_go()
+    owner = f"process {os.getpid()} on {socket.gethostname()}"
+    assert run.refusal().startswith(f"job.dump_folder = {str(tmp_path)!r}: {owner} trains there;")
+    assert list(tmp_path.iterdir()) == []
 
 
 def wandb_records(file: Path) -> Iterator[Record]:

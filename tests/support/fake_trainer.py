@@ -5,8 +5,8 @@
 It checkpoints where it stops, as the trainer does: at the last step or after finding STOP. What it
 was called with, and its environment, it leaves in the run's folder. MODE is "ok", "slow" (more time
 a step), or how each start ends: "same" (the same error, always), "different" (another error each
-time), "once" (an error the first time), "refuse" (a refusal), "early" (no error, and not the last
-step).
+time), "once" (an error the first time), "refuse" (a refusal), "diverge" (numbers that are not
+finite), "early" (no error, and not the last step).
 """
 
 import json
@@ -37,6 +37,9 @@ if mode == "different":
 if mode == "refuse":
     print(f"refused: training.steps = {config['training']['steps']}: must be something else")
     sys.exit(2)
+if mode == "diverge":
+    print("diverged: step 3: the loss is not finite")
+    sys.exit(3)
 if mode == "early":
     sys.exit(0)
 

@@ -223,8 +223,8 @@ REFUSE = "from lighthouse.refusal import *; print('starting'); "
 @pytest.mark.parametrize(
     ("trainer", "line"),
     [
-        ("refuse_in_a_rank('why', rank)", "refused: why"),
-        ("time.sleep(60) if rank == 0 else refuse_in_a_rank('why', rank)", "refused: rank 1: why"),
+        ("end_in_a_rank('why', rank)", "refused: why"),
+        ("time.sleep(60) if rank == 0 else end_in_a_rank('why', rank)", "refused: rank 1: why"),
     ],
     ids=["all ranks", "one rank"],
 )
@@ -243,7 +243,7 @@ if rank == 0:
     time.sleep(60)
 from lighthouse import refusal
 refusal._AFTER_RANK_0 = 1
-refusal.refuse_in_a_rank("why", rank)
+refusal.end_in_a_rank("why", rank)
 """
     command = [*LAUNCH, "--processes", "2", "--a.b", "c"]
     assert_ends(start(*command, trainer=trainer), 2, "refused: rank 1: why")
@@ -400,7 +400,7 @@ def test_a_stop_of_the_attempt_before_counts_no_more(
 
 
 def test_a_refusal_under_slurm_is_the_last_line(slurm: Start, stand_ins: StandIns) -> None:
-    trainer = {"TRAINER": REFUSE + "refuse_in_a_rank('why', rank)", "SLURM_NNODES": "1"}
+    trainer = {"TRAINER": REFUSE + "end_in_a_rank('why', rank)", "SLURM_NNODES": "1"}
     assert_ends(slurm("my run", srun=RUN_IT, env=trainer), 2, "refused: why")
     assert not requeued(stand_ins)
 

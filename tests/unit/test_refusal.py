@@ -8,10 +8,10 @@ from lighthouse import refusal
 from lighthouse.refusal import (
     FILE_VARIABLE,
     Refusal,
+    end_in_a_rank,
     last_word,
     refusals,
     refuse,
-    refuse_in_a_rank,
     say_last,
 )
 
@@ -57,7 +57,7 @@ def test_a_command_ends_with_the_sentence(capsys: pytest.CaptureFixture[str]) ->
 
 def test_rank_0_says_it_at_once(exits: None, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Exited, match="2"):
-        refuse_in_a_rank("why", rank=0)
+        end_in_a_rank("why", rank=0)
     assert capsys.readouterr().err == "refused: why\n"
 
 
@@ -67,7 +67,7 @@ def test_another_rank_leaves_rank_0_the_word_first(
     slept: list[float] = []
     monkeypatch.setattr("time.sleep", slept.append)
     with pytest.raises(Exited, match="2"):
-        refuse_in_a_rank("why", rank=3)
+        end_in_a_rank("why", rank=3)
     assert slept == [refusal._AFTER_RANK_0]
     assert capsys.readouterr().err == "refused: rank 3: why\n"
 
@@ -77,7 +77,7 @@ def test_a_launcher_is_told_through_a_file(
 ) -> None:
     monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / "word"))
     with pytest.raises(Exited, match="2"):
-        refuse_in_a_rank("why", rank=0)
+        end_in_a_rank("why", rank=0)
     assert capsys.readouterr().err == ""
     assert last_word(tmp_path / "word") == "refused: why"
     assert last_word(tmp_path / "word") is None
@@ -108,5 +108,5 @@ def test_torchruns_report_has_no_traceback_of_it(
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(noted))
     for _ in range(2):  # it is not always there
         with pytest.raises(Exited):
-            refuse_in_a_rank("why", rank=0)
+            end_in_a_rank("why", rank=0)
         assert not noted.exists()

@@ -72,6 +72,49 @@ def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> int:
     return saved.data_parallel_degree
 
 
+def checkpoint_to_read(job_config: "JobConfig") -> Path | None:
+    """The trainer's own checkpoint that is about to be loaded, in full or the model alone; or None.
+
+    Raises:
+        ValueError: as `check_resume` does for a ``load_step`` or an ``initial_load_path``.
+    """
+    config = job_config.checkpoint
+    if not config.enable:
+        return None
+    own_folder = Path(job_config.job.dump_folder) / config.folder
+    checkpoint = _checkpoint_to_load(config, own_folder)
+    if checkpoint is None and config.initial_load_path and not config.initial_load_in_hf:
+        checkpoint = Path(config.initial_load_path)
+    return checkpoint if checkpoint and (checkpoint / ".metadata").is_file() else None
+
+
+def check_loaded(job_config: "JobConfig", step: int, nonfinite: str | None) -> None:
+    """Refuse to train on from weights that are not finite.
+
+    Args:
+        job_config: torchtitan's ``JobConfig``.
+        step: of the checkpoint; 0 for the weights that a run begins with.
+        nonfinite: the name of such a weight, or None.
+
+    Raises:
+        ValueError: naming it and where it is from.
+    """
+    if nonfinite is None:
+        return
+    config = job_config.checkpoint
+    if step:
+        folder = Path(job_config.job.dump_folder) / config.folder / f"step-{step}"
+        raise ValueError(
+            f"checkpoint {folder} has values in {nonfinite} that are not finite, and every later "
+            "step would have; move it away, and the same command continues from the one before"
+        )
+    begun = config.initial_load_path or job_config.model.hf_assets_path
+    raise ValueError(
+        f"the weights to begin with, of {begun}, have values in {nonfinite} that are not finite; "
+        "begin with others by checkpoint.initial_load_path"
+    )
+
+
 def _step_of(checkpoint: Path) -> int | None:
     match = re.fullmatch(r"step-(\d+)", checkpoint.name)
     return int(match[1]) if match else None

@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,10 @@ def import_custom(job_config: "JobConfig") -> None:
     module = job_config.experimental.custom_import
     if not module:
         return
+    if module not in sys.modules:
+        from torchtitan.tools.logging import logger
+
+        logger.warning(f"Importing {module}, as experimental.custom_import says: its code runs")
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -153,6 +158,11 @@ def _check_positions(job_config: "JobConfig") -> None:
 
 
 def _check_device(job_config: "JobConfig", device: str) -> None:
+    if job_config.checkpoint.async_mode == "async_with_pinned_mem" and device == "cpu":
+        raise ValueError(
+            "checkpoint.async_mode = 'async_with_pinned_mem': there is no accelerator to copy "
+            "from; use 'async' or 'disabled'"
+        )
     if job_config.training.enable_cpu_offload and device == "cpu":
         raise ValueError(
             "training.enable_cpu_offload = true: there is no accelerator to offload from; use false"

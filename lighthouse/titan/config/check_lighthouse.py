@@ -68,10 +68,21 @@ def _check_layers(job_config: "JobConfig", machine: "Machine") -> None:
     if job_config.validation.enable:
         length = job_config.validation.seq_len
         layer_configs(section, model_args.n_layers, length, chunks, "validation")
-    if section.dense_from_step is not None and section.dense_from_step < 1:
+    _check_switch(job_config)
+
+
+def _check_switch(job_config: "JobConfig") -> None:
+    """A switch to dense that comes, in this run or in one that goes on with its schedule."""
+    switch, total = job_config.lighthouse.dense_from_step, job_config.lr_scheduler.total_steps
+    if switch is None:
+        return
+    end, key = job_config.training.steps, "training.steps"
+    if total is not None and total > end:
+        end, key = total, "lr_scheduler.total_steps"
+    if not 1 <= switch <= end:
         raise ValueError(
-            f"lighthouse.dense_from_step = {section.dense_from_step}: steps count from 1; "
-            "leave it out to stay in the Lighthouse stage"
+            f"lighthouse.dense_from_step = {switch}: must be one of the steps 1 to {end}, where "
+            f"{key} ends; leave it out to stay in the Lighthouse stage"
         )
 
 

@@ -1,7 +1,8 @@
 """Numbers of a job's configuration that would train nothing, or end deep inside the trainer."""
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -14,19 +15,29 @@ def check_numbers(job_config: "JobConfig") -> None:
         ValueError: naming the key, the value it got and what would do.
     """
     for key in _at_least_one(job_config):
-        section, name = key.split(".")
-        value = getattr(getattr(job_config, section), name)
+        value = _value(job_config, key)
         if value < 1:
             raise ValueError(f"{key} = {value}: must be at least 1")
-    rate = job_config.training.task_rate
-    if not 0 <= rate < 1:
-        raise ValueError(f"training.task_rate = {rate}: must be at least 0 and below 1")
+    for key, (is_sound, wanted) in _RANGES.items():
+        value = _value(job_config, key)
+        if value is not None and not is_sound(value):
+            raise ValueError(f"{key} = {value}: must be {wanted}")
+    validation = job_config.validation
+    if validation.enable and validation.steps != -1 and validation.steps < 1:
+        raise ValueError(
+            f"validation.steps = {validation.steps}: must be at least 1, or -1 for all of the text"
+        )
+    if job_config.training.nonfinite == "skip" and job_config.optimizer.early_step_in_backward:
+        raise ValueError(
+            "training.nonfinite = 'skip': optimizer.early_step_in_backward = true updates weights "
+            "before the gradient norm is known; use 'stop', or no early step"
+        )
     _check_schedule(job_config)
     checkpoint, profiling = job_config.checkpoint, job_config.profiling
-    if checkpoint.enable and checkpoint.keep_latest_k == 1:
+    if checkpoint.enable and checkpoint.keep_latest_k < 2 and checkpoint.keep_latest_k != 0:
         raise ValueError(
-            "checkpoint.keep_latest_k = 1: must be at least 2, since one is being written while "
-            "another is deleted, or 0 to keep all"
+            f"checkpoint.keep_latest_k = {checkpoint.keep_latest_k}: must be at least 2, "
+            "since one is being written while another is deleted, or 0 to keep all"
         )
     traced = profiling.profiler_warmup + profiling.profiler_active
     if profiling.enable_profiling and profiling.profile_freq < traced:
@@ -34,6 +45,42 @@ def check_numbers(job_config: "JobConfig") -> None:
             f"profiling.profile_freq = {profiling.profile_freq}: must be at least {traced}, the "
             "steps of profiling.profiler_warmup and profiling.profiler_active"
         )
+
+
+def _value(job_config: "JobConfig", key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(job_config, section), name)
+
+
+def _is_below_one(value: float) -> bool:
+    return 0 <= value < 1
+
+
+def _is_share(value: float) -> bool:
+    return 0 <= value <= 1
+
+
+def _is_size(value: float) -> bool:
+    return value >= 0 and math.isfinite(value)
+
+
+_SHARE = (_is_share, "at least 0 and at most 1")
+_SIZE = (_is_size, "a finite number, zero or more")
+_BELOW_ONE = (_is_below_one, "at least 0 and below 1")
+
+# NaN is in none of them. A key that is not set is not asked.
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "training.task_rate": _BELOW_ONE,
+    "training.max_norm": (lambda norm: norm > 0, "above 0, or inf for no clipping"),
+    "optimizer.lr": _SIZE,
+    "optimizer.beta1": _BELOW_ONE,
+    "optimizer.beta2": _BELOW_ONE,
+    "optimizer.eps": (lambda eps: eps > 0 and math.isfinite(eps), "a finite number above 0"),
+    "optimizer.weight_decay": _SIZE,
+    "lr_scheduler.warmup_steps": _SIZE,
+    "lr_scheduler.decay_ratio": _SHARE,
+    "lr_scheduler.min_lr_factor": _SHARE,
+}
 
 
 def _at_least_one(job_config: "JobConfig") -> list[str]:
@@ -47,17 +94,7 @@ def _at_least_one(job_config: "JobConfig") -> list[str]:
 
 
 def _check_schedule(job_config: "JobConfig") -> None:
-    lr, schedule, steps = (
-        job_config.optimizer.lr,
-        job_config.lr_scheduler,
-        job_config.training.steps,
-    )
-    if not math.isfinite(lr) or lr < 0:
-        raise ValueError(f"optimizer.lr = {lr}: must be a finite number, zero or more")
-    if schedule.warmup_steps < 0:
-        raise ValueError(
-            f"lr_scheduler.warmup_steps = {schedule.warmup_steps}: must be zero or more"
-        )
+    schedule, steps = job_config.lr_scheduler, job_config.training.steps
     if schedule.total_steps is not None and schedule.total_steps < steps:
         raise ValueError(
             f"lr_scheduler.total_steps = {schedule.total_steps}: the schedule would end before "

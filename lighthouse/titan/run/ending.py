@@ -1,4 +1,4 @@
-"""How a trainer's process ends where it has nothing to train, by mistake or because it is done."""
+"""How a trainer's process ends in a sentence: by mistake, because it is done, or has diverged."""
 
 import functools
 import os
@@ -7,22 +7,36 @@ from typing import Any
 
 import torch.distributed as dist
 
-from lighthouse.refusal import FILE_VARIABLE, NothingToDo, Refusal, refuse_in_a_rank, say_last
+from lighthouse.refusal import (
+    DIVERGED,
+    FILE_VARIABLE,
+    Diverged,
+    NothingToDo,
+    Refusal,
+    end_in_a_rank,
+    say_last,
+)
+from lighthouse.runs.owner import let_go
 
 
 def ends_in_one_sentence(main: Callable[..., None]) -> Callable[..., None]:
     """Decorate torchtitan's ``main``: a refusal is a line and exit code 2, a finished run a line.
 
-    Without a traceback; any other error is raised as it is.
+    Without a traceback; any other error is raised as it is. In any case the run's folder is free.
     """
 
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         rank = int(os.environ.get("RANK", "0"))
         try:
-            main(*args, **kwargs)
+            try:
+                main(*args, **kwargs)
+            finally:
+                let_go()
         except Refusal as refusal:
-            refuse_in_a_rank(_sentence(refusal), rank)
+            end_in_a_rank(_sentence(refusal), rank)
+        except Diverged as diverged:
+            end_in_a_rank(str(diverged), rank, DIVERGED)
         except NothingToDo as done:
             if rank == 0:
                 say_last(str(done), os.environ.get(FILE_VARIABLE))

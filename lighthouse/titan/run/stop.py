@@ -1,7 +1,7 @@
 """Stopping a run on request: at a step boundary, on all ranks, with a checkpoint.
 
-SIGTERM or SIGUSR1 in any worker process asks for it, and so does a file ``STOP`` in the run's
-folder, which works through every launcher.
+SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) in any worker process asks for it, and so does a file ``STOP``
+in the run's folder, which works through every launcher.
 """
 
 import signal
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
 # A request travels between ranks as its place here; the highest counts.
-_REASONS = ("", f"the file {STOP_FILE}", "SIGUSR1", "SIGTERM")
+_REASONS = ("", f"the file {STOP_FILE}", "SIGUSR1", "SIGTERM", "SIGINT")
 _FILE = 1
-_SIGNALS = {signal.SIGUSR1: 2, signal.SIGTERM: 3}
+_SIGNALS = {signal.SIGUSR1: 2, signal.SIGTERM: 3, signal.SIGINT: 4}
 
-# Slurm signals every process of a step, and torchrun passes on what it gets: one request then
+# Slurm and a terminal signal every process, and torchrun passes on what it gets: one request then
 # arrives twice.
 _SAME_REQUEST_SECONDS = 5.0
 
@@ -57,7 +57,7 @@ class StopRequest:
             stop.unlink()
 
     def listen(self) -> None:
-        """Take SIGTERM and SIGUSR1 as requests from now on; main thread only.
+        """Take SIGTERM, SIGUSR1 and SIGINT as requests from now on; main thread only.
 
         Before the first step there is nothing to save, so it's not done any sooner. A second signal
         ends the process as if there were no handler.

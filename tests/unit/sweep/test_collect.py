@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from lighthouse.runs.folder import DIVERGED_FILE
 from lighthouse.sweep.collect import collect, markdown, write_results
 from lighthouse.sweep.run_folder import FAILED, PREEMPTED, Attempt, active_seconds
 from tests.support.sweeps import log_attempts, log_metrics, make_run
@@ -42,6 +43,13 @@ def test_a_row_of_the_table(tmp_path):
         "final_loss": 4.0,  # of six dense steps, the spike among them
         "validation_loss": 2.5,
     }
+
+
+def test_diverged_runs_are_told_apart_where_there_are_any(tmp_path):
+    runs = [make_run(tmp_path, name) for name in ("a=1", "b=2")]
+    assert "diverged" not in collect(runs)[0]
+    (runs[1].folder / DIVERGED_FILE).write_text("step 3: the loss is not finite\n")
+    assert [row["diverged"] for row in collect(runs)] == [False, True]
 
 
 def test_a_run_that_has_not_begun_has_an_empty_row(tmp_path):

@@ -22,6 +22,7 @@ from lighthouse.sweep.run_folder import (
     ALIVE_FILE,
     CANCEL_FILE,
     CANCELLED,
+    DIVERGED,
     DONE_FILE,
     FAILED,
     FINISHED,
@@ -31,6 +32,7 @@ from lighthouse.sweep.run_folder import (
 )
 from lighthouse.sweep.state import is_alive, run_states
 from lighthouse.sweep.submission import next_submission, write_submission
+from lighthouse.sweep.submit import unfinished
 from lighthouse.sweep.worker import AGAIN, error_of
 from tests.support.commands import StandIns
 from tests.support.sweeps import make_run, make_submission
@@ -118,6 +120,17 @@ def test_a_refusal_is_not_tried_again(tmp_path, capsys):
     assert (state.state, state.note) == (FAILED, only.error)
     # Sent again, it gets a new chance.
     assert attempt(make_submission([run])) == 0
+
+
+def test_a_run_that_diverged_is_not_tried_again_unless_it_is_named(tmp_path, capsys):
+    run = make_run(tmp_path)
+    assert attempt(make_submission([run], "diverge", retries=9)) == 1
+    (only,) = run.attempts()
+    assert (only.reason, only.exit_code) == (DIVERGED, 3)
+    assert f"{only.error}; it would again" in capsys.readouterr().out
+    states = run_states([run], {})
+    assert (states[0].state, states[0].note) == (DIVERGED, "step 3: the loss is not finite")
+    assert unfinished(states) == [] and unfinished(states, named=True) == states
 
 
 def test_failures_are_limited(tmp_path):

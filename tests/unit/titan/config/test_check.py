@@ -58,6 +58,18 @@ def test_without_the_section_nothing_is_asked(parse):
     assert not config.lighthouse.enable
 
 
+def test_a_run_that_stays_in_the_lighthouse_stage_needs_the_whole_schedule(parse, monkeypatch):
+    section = {k: v for k, v in GOOD["lighthouse"].items() if k != "dense_from_step"}
+    monkeypatch.setitem(GOOD, "lighthouse", section)
+    with pytest.raises(Refusal, match=r"lr_scheduler\.total_steps is not set: .* both stages"):
+        parse({})
+    assert parse({"lr_scheduler.total_steps": 20}).lighthouse.dense_from_step is None
+
+
+def test_clipping_may_be_turned_off(parse):
+    assert parse({"training.max_norm": float("inf")}).training.max_norm == float("inf")
+
+
 @pytest.mark.parametrize(("balancer", "chunks"), [("headtail", 4), ("none", 2)])
 def test_context_parallel_ranks_own_chunks(parse, balancer, chunks):
     config = parse(
@@ -194,7 +206,7 @@ def test_wrong_type_names_key_and_value(parse, key, value):
             "lighthouse.window_heads = 3: parallelism.tensor_parallel_degree = 2",
             "use a multiple of 2 below 4",
         ),
-        ({"lighthouse.dense_from_step": 0}, "lighthouse.dense_from_step = 0", "count from 1"),
+        ({"lighthouse.dense_from_step": 0}, "lighthouse.dense_from_step = 0", "steps 1 to 10"),
         ({"lighthouse.layer_overrides": ["x"]}, "layer_overrides = 'x'", "LAYER:key=value"),
         ({"lighthouse.layer_overrides": ["9:topk=8"]}, "layer_overrides = '9:topk=8'", "0..3"),
         ({"lighthouse.layer_overrides": ["2-1:topk=8"]}, "layer_overrides", "no such layers"),
@@ -280,11 +292,14 @@ def test_wrong_type_names_key_and_value(parse, key, value):
             "nearest is 0",
         ),
         (
-            {"lighthouse.dense_from_step": 11, "checkpoint.last_save_model_only": True},
+            {
+                "lighthouse.dense_from_step": 11,
+                "lr_scheduler.total_steps": 20,
+                "checkpoint.last_save_model_only": True,
+            },
             "checkpoint.last_save_model_only = true",
             "set it to false",
         ),
-        ({"lighthouse.dense_from_step": 11}, "lr_scheduler.total_steps", "both stages"),
         ({"training.steps": 0}, "training.steps = 0", "at least 1"),
         ({"training.seq_len": -256}, "training.seq_len = -256", "at least 1"),
         ({"training.gc_freq": 0}, "training.gc_freq = 0", "at least 1"),
@@ -297,7 +312,51 @@ def test_wrong_type_names_key_and_value(parse, key, value):
             "profiling.profile_freq = 1",
             "at least 4",
         ),
+        ({"checkpoint.keep_latest_k": -2}, "checkpoint.keep_latest_k = -2", "at least 2"),
+        ({"training.max_norm": 0.0}, "training.max_norm = 0.0", "inf for no clipping"),
+        ({"training.max_norm": -1}, "training.max_norm = -1", "above 0"),
+        ({"training.max_norm": float("nan")}, "training.max_norm = nan", "above 0"),
+        ({"optimizer.beta1": 1.0}, "optimizer.beta1 = 1.0", "below 1"),
+        ({"optimizer.beta2": 95.0}, "optimizer.beta2 = 95.0", "below 1"),
+        ({"optimizer.eps": 0.0}, "optimizer.eps = 0.0", "above 0"),
+        ({"optimizer.weight_decay": -0.1}, "optimizer.weight_decay = -0.1", "zero or more"),
+        ({"lr_scheduler.min_lr_factor": 10.0}, "lr_scheduler.min_lr_factor = 10.0", "at most 1"),
+        ({"lr_scheduler.min_lr_factor": -1.0}, "lr_scheduler.min_lr_factor = -1.0", "at least 0"),
+        ({"lr_scheduler.decay_ratio": -0.2}, "lr_scheduler.decay_ratio = -0.2", "at least 0"),
+        ({"lr_scheduler.decay_ratio": 20.0}, "lr_scheduler.decay_ratio = 20.0", "at most 1"),
+        (
+            {"lr_scheduler.decay_ratio": float("nan")},
+            "lr_scheduler.decay_ratio = nan",
+            "at least 0",
+        ),
+        ({"validation.enable": True, "validation.steps": 0}, "validation.steps = 0", "-1 for all"),
+        (
+            {"validation.enable": True, "validation.steps": -2},
+            "validation.steps = -2",
+            "-1 for all",
+        ),
+        (
+            {"checkpoint.async_mode": "async_with_pinned_mem"},
+            "checkpoint.async_mode = 'async_with_pinned_mem'",
+            "'async' or 'disabled'",
+        ),
+        (
+            {"lighthouse.dense_from_step": 11},
+            "lighthouse.dense_from_step = 11",
+            "steps 1 to 10, where training.steps ends",
+        ),
+        (
+            {"lighthouse.dense_from_step": 101, "lr_scheduler.total_steps": 100},
+            "lighthouse.dense_from_step = 101",
+            "steps 1 to 100, where lr_scheduler.total_steps ends",
+        ),
+        (
+            {"training.nonfinite": "skip", "optimizer.early_step_in_backward": True},
+            "training.nonfinite = 'skip'",
+            "or no early step",
+        ),
         ({"optimizer.lr": float("nan")}, "optimizer.lr = nan", "finite"),
+        ({"optimizer.lr": float("inf")}, "optimizer.lr = inf", "finite"),
         ({"optimizer.lr": -1.0}, "optimizer.lr = -1.0", "zero or more"),
         ({"optimizer.name": "SGD"}, "optimizer.name = 'SGD'", "Adam, AdamW"),
         ({"lr_scheduler.warmup_steps": -1}, "lr_scheduler.warmup_steps = -1", "zero or more"),

@@ -41,7 +41,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "parallelism.data_parallel_shard_degree = -1: ",
     ),
     "an odd topk": ({"lighthouse.topk": 17}, "lighthouse.topk = 17: "),
-    "a stage on an ended schedule": ({"lighthouse.dense_from_step": 99}, "lr_scheduler.total_step"),
+    "a switch that never comes": ({"lighthouse.dense_from_step": 99}, "lighthouse.dense_from_step"),
+    "no clipping": ({"training.max_norm": 0.0}, "training.max_norm = 0.0"),
+    "a rising decay": ({"lr_scheduler.min_lr_factor": 10.0}, "lr_scheduler.min_lr_factor = 10.0"),
     "a missing module": ({"experimental.custom_import": "nope"}, "experimental.custom_import = "),
 }
 

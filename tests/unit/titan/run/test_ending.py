@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from lighthouse.refusal import FILE_VARIABLE, NothingToDo, Refusal
+from lighthouse.refusal import DIVERGED, FILE_VARIABLE, Diverged, NothingToDo, Refusal
 from lighthouse.titan.run import ending
 from lighthouse.titan.run.ending import ends_in_one_sentence
 
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch):
-    """Run a main that raises, on a rank; what `refuse_in_a_rank` was called with."""
+    """Run a main that raises, on a rank; what `end_in_a_rank` was called with."""
     calls: list[tuple[str, int]] = []
-    monkeypatch.setattr(ending, "refuse_in_a_rank", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(ending, "end_in_a_rank", lambda *arguments: calls.append(arguments))
     monkeypatch.delenv(FILE_VARIABLE, raising=False)
 
     def run(error: Exception, rank: int = 0) -> list[tuple[str, int]]:
@@ -46,6 +46,10 @@ def test_of_a_loaders_worker_the_sentence_is_said_without_its_traceback(ended) -
     assert "Traceback" in str(raised.value)
     ((sentence, _),) = ended(raised.value)
     assert sentence == "no text for data-parallel rank 0 of 1: use another dataset"
+
+
+def test_so_is_a_run_that_has_diverged(ended) -> None:
+    assert ended(Diverged("step 3"), 1) == [("step 3", 1, DIVERGED)]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

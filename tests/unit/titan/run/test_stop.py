@@ -18,7 +18,8 @@ def job(tmp_path: Path):
     job = JobConfig()
     job.job.dump_folder = str(tmp_path)
     job.training.steps = 10
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    asked = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in asked}
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield job
     dist.destroy_process_group()
@@ -80,7 +81,7 @@ def test_a_run_without_checkpoints_says_so(job, said, key):
     assert "nothing was saved" in said[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_asks_and_a_later_one_kills(job, monkeypatch, number):
     now = 100.0
     raised: list[int] = []

@@ -1,0 +1,160 @@
+"""Whether a finished checkpoint is still what was written, asked before it is read.
+
+A crash, a disk or a copy leaves files empty, short, missing or changed. How long each file must be
+stands in ``.metadata``. What it must contain stands beside each tensor: torch writes every one as
+a zip archive, with a CRC-32 that is computed while writing and that reading alone does not look at.
+"""
+
+import io
+import os
+import zipfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch.distributed as dist
+
+from lighthouse.runs.folder import finished_steps
+from lighthouse.titan.checkpoint.reading import METADATA, read_metadata
+from lighthouse.titan.checkpoint.record import RECORD, RunRecord
+
+_THREADS = 4
+"""Of each rank: reading and the CRC leave Python's lock alone."""
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Refuse a checkpoint whose files are not all there in full; reads none but the small ones.
+
+    Raises:
+        ValueError: what is wrong with it, and the way on.
+    """
+    if (fault := fault_of(checkpoint)) is not None:
+        raise ValueError(_sentence(checkpoint, fault))
+
+
+def check_content(checkpoint: Path, names: Iterable[str] | None = None) -> None:
+    """Refuse a checkpoint with bytes that have changed; each rank reads a share of the files.
+
+    A collective, where there are several ranks.
+
+    Args:
+        checkpoint: one that `check_whole` takes.
+        names: of the tensors to look at; None for all that there is.
+
+    Raises:
+        ValueError: on all ranks alike.
+    """
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    wanted = None if names is None else set(names)
+    stored = read_metadata(checkpoint).storage_data
+    entries = sorted(
+        (place.relative_path, place.offset, place.length, index.fqn)
+        for index, place in stored.items()
+        if wanted is None or index.fqn in wanted
+    )
+    fault = _changed(checkpoint, _share(entries, rank, ranks))
+    if ranks > 1:
+        found: list[str | None] = [None] * ranks
+        dist.all_gather_object(found, fault)
+        fault = next((fault for fault in found if fault is not None), None)
+    if fault is not None:
+        raise ValueError(_sentence(checkpoint, fault))
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's small files and with the sizes of its large ones."""
+    try:
+        RunRecord.read(checkpoint)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{RECORD} can't be read ({type(error).__name__}: {error})"
+    try:
+        stored = read_metadata(checkpoint).storage_data
+    except ValueError as error:
+        return str(error)
+    needed: dict[str, int] = {}
+    for place in stored.values():
+        if os.path.basename(place.relative_path) != place.relative_path:
+            return f"{METADATA} names {place.relative_path!r}, which is not in the folder"
+        end = place.offset + place.length
+        needed[place.relative_path] = max(end, needed.get(place.relative_path, 0))
+    for name, size in sorted(needed.items()):
+        try:
+            has = (checkpoint / name).stat().st_size
+        except FileNotFoundError:
+            return f"{name} is missing"
+        if has < size:
+            return f"{name} has {has:,} of {size:,} bytes"
+    return None
+
+
+_Entry = tuple[str, int, int, str]
+"""File, offset, length, and the name of what is there."""
+
+
+def _share(entries: Sequence[_Entry], rank: int, ranks: int) -> list[_Entry]:
+    """A rank's entries: as many bytes as another's, in one piece of the sorted ones."""
+    total, before, share = sum(length for _, _, length, _ in entries), 0, []
+    for entry in entries:
+        if min(ranks - 1, before * ranks // max(1, total)) == rank:
+            share.append(entry)
+        before += entry[2]
+    return share
+
+
+def _changed(checkpoint: Path, entries: Sequence[_Entry]) -> str | None:
+    """The first of the entries whose bytes are not what was written."""
+
+    def fault(entry: _Entry) -> str | None:
+        name, offset, length, what = entry
+        with (checkpoint / name).open("rb") as file:
+            part = io.BufferedReader(_Part(file, offset, length), 1 << 20)
+            try:
+                changed = zipfile.ZipFile(part).testzip() is not None
+            except (zipfile.BadZipFile, NotImplementedError, EOFError):
+                changed = True
+        return f"{name} has changed since it was written, in {what}" if changed else None
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return next((found for found in threads.map(fault, entries) if found is not None), None)
+
+
+@dataclass
+class _Part(io.RawIOBase):
+    """A piece of a file, as a file of its own."""
+
+    file: BinaryIO
+    offset: int
+    length: int
+    at: int = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.length}[whence]
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: max(0, self.length - self.at)]
+        self.file.seek(self.offset + self.at)
+        count: int = self.file.readinto(view)  # type: ignore[attr-defined]
+        self.at += count
+        return count
+
+
+def _sentence(checkpoint: Path, fault: str) -> str:
+    """What a user can do about it."""
+    folder = checkpoint.absolute().parent
+    other = [f"step-{step}" for step in reversed(finished_steps(folder))]
+    whole = next((n for n in other if n != checkpoint.name and not fault_of(folder / n)), None)
+    if whole is None:
+        way = "there is no other whole one beside it; copy it again from where it is whole"
+    else:
+        way = f"the newest whole one beside it is {whole}: move {checkpoint.name} away to go on"
+        way += " from there"
+    return f"checkpoint {checkpoint} can't be read: {fault}; {way}"

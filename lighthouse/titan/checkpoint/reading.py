@@ -1,0 +1,148 @@
+"""Reading a checkpoint without running anything that is in it.
+
+A checkpoint is pickles: of the places of its tensors, of each value that is no tensor, and of where
+the loader is. Unpickling runs what a pickle names, so a folder that somebody else made could do
+anything. Here a pickle may name what a checkpoint consists of, and no more.
+"""
+
+import importlib
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
+
+from lighthouse.refusal import Refusal
+
+METADATA = ".metadata"
+
+_DCP = "torch.distributed.checkpoint"
+_OF_METADATA = {
+    *(
+        (f"{_DCP}.metadata", name)
+        for name in (
+            *("Metadata", "MetadataIndex", "StorageMeta", "BytesStorageMetadata"),
+            *("TensorStorageMetadata", "ChunkStorageMetadata", "TensorProperties"),
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+    (f"{_DCP}.filesystem", "_StorageInfo"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    *(("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")),  # by the release of Python
+}
+_DTYPES = {name for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+
+
+# Of bytes that are no pickle, or half of one, unpickling raises nearly anything.
+_BROKEN = (
+    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError),
+    *(AttributeError, OverflowError, ImportError, MemoryError, RuntimeError),
+)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Finds the named classes alone, and torch's dtypes."""
+
+    def __init__(self, data: bytes, allowed: set[tuple[str, str]]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._allowed = allowed
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _DTYPES:
+            return getattr(torch, name)
+        if (module, name) not in self._allowed:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return getattr(importlib.import_module(module), name)
+
+
+def read_metadata(checkpoint: Path) -> Metadata:
+    """What is where in a finished checkpoint of the trainer.
+
+    Raises:
+        OSError: no ``.metadata``.
+        ValueError: its ``.metadata`` is none, or names what a checkpoint does not consist of.
+    """
+    data = (checkpoint / METADATA).read_bytes()
+    if not data:
+        raise ValueError(f"{METADATA} is empty")
+    try:
+        metadata = _Unpickler(data, _OF_METADATA).load()
+    except _BROKEN as error:
+        raise ValueError(f"{METADATA} can't be read: {error}") from error
+    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
+        raise ValueError(f"{METADATA} can't be read: it holds something else")
+    return metadata
+
+
+def plain(data: bytes, what: str) -> Any:
+    """What a pickle of numbers, strings and containers of them holds.
+
+    Args:
+        data: the pickle.
+        what: whose it is, for the message.
+
+    Raises:
+        Refusal: it names anything else.
+    """
+    try:
+        return _Unpickler(data, set()).load()
+    except _BROKEN as error:
+        raise Refusal(
+            f"{what} is not loaded ({error}): it may run code, and the trainer writes none such; "
+            "use a checkpoint that you have made"
+        ) from error
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self) -> Metadata:
+        metadata = read_metadata(Path(self.path))
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Planner(DefaultLoadPlanner):
+    """The default one, whose values are read as tensors are: nothing but numbers and containers."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__()
+        self._checkpoint = checkpoint
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        name = read_item.dest_index.fqn
+        try:
+            torch.load(value, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise Refusal(
+                f"{name} of checkpoint {self._checkpoint} is not loaded: it may run code, and the "
+                "trainer writes none such; use a checkpoint that you have made"
+            ) from error
+        value.seek(0)  # the same bytes once more, of which it is known now that they run nothing
+        super().load_bytes(read_item, value)
+
+
+def load_state(
+    states: dict[str, Any], checkpoint: str | os.PathLike[str], no_dist: bool = False
+) -> None:
+    """As ``torch.distributed.checkpoint.load``.
+
+    Raises:
+        Refusal: a value of the checkpoint may run code.
+    """
+    folder = Path(checkpoint)
+    try:
+        dcp.load(states, storage_reader=_Reader(folder), planner=_Planner(folder), no_dist=no_dist)
+    except CheckpointException as error:
+        for failure, _ in error.failures.values():
+            if isinstance(failure, Refusal):
+                raise failure from error
+        raise

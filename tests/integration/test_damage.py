@@ -1,0 +1,59 @@
+"""A checkpoint that is damaged, or that runs something, is refused before the first step."""
+
+import shutil
+
+import pytest
+
+from lighthouse.titan.checkpoint.reading import read_metadata
+from tests.support.trainer import Run, train
+
+SAVES = "--checkpoint.enable --checkpoint.interval 1 --training.steps 2".split()
+SAVES += ["--lr_scheduler.total_steps", "3", "--checkpoint.no-last_save_model_only"]
+MORE = [*SAVES, "--training.steps", "3"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Run:
+    return train(tmp_path_factory.mktemp("whole"), *SAVES)
+
+
+@pytest.fixture
+def nan(whole, tmp_path) -> Run:
+    """The same, with some of a weight's bytes set: to what is no number."""
+    run = Run(tmp_path / "nan", 0, "")
+    shutil.copytree(whole.folder, run.folder)
+    stored = read_metadata(run.checkpoint(2)).storage_data
+    (place,) = (p for i, p in stored.items() if i.fqn == "layers.1.feed_forward.w1.weight")
+    with (run.checkpoint(2) / place.relative_path).open("r+b") as file:
+        file.seek(place.offset + place.length // 2)
+        file.write(b"\xff" * 64)
+    return run
+
+
+def test_changed_bytes_are_refused_on_all_ranks(nan):
+    layout = ("--parallelism.tensor_parallel_degree", "2")
+    run = train(nan.folder, *MORE, *layout, processes=2, ok=False)
+    assert run.refusal() == (
+        f"checkpoint {nan.checkpoint(2)} can't be read: __0_0.distcp has changed since it was "
+        "written, in layers.1.feed_forward.w1.weight; the newest whole one beside it is step-1: "
+        "move step-2 away to go on from there"
+    )
+
+
+def test_weights_that_are_no_numbers_are_refused_without_checksums_too(nan):
+    run = train(nan.folder, *MORE, "--checkpoint.no-verify", ok=False)
+    assert run.refusal().startswith(
+        f"checkpoint {nan.checkpoint(2)} has values in layers.1.feed_forward.w1.weight that are not"
+    )
+
+
+def test_a_payload_in_the_loaders_state_does_not_run(tmp_path):
+    ran = tmp_path / "ran"
+    planted = ("--experimental.custom_import", "tests.support.payload")
+    run = train(tmp_path / "run", *SAVES, *planted, env={"PAYLOAD": str(ran)})
+    assert "Importing tests.support.payload, as experimental.custom_import says" in run.output
+    run = train(tmp_path / "run", *MORE, ok=False)
+    assert run.refusal().startswith(
+        "the loader's place in the data is not loaded (it names pathlib"
+    )
+    assert not ran.exists()

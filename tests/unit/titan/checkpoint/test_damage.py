@@ -1,0 +1,99 @@
+"""What a crash, a disk or a copy leaves of a checkpoint, and what is said of it."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from lighthouse.titan.checkpoint.damage import _share, check_content, check_whole
+from lighthouse.titan.checkpoint.reading import read_metadata
+
+SHARD = "__0_0.distcp"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """The later of two; of tensors and a value."""
+    for step in (1, 2):
+        state = {"a": torch.arange(1000.0), "b": torch.ones(30), "train_state": {"step": step}}
+        dcp.save(state, checkpoint_id=tmp_path / f"step-{step}", no_dist=True)
+    return tmp_path / "step-2"
+
+
+def overwrite(checkpoint: Path, name: str, data: bytes) -> None:
+    """The middle of what is stored under a name."""
+    metadata = read_metadata(checkpoint)
+    (place,) = (p for i, p in metadata.storage_data.items() if i.fqn == name)
+    with (checkpoint / SHARD).open("r+b") as file:
+        file.seek(place.offset + place.length // 2)
+        file.write(data)
+
+
+def test_a_whole_one_is_taken(checkpoint):
+    check_whole(checkpoint)
+    check_content(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("file", "size", "fault"),
+    [
+        (SHARD, 0, rf"{SHARD} has 0 of [\d,]+ bytes"),
+        (SHARD, 5000, rf"{SHARD} has 5,000 of [\d,]+ bytes"),
+        (SHARD, None, f"{SHARD} is missing"),
+        (".metadata", 0, r"\.metadata is empty"),
+        (".metadata", 100, r"\.metadata can't be read: .+"),
+        ("resume.json", 0, r"resume\.json can't be read \(JSONDecodeError: .+\)"),
+    ],
+)
+def test_what_is_cut_or_gone_is_named_with_the_way_on(checkpoint, file, size, fault):
+    if size is None:
+        (checkpoint / file).unlink()
+    else:
+        data = (checkpoint / file).read_bytes() if (checkpoint / file).exists() else b""
+        (checkpoint / file).write_bytes(data[:size])
+    way = "the newest whole one beside it is step-1: move step-2 away to go on from there"
+    said = f"checkpoint {checkpoint} can't be read: {fault}; "
+    with pytest.raises(ValueError, match=f"^{said}{way}$"):
+        check_whole(checkpoint)
+
+
+def test_a_record_of_something_else_is_broken(checkpoint):
+    (checkpoint / "resume.json").write_text('{"optimizer": 1}')
+    with pytest.raises(ValueError, match=r"resume\.json can't be read \(KeyError"):
+        check_whole(checkpoint)
+
+
+def test_a_file_elsewhere_is_not_read(checkpoint):
+    metadata = read_metadata(checkpoint)
+    for place in metadata.storage_data.values():
+        place.relative_path = f"../step-1/{SHARD}"
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match="which is not in the folder"):
+        check_whole(checkpoint)
+
+
+def test_where_no_other_is_whole_it_is_said(checkpoint):
+    for step in (1, 2):
+        (checkpoint.parent / f"step-{step}" / SHARD).unlink()
+    with pytest.raises(ValueError, match="there is no other whole one beside it; copy it again"):
+        check_whole(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["a", "train_state.step"])
+def test_changed_bytes_are_found(checkpoint, name):
+    overwrite(checkpoint, name, b"\x7f" * 8)
+    check_whole(checkpoint)
+    with pytest.raises(ValueError, match=rf"{SHARD} has changed since it was written, in {name};"):
+        check_content(checkpoint)
+    check_content(checkpoint, ["b"])  # what is not asked for is not looked at
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_ranks_share_the_bytes(ranks):
+    entries = [("f", at, length, "") for at, length in enumerate([5, 900, 20, 300, 300, 300, 1, 0])]
+    shares = [_share(entries, rank, ranks) for rank in range(ranks)]
+    assert [entry for share in shares for entry in share] == entries
+    most = max(sum(length for _, _, length, _ in share) for share in shares)
+    assert most <= 1826 / ranks + 900
