@@ -76,7 +76,7 @@ class Encoded:
     def read(self, epoch: int, place: Any) -> Iterator[tuple[np.ndarray, Any]]:
         for text, behind in self._documents.read(epoch, place):
             parts = [encoded(self._tokenizer, part) for part in self._texts_of(text)]
-            yield np.concatenate(parts), behind
+            yield parts[0] if len(parts) == 1 else np.concatenate(parts), behind
 
 
 def encoded(tokenizer: BaseTokenizer, text: str) -> np.ndarray:
