@@ -19,6 +19,7 @@ import torch.distributed as dist
 from lighthouse.runs.folder import finished_steps
 from lighthouse.titan.checkpoint.reading import METADATA, read_metadata
 from lighthouse.titan.checkpoint.record import RECORD, RunRecord
+from lighthouse.titan.distributed.agree import first_of_ranks
 
 _THREADS = 4
 """Of each rank: reading and the CRC leave Python's lock alone."""
@@ -54,11 +55,7 @@ def check_content(checkpoint: Path, names: Iterable[str] | None = None) -> None:
         for index, place in stored.items()
         if wanted is None or index.fqn in wanted
     )
-    fault = _changed(checkpoint, _share(entries, rank, ranks))
-    if ranks > 1:
-        found: list[str | None] = [None] * ranks
-        dist.all_gather_object(found, fault)
-        fault = next((fault for fault in found if fault is not None), None)
+    fault = first_of_ranks(_changed(checkpoint, _share(entries, rank, ranks)))
     if fault is not None:
         raise ValueError(_sentence(checkpoint, fault))
 

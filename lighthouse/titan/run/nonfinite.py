@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from lighthouse.refusal import Diverged
 from lighthouse.runs.files import write_atomic
 from lighthouse.runs.folder import DIVERGED_FILE, newest_checkpoint
+from lighthouse.titan.distributed.agree import first_of_ranks
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -191,11 +192,7 @@ def nonfinite_weight(model_parts: Iterable[nn.Module]) -> str | None:
     found = next((name for name, is_bad in zip(names, bad.tolist(), strict=False) if is_bad), None)
     for wrapper in _WRAPPERS:
         found = found and found.replace(wrapper, "")
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        of_ranks: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(of_ranks, found)
-        found = next((name for name in of_ranks if name is not None), None)
-    return found
+    return first_of_ranks(found)
 
 
 def _whole(loss: Tensor) -> Tensor:
