@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.provenance import commit
 from lighthouse.runs.metrics import Record, read_metrics
-from lighthouse.runs.stage_reports import smoothed
+from lighthouse.runs.stage_reports import SPIKE_STEPS, highest, smoothed, steps_to_recover
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/selection_study.json"
@@ -77,7 +77,7 @@ def tables(runs: dict[str, Run]) -> str:
                 f"| {leak['dense']:.3f} | {leak['own_everywhere']:.3f} "
                 f"| {leak['dense_everywhere']:.3f} |"
             )
-    lines += ["", "| run | before the switch | first dense step | recovered after | final |"]
+    lines += ["", "| run | before the switch | highest after it | recovered after | final |"]
     lines.append("| --- | --- | --- | --- | --- |")
     for name, run in runs.items():
         if "-tail-" in name:
@@ -90,13 +90,14 @@ def _tail(runs: dict[str, Run], name: str, run: Run) -> list[str]:
     stage = runs[name.split("-tail-")[0]]
     first = run["steps"][0]
     before = [v for s, v in zip(stage["steps"], stage["losses"], strict=True) if s < first][-1]
-    recovered = next(
-        (s - first for s, v in zip(run["steps"], run["losses"], strict=True) if v <= before), None
-    )
+    steps = [
+        {"step": step, "loss": loss} for step, loss in zip(run["steps"], run["losses"], strict=True)
+    ]
+    recovered = steps_to_recover(steps, before)
     final = run["validation"][-1] if run["validation"] else (run["last_step"], None)
     cell = "-" if final[1] is None else f"{final[1]:.3f} (step {final[0]})"
-    steps = "-" if recovered is None else f"{recovered} steps"
-    return [f"{before:.3f}", f"{run['losses'][0]:.3f}", steps, cell]
+    took = "-" if recovered is None else f"{recovered} steps"
+    return [f"{before:.3f}", f"{highest(run['losses'][:SPIKE_STEPS]):.3f}", took, cell]
 
 
 def plot_losses(runs: dict[str, Run], path: Path) -> None:
