@@ -2,7 +2,7 @@
 
     python -m benchmarks.study.rivals STUDY_FOLDER TEXT_FOLDER [--gpus 2] [--only NAME ...]
 
-Every recipe goes on from the weights of a stage of 2,500 steps at 2,048 tokens, takes about as long
+Every recipe goes on from the weights of a stage of 328 million tokens at 2,048, takes about as long
 as its setting gives, and ends under dense attention at full length. One text in twenty is a recall
 task (``training.task_rate``). Each run is then asked what it can do by ``lighthouse.evaluate``.
 Runs are ``SETTING-RECIPE-RATE-SEED``; those that are done are skipped.
@@ -18,7 +18,6 @@ import tomli_w
 
 from benchmarks.study.jobs import BASE, Job, run, training
 
-SHORT_STEPS = 2500
 RATES = ("5e-4", "1e-3", "2.5e-4")
 SEEDS = (1, 2, 3)
 
@@ -33,6 +32,7 @@ class Setting:
         seq_len: of the last stage.
         tokens: of a step, in every stage of every recipe.
         recipes: the stages of each.
+        short_steps: of the short stage: 328 million tokens.
         topk: of Lighthouse layers.
         model: sizes other than those of ``base.toml``.
         after_short: whether they go on from a short stage, or from scratch.
@@ -41,6 +41,7 @@ class Setting:
     seq_len: int
     tokens: int
     recipes: dict[str, Stages]
+    short_steps: int = 2500
     topk: int = 1024
     model: dict[str, int] = field(default_factory=dict)
     after_short: bool = True
@@ -106,24 +107,25 @@ AT_65K = Setting(
         ),
     },
 )
-# About 220 seconds: the winner at 65,536 tokens, its strongest rivals, and dense.
+# About 175 seconds: the winner at 65,536 tokens, its strongest rivals, and dense.
 AT_98K = Setting(
     98304,
     196608,
     {
-        "dense": (_of("dense", 200),),
-        "grow-twice": (_of("dense", 500, 8192), _of("dense", 110, 32768), _of("dense", 72)),
+        "dense": (_of("dense", 160),),
+        "grow-twice": (_of("dense", 400, 8192), _of("dense", 90, 32768), _of("dense", 56)),
         "grow-heads": (
-            _of("dense", 300, 8192),
-            _of("lighthouse", 420, **HEADS),
-            _of("dense", 73),
+            _of("dense", 240, 8192),
+            _of("lighthouse", 335, **HEADS),
+            _of("dense", 58),
         ),
         "grow-window-8": (
-            _of("dense", 500, 8192),
-            _of("window", 220, window=8192),
-            _of("dense", 60),
+            _of("dense", 400, 8192),
+            _of("window", 175, window=8192),
+            _of("dense", 48),
         ),
     },
+    short_steps=1667,
     topk=1536,
 )
 # At equal steps: what the published comparison is.
@@ -156,14 +158,15 @@ def _data(text: Path) -> str:
 
 def short(study: Path, text: Path, setting: str, seed: int) -> Job:
     """The stage that every recipe goes on from."""
-    rows = SETTINGS[setting].tokens // 2048
-    flags = f"{_data(text)} --debug.seed {seed} --training.steps {SHORT_STEPS}"
+    at = SETTINGS[setting]
+    rows = at.tokens // 2048
+    flags = f"{_data(text)} --debug.seed {seed} --training.steps {at.short_steps}"
     flags += f" --lighthouse.no-enable --training.seq_len 2048 --training.local_batch_size {rows}"
     flags += f" --validation.seq_len 2048 --validation.local_batch_size {rows}"
     flags += " --validation.steps 4 --validation.freq 500 --optimizer.lr 1e-3"
     flags += " --lr_scheduler.warmup_steps 100 --lr_scheduler.decay_ratio 0"
-    flags += f" --checkpoint.interval {SHORT_STEPS}"
-    file = _write(study, f"{setting}-first.toml", {"model": {"args": SETTINGS[setting].model}})
+    flags += f" --checkpoint.interval {at.short_steps}"
+    file = _write(study, f"{setting}-first.toml", {"model": {"args": at.model}})
     return training(study, short_name(setting, seed), flags, config=file)
 
 
@@ -187,9 +190,11 @@ def recipe(
     rows = at.tokens // at.seq_len
     flags = f"{_data(text)} --debug.seed {seed} --optimizer.lr {rate}"
     flags += f" --validation.seq_len {at.seq_len} --validation.local_batch_size {rows}"
-    flags += " --validation.steps 8 --validation.freq 100"
+    flags += " --validation.steps 4 --validation.freq 100"
     for before in after:
-        flags += f" --checkpoint.initial_load_path {study}/{before}/checkpoint/step-{SHORT_STEPS}"
+        flags += (
+            f" --checkpoint.initial_load_path {study}/{before}/checkpoint/step-{at.short_steps}"
+        )
     flags += f" --checkpoint.interval {steps}"
     full = f"{setting}-{name}-{rate}-{seed}"
     file = _write(study, f"{setting}-{name}.toml", values)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import commit
-from benchmarks.study.rivals import SETTINGS, Setting
+from benchmarks.study.rivals import SETTINGS, Setting, short_name
 from lighthouse.runs.metrics import read_metrics
 from lighthouse.runs.stage_reports import stage_reports
 
@@ -27,7 +27,7 @@ Run = dict[str, Any]
 
 
 def collect(study: Path, device: str, torch: str) -> dict[str, Run]:
-    """Runs that were evaluated: stages, seconds, losses, and what they can do."""
+    """Runs that were evaluated: where they began, stages, seconds, losses, what they can do."""
     found: dict[str, Run] = {}
     for path in sorted(study.glob("*/evaluate-step-*.json")):
         name = path.parent.name
@@ -38,8 +38,9 @@ def collect(study: Path, device: str, torch: str) -> dict[str, Run]:
             continue
         records = read_metrics(path.parent)
         asked = json.loads(path.read_text())
-        found[name] = {
+        found[f"{name} on {device}"] = {
             **match.groupdict(),
+            "begun_at": _short_stage_loss(study, match["setting"], int(match["seed"])),
             "stages": _stages(records, SETTINGS[match["setting"]], match["recipe"]),
             "validation": [
                 (record["step"], round(record["validation_loss"], 4))
@@ -52,6 +53,15 @@ def collect(study: Path, device: str, torch: str) -> dict[str, Run]:
             "commit": commit(),
         }
     return found
+
+
+def _short_stage_loss(study: Path, setting: str, seed: int) -> float | None:
+    """Held-out loss of the short stage at its end; None from scratch."""
+    if not SETTINGS[setting].after_short:
+        return None
+    records = read_metrics(study / short_name(setting, seed))
+    losses = [record["validation_loss"] for record in records if "validation_loss" in record]
+    return round(losses[-1], 3)
 
 
 def _stages(
@@ -96,9 +106,13 @@ def by_recipe(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
     return dict(found)
 
 
+def by_seed(group: Sequence[Run]) -> list[Run]:
+    return sorted(group, key=lambda run: run["seed"])
+
+
 def _far(group: Sequence[Run]) -> list[float]:
-    """Losses beyond half the length, by seed."""
-    return [run["positions"]["far"] for run in sorted(group, key=lambda run: run["seed"])]
+    """Losses beyond the far border, by seed."""
+    return [run["positions"]["far"] for run in by_seed(group)]
 
 
 def best_rates(groups: dict[tuple[str, str], list[Run]]) -> dict[str, tuple[str, list[Run]]]:
@@ -118,9 +132,9 @@ def table(runs: Sequence[Run], stages_of: dict[str, Any], seq_len: int) -> str:
         rates[run["recipe"]].add(run["rate"])
     best = best_rates(by_recipe(runs))
     lines = [
-        "| recipe | stages | rate, of | seconds | tokens/s | far loss "
+        "| recipe | stages | rate, of | seconds | tokens/s | begun at | far loss "
         "| its far context is worth | needle at full length | recall | variables |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
 
     for recipe, (rate, group) in sorted(best.items(), key=lambda item: _far(item[1][1])[0]):
@@ -134,11 +148,13 @@ def table(runs: Sequence[Run], stages_of: dict[str, Any], seq_len: int) -> str:
             for task in ("needle", "recall", "variables")
         )
         gain = statistics.fmean(run["positions"]["gain"] for run in group)
+        begun = ", ".join(f"{run['begun_at'] or 'scratch'}" for run in by_seed(group))
         lines.append(
             f"| {recipe} | {stages_in_words(stages_of[recipe], seq_len)} "
             f"| {rate}, {len(rates[recipe])} "
             f"| {statistics.fmean(seconds(run) for run in group):.0f} | {speed / 1000:,.0f}k "
-            f"| {', '.join(f'{loss:.3f}' for loss in _far(group))} | {gain:.3f} | {shares} |"
+            f"| {begun} | {', '.join(f'{loss:.3f}' for loss in _far(group))} | {gain:.3f} "
+            f"| {shares} |"
         )
     return "\n".join(lines)
 
@@ -159,7 +175,16 @@ def stages_in_words(stages: Sequence[dict[str, Any]], seq_len: int) -> str:
     return ", ".join(words)
 
 
-def frontier(runs: Sequence[Run], setting: str, path: Path) -> None:
+def by_device(runs: dict[str, Run], setting: str) -> dict[str, list[Run]]:
+    """Runs of a setting: each card has its speeds, and short stages of its own."""
+    found = defaultdict(list)
+    for run in runs.values():
+        if run["setting"] == setting:
+            found[run["device"]].append(run)
+    return dict(found)
+
+
+def frontier(runs: Sequence[Run], setting: str, device: str, path: Path) -> None:
     """Loss beyond the middle against seconds, and the loss by position."""
     import matplotlib
 
@@ -188,12 +213,13 @@ def frontier(runs: Sequence[Run], setting: str, path: Path) -> None:
     left.set_xlabel("seconds of training after the short stage")
     left.set_ylabel(f"held-out dense loss beyond {far_from:,} tokens (nats a byte)")
     left.grid(alpha=0.3)
+    left.margins(x=0.15)  # for the names
     other.set_xscale("log", base=2)
     other.set_xlabel("position (tokens, up to)")
     other.set_ylabel("held-out dense loss (nats a byte)")
     other.grid(alpha=0.3)
     other.legend(fontsize=8, ncols=2)
-    figure.suptitle(f"Recipes at {SETTINGS[setting].seq_len:,} tokens, each at its best rate")
+    figure.suptitle(f"Recipes at {SETTINGS[setting].seq_len:,} tokens, {device}")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -202,9 +228,11 @@ def page(runs: dict[str, Run]) -> str:
     """docs/study.md: the template with a table and a picture of each setting."""
     filled = TEMPLATE.read_text(encoding="utf-8")
     for setting, at in SETTINGS.items():
-        of_setting = [run for run in runs.values() if run["setting"] == setting]
-        shown = table(of_setting, at.recipes, at.seq_len) if of_setting else "Not measured yet."
-        filled = filled.replace(f"{{{setting}}}", shown)
+        shown = [
+            f"On one {device}:\n\n{table(of_device, at.recipes, at.seq_len)}"
+            for device, of_device in by_device(runs, setting).items()
+        ]
+        filled = filled.replace(f"{{{setting}}}", "\n\n".join(shown) or "Not measured yet.")
     return filled
 
 
@@ -222,9 +250,9 @@ def main() -> None:
         runs |= collect(options.study, options.device, options.torch)
         RESULTS.write_text(json.dumps(runs, indent=1) + "\n")
     for setting in SETTINGS:
-        of_setting = [run for run in runs.values() if run["setting"] == setting]
-        if of_setting:
-            frontier(of_setting, setting, RESULTS.with_name(f"recipes_{setting}.png"))
+        for device, of_device in by_device(runs, setting).items():
+            card = device.split()[1].lower()
+            frontier(of_device, setting, device, RESULTS.with_name(f"recipes_{setting}_{card}.png"))
     PAGE.write_text(page(runs), encoding="utf-8")
 
 
