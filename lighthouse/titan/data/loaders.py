@@ -19,6 +19,7 @@ from lighthouse.refusal import refusals
 from lighthouse.tasks import SHORTEST, mixed_in
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.mixture import Mixture, WeightedStream
+from lighthouse.titan.data.moved import Moved
 from lighthouse.titan.data.packing import PackedTextDataset
 from lighthouse.titan.data.shuffled import ShuffledDocuments
 from lighthouse.titan.data.source_tables import sources_of
@@ -45,6 +46,16 @@ class _FromTheStart(upstream.HuggingFaceTextDataset):
         self._sample_idx = 0
         self._token_buffer: list[int] = []
         return super().__iter__()
+
+
+class _PackedLoader(ParallelAwareDataloader):
+    """The loader of a `PackedTextDataset`."""
+
+    dataset: PackedTextDataset
+
+    def go_on_from(self, sources: Sequence[Sequence[Moved]]) -> None:
+        """The state to be loaded next is of other text; as `PackedTextDataset.go_on_from`."""
+        self.dataset.go_on_from(sources)
 
 
 # A function of the module, since workers that are not forked get it pickled.
@@ -98,7 +109,7 @@ class _Opener:
     ) -> ParallelAwareDataloader:
         """Its sequences, with the length and batch of a stage's section."""
         dp_rank, dp_world_size = self._rank
-        return ParallelAwareDataloader(
+        return _PackedLoader(
             PackedTextDataset(tokens, section.seq_len, self.share, infinite),
             dp_rank=dp_rank,
             dp_world_size=dp_world_size,
@@ -152,13 +163,16 @@ def build_dataloader(
     texts_of = partial(_with_tasks, rate=training.task_rate, longest=longest_task)
     opener = _Opener("training", training, tokenizer, dp_world_size, dp_rank, texts_of)
 
+    of_upstream = _is_upstreams(training.dataset.lower(), tokenizer) and not training.task_rate
+
     def build(stage: Stage) -> ParallelAwareDataloader:
         job = stage.job(job_config)
-        if _is_upstreams(training.dataset.lower(), tokenizer) and not training.task_rate:
+        if of_upstream:
             return upstream.build_text_dataloader(dp_world_size, dp_rank, tokenizer, job, infinite)
         return opener.loader(_training_tokens(job, opener), job.training, infinite)
 
     loader = StagedLoader(build, stages.at(1)) if stages.listed else build(stages.at(1))
+    loader.moves = not of_upstream
     if training.dataset.lower() == "local":
         loader.tally = opener.tally
     return loader
