@@ -11,6 +11,8 @@ from lighthouse.titan.run.schedule import factors
 
 NOT_SET = "not set"
 
+_BACK = "put the text back"
+
 # Of a model: its weights would not fit.
 _SHAPES = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size", "tied")
 
@@ -24,6 +26,7 @@ class Change:
         name: that ``checkpoint.accept_changes`` has for it; None where no step that was taken would
             have been another one, and "" where nothing can go on with it.
         note: what the values don't tell.
+        back: how to undo it, where that is not by the key.
     """
 
     key: str
@@ -31,6 +34,7 @@ class Change:
     now: Any
     name: str | None
     note: str = ""
+    back: str = ""
 
     @property
     def needs_a_word(self) -> bool:
@@ -43,7 +47,9 @@ class Change:
 
     def record(self, step: int | None) -> dict[str, Any]:
         """For the record of checkpoints to come."""
-        return {"after_step": step} | asdict(self)
+        values = asdict(self)
+        del values["back"]
+        return {"after_step": step} | values
 
 
 def changes(saved: RunRecord, now: RunRecord, step: int | None, own: bool) -> list[Change]:
@@ -77,7 +83,8 @@ def _data(saved: RunRecord, now: RunRecord) -> Iterator[Change]:
 def _text(saved: RunRecord, now: RunRecord) -> Iterator[Change]:
     if saved.text is None or now.text is None:
         if saved.local_text and now.local_text and saved.local_text != now.local_text:
-            yield Change("training.dataset_path", saved.local_text, now.local_text, "data")
+            was_text, is_text = saved.local_text, now.local_text
+            yield Change("training.dataset_path", was_text, is_text, "data", back=_BACK)
         return
     listed = len(now.text) > 1
     if len(saved.text) != len(now.text):
@@ -87,7 +94,8 @@ def _text(saved: RunRecord, now: RunRecord) -> Iterator[Change]:
         if not was.same(text):
             key = f"training.sources.{number}.path" if listed else "training.dataset_path"
             name = None if _lies_ahead(saved, now, number - 1) else "data"
-            yield Change(key, str(was), str(text), name, text.difference(was))
+            values = was.described(), text.described()
+            yield Change(key, *values, name, text.difference(was), _BACK)
 
 
 def _lies_ahead(saved: RunRecord, now: RunRecord, source: int) -> bool:
@@ -105,7 +113,8 @@ def _lies_ahead(saved: RunRecord, now: RunRecord, source: int) -> bool:
 
 def _tokenizer(saved: RunRecord, now: RunRecord) -> Iterator[Change]:
     if saved.tokenizer is not None and saved.tokenizer != now.tokenizer:
-        yield Change("model.tokenizer", saved.tokenizer, now.tokenizer, "tokenizer")
+        back = "use the tokenizer that it had"
+        yield Change("model.tokenizer", saved.tokenizer, now.tokenizer, "tokenizer", back=back)
 
 
 def _optimizer(saved: RunRecord, now: RunRecord) -> Iterator[Change]:

@@ -10,6 +10,7 @@ from lighthouse.runs.folder import finished_steps, is_finished
 from lighthouse.runs.metrics import read_metrics
 from lighthouse.titan.checkpoint.changes import Change, changes
 from lighthouse.titan.checkpoint.record import RunRecord
+from lighthouse.titan.checkpoint.settings import settings_of
 from lighthouse.titan.config.stages import Stages
 
 if TYPE_CHECKING:
@@ -90,6 +91,10 @@ def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> Resume:
             "checkpoint.last_save_model_only = true) and can't be resumed; start from it with "
             "checkpoint.initial_load_path in another job.dump_folder"
         )
+    if saved.settings is not None:
+        # A key that the record does not know is newer than it, and had no other value then.
+        settings = settings_of(type(job_config)()) | saved.settings
+        saved = replace(saved, settings=settings)
     return _compared(job_config, checkpoint, step, saved, now, own=checkpoint.parent == own_folder)
 
 
@@ -223,8 +228,8 @@ def _refuse(checkpoint: Path, found: list[Change], accepted: list[str]) -> None:
     refused = [change for change in found if change.needs_a_word and change.name not in accepted]
     if not refused:
         return
-    back = " and ".join(f"{change.key} = {change.was!r}" for change in refused)
-    ways = [f"set {back} to go on as it began"]
+    back = [change.back or f"set {change.key} = {change.was!r}" for change in refused]
+    ways = [f"{' and '.join(dict.fromkeys(back))} to go on as it began"]
     if any(change.name == "" for change in refused):
         ways.append(
             "start another job.dump_folder from its weights with checkpoint.initial_load_path"

@@ -32,6 +32,8 @@ _NO_INFLUENCE = {
     "training.rehearse_stages": "thrown away",
     "training.gc_": "when memory is freed",
     "training.enable_cpu_offload": "where weights lie",
+    "fault_tolerance.process_group": "how replicas talk to each other",
+    "fault_tolerance.replica_id": "which of the replicas this is",
     "lighthouse.impl": "implementations agree",
     "lighthouse.validate_": "reads weights and changes none",
     "lighthouse.selection_log_freq": "looks on",

@@ -18,6 +18,7 @@ from torchtitan.hf_datasets import text_datasets as upstream
 from lighthouse.refusal import refusals
 from lighthouse.tasks import SHORTEST, mixed_in
 from lighthouse.titan.config.stages import Stage, Stages
+from lighthouse.titan.data.dealt import Dealt, to_one_worker
 from lighthouse.titan.data.mixture import Mixture, WeightedStream
 from lighthouse.titan.data.moved import Moved
 from lighthouse.titan.data.packing import PackedTextDataset
@@ -186,18 +187,27 @@ def build_validation_dataloader(
     job_config: JobConfig,
     infinite: bool = False,
 ) -> ParallelAwareDataloader:
-    """The loader of `validation.dataset`; each validation sees the same sequences.
+    """The loader of `validation.dataset`: each validation sees the same sequences, on any ranks.
 
     Raises:
         Refusal: an unknown dataset, or a path without usable files.
     """
     section = job_config.validation
+    dataset: Any
     if _is_upstreams(section.dataset.lower(), tokenizer):
-        ranks = dp_world_size, dp_rank
-        loader = upstream.build_text_validation_dataloader(*ranks, tokenizer, job_config, infinite)
-        loader.dataset.__class__ = _FromTheStart  # it is made with its loader
-        return loader
-    texts_of = partial(_with_tasks, rate=0.0, longest=SHORTEST)
-    opener = _Opener("validation", section, tokenizer, dp_world_size, dp_rank, texts_of)
-    tokens = opener.ordered(section.dataset_path, section.dataset_text, "validation.dataset_path")
-    return opener.loader(tokens, section, infinite)
+        whole = (1, 0, tokenizer, job_config, infinite)
+        dataset = upstream.build_text_validation_dataloader(*whole).dataset
+        dataset.__class__ = _FromTheStart  # it is made with its loader
+    else:
+        texts_of = partial(_with_tasks, rate=0.0, longest=SHORTEST)
+        opener = _Opener("validation", section, tokenizer, 1, 0, texts_of)
+        path, column = section.dataset_path, section.dataset_text
+        tokens = opener.ordered(path, column, "validation.dataset_path")
+        dataset = PackedTextDataset(tokens, section.seq_len, opener.share, infinite)
+    return ParallelAwareDataloader(
+        Dealt(dataset, dp_rank, dp_world_size, section.local_batch_size),
+        dp_rank=dp_rank,
+        dp_world_size=dp_world_size,
+        batch_size=section.local_batch_size,
+        **to_one_worker(asdict(section.dataloader)),
+    )

@@ -47,6 +47,13 @@ class SourceText:
         total = sum(size for _, size in sizes)
         return f"{len(sizes)} files of {total:,} bytes, {digest[:12]}"
 
+    def described(self) -> str:
+        """For people."""
+        if not self.files:
+            return self.name
+        total = sum(size for size, _ in self.files.values())
+        return f"{self.name}, {len(self.files)} files of {total:,} bytes"
+
     def same(self, other: "SourceText") -> bool:
         """Whether it is the same text, wherever it lies."""
         return self.files == other.files if self.files or other.files else self.name == other.name
