@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 RESOLVED_FILE = "config.toml"
+CONFIGS_FOLDER = "configs"
 ASSETS_FOLDER = "assets"
 STOP_FILE = "STOP"
 LAST_WORD_FILE = "LAST_WORD"

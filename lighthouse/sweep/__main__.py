@@ -75,10 +75,11 @@ def submit_command(options: argparse.Namespace) -> None:
             )
         return
     with alone(spec.output):
-        states = planned_states(planned, queued_tasks(spec.output))
+        tasks = queued_tasks(spec.output)
+        states = planned_states(planned, tasks)
         console().print(plan_table(planned, states))
         prepare(spec, planned, states)
-        _send(spec, unfinished(states), jobs)
+        _send(spec, unfinished(planned_states(planned, tasks)), jobs)
 
 
 def resume_command(options: argparse.Namespace) -> None:

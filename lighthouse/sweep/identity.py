@@ -15,10 +15,11 @@ from lighthouse.runs.folder import RESOLVED_FILE
 
 VERSION = 2
 
-# Where a run lives, how it is called and watched, and how often it is saved.
+# Where a run lives, how it is called and watched, how often it is saved, and what it went on with.
 _NOT_TRAINED = (
     *("job.", "metrics.", "profiling.", "comm."),
     *("checkpoint.interval", "checkpoint.keep_latest_k", "checkpoint.async_mode"),
+    "checkpoint.accept_changes",
     *("lighthouse.validate_dense", "lighthouse.validate_leak", "lighthouse.selection_log_freq"),
     "training.rehearse_stages",
 )

@@ -20,11 +20,15 @@ from lighthouse.titan.plan import CPU, Plan, machine_of, parse, plan
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A valid point: the run, its resolved configuration, what it would take."""
+    """A valid point: the run, its resolved configuration, what it would take.
+
+    ``changed`` says that a run that has begun goes on with this configuration too.
+    """
 
     run: Run
     config_toml: str
     plan: Plan
+    changed: bool = False
 
 
 def resolve(spec: Spec, commit: str | None) -> list[PlannedRun]:
@@ -88,12 +92,14 @@ def _resolve_point(
             f"{job.checkpoint.load_only}: a run that saves nothing can't be continued; set them to "
             "true and false"
         )
-    estimate = _estimate(spec, job)
-    refuse_secrets(job.to_dict())
     values, defaults = (values_of(to_toml(config)) for config in (job, type(job)()))
     key = identity(values, defaults, processes)
     named = {**spec.overrides, **point}
     folder = folder_of(spec.output, name, key, values, processes, named)
+    if spec.changes:
+        job = _parse(spec, {**point, **spec.changes}, _machine(spec))
+    estimate = _estimate(spec, job)
+    refuse_secrets(job.to_dict())
     job.job.dump_folder = str(folder)
     run = Run(
         folder=folder,
@@ -107,7 +113,8 @@ def _resolve_point(
         commit=commit,
         version=VERSION,
     )
-    return PlannedRun(run, to_toml(job), estimate)
+    changed = bool(spec.changes or job.checkpoint.accept_changes)
+    return PlannedRun(run, to_toml(job), estimate, changed)
 
 
 def _parse(spec: Spec, point: Point, machine: Machine) -> Any:

@@ -184,6 +184,18 @@ def write_run(run: Run, config_toml: str, diff: bytes) -> None:
     write_atomic(run.folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
 
 
+def change_run(run: Run, steps: int, config_toml: str) -> None:
+    """Let a run that has begun, and is not at work, go on with another configuration.
+
+    One that was done is not any more, if it has more steps now.
+    """
+    write_atomic(run.folder / RESOLVED_FILE, config_toml)
+    record = json.loads((run.folder / RUN_FILE).read_text(encoding="utf-8")) | {"steps": steps}
+    write_atomic(run.folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
+    if run.checkpoint_step() < steps:
+        (run.folder / DONE_FILE).unlink(missing_ok=True)
+
+
 def read_run(folder: Path) -> Run:
     """The run of a folder that `write_run` made."""
     record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))

@@ -45,6 +45,7 @@ class SweepFile:
         axes: lists of values; each combination is a point.
         points: further points.
         exclude: combinations of the axes to leave out: those that have all of an entry's values.
+        changes: what runs go on with, those that have begun too; no part of what they are.
         budget: what each run may spend on its stages; without it they say so themselves.
         resources: of each run.
     """
@@ -57,6 +58,7 @@ class SweepFile:
     axes: dict[str, Any] = field(default_factory=dict)
     points: list[dict[str, Any]] = field(default_factory=list)
     exclude: list[dict[str, Any]] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)
     budget: dict[str, Any] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
 
@@ -72,6 +74,7 @@ class Spec:
     points: tuple[Point, ...]
     resources: Resources
     budget: Budget | None = None
+    changes: Point = field(default_factory=dict)
 
 
 def read_spec(file: Path) -> Spec:
@@ -112,6 +115,7 @@ def read_spec(file: Path) -> Spec:
         points=tuple(_points(sweep)),
         resources=sweep.resources,
         budget=_budget(sweep.budget),
+        changes=_flat(sweep.changes, "changes"),
     )
 
 

@@ -20,6 +20,7 @@ from lighthouse.sweep.run_folder import (
     DIVERGED,
     RUN_FILE,
     Run,
+    change_run,
     read_run,
     write_members,
     write_run,
@@ -68,11 +69,16 @@ def unfinished(states: Sequence[RunState], named: bool = False) -> list[RunState
 
 
 def prepare(spec: Spec, planned: Sequence["PlannedRun"], states: Sequence[RunState]) -> None:
-    """Make the folders of the planned runs that are not started yet."""
+    """Make the folders of the planned runs that are not started yet, and change those that were.
+
+    What is at work goes on as it began.
+    """
     difference = code.difference()
     for plan, state in zip(planned, states, strict=True):
         if state.state == NOT_STARTED:
             write_run(plan.run, plan.config_toml, difference)
+        elif plan.changed and state.state not in AT_WORK:
+            change_run(state.run, plan.run.steps, plan.config_toml)
     write_members(spec.output, spec.name, [state.run for state in states])
 
 

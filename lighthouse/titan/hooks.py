@@ -16,12 +16,16 @@ from lighthouse.refusal import refusals
 from lighthouse.runs.owner import hold
 from lighthouse.titan.checkpoint.damage import check_content, check_whole
 from lighthouse.titan.checkpoint.disk import check_space, check_writable
-from lighthouse.titan.checkpoint.record import RunRecord
-from lighthouse.titan.checkpoint.resume import check_loaded, check_resume, checkpoint_to_read
+from lighthouse.titan.checkpoint.resume import (
+    check_loaded,
+    check_resume,
+    checkpoint_to_read,
+)
 from lighthouse.titan.config.assets import keep_assets
 from lighthouse.titan.config.model_args import model_args_of, told_args
 from lighthouse.titan.config.resolved_toml import write_resolved
 from lighthouse.titan.config.stages import Stage, Stages
+from lighthouse.titan.data.moved import go_on_reading
 from lighthouse.titan.data.staged import StagedLoader
 from lighthouse.titan.distributed.layout import accumulation_of
 from lighthouse.titan.distributed.window_exchange import exchange_windows
@@ -32,10 +36,11 @@ from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, stage_me
 from lighthouse.titan.llama3.tied import apply_tied
 from lighthouse.titan.run.nonfinite import UpdateGuard, nonfinite_weight
 from lighthouse.titan.run.rehearsal import is_wanted, rehearse
-from lighthouse.titan.run.schedule import follow_stages, set_rates
+from lighthouse.titan.run.schedule import follow_stages
 from lighthouse.titan.run.selection_observer import SelectionObserver
 from lighthouse.titan.run.stage_clock import StageClock
 from lighthouse.titan.run.stop import StopRequest
+from lighthouse.titan.run.take_over import settings_of_groups, take_over
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -63,21 +68,40 @@ class RunHooks:
         self._stages = Stages.of(job_config)
         self._stage: Stage | None = None
 
+    @refusals()
     def distributed(self, batch_degree: int) -> None:
         """Process groups exist, and nothing is built yet.
 
         Args:
             batch_degree: ranks that read text of their own.
+
+        Raises:
+            Refusal: the checkpoint to be loaded is damaged, or loading it would train something
+                else than the user thinks.
+            NothingToDo: it is of the run's last step.
         """
         self._batch_degree = batch_degree
-        from torchtitan.tools.logging import logger
-
         self._stop = StopRequest(self._job_config)
-        write_resolved(self._job_config)
+        self._checkpoint = checkpoint_to_read(self._job_config)
+        if self._checkpoint is not None:
+            check_whole(self._checkpoint)
+        self._resume = check_resume(self._job_config, batch_degree)
+        # Not before: a run that is refused has left nothing of its own in the folder.
+        write_resolved(self._job_config, self._resume.step)
         if dist.get_rank() == 0:
             keep_assets(self._job_config)
-            for sentence in told_args(self._job_config):
-                logger.info(sentence)
+        for sentence in told_args(self._job_config):
+            self._say(sentence)
+        for change in self._resume.changes:
+            why = "accepted" if change.needs_a_word else "no step taken is another one by it"
+            self._say(f"After step {self._resume.step}: {change}; {why}")
+
+    def _say(self, sentence: str) -> None:
+        """Once, of all ranks."""
+        if dist.get_rank() == 0:
+            from torchtitan.tools.logging import logger
+
+            logger.info(sentence)
 
     @refusals()
     def model_built(self, model: nn.Module) -> None:
@@ -114,16 +138,13 @@ class RunHooks:
         """A checkpoint may be loaded now.
 
         Raises:
-            Refusal: it is damaged, or loading it would train something else than the user thinks.
-            NothingToDo: it is of the run's last step.
+            Refusal: its bytes have changed.
         """
-        checkpoint = checkpoint_to_read(self._job_config)
-        if checkpoint is not None:
-            check_whole(checkpoint)
-        self._counted_by = check_resume(self._job_config, self._batch_degree)
-        if checkpoint is not None and self._job_config.checkpoint.verify:
-            check_content(checkpoint)
-        checkpointer.run_record = RunRecord.of(self._job_config, self._batch_degree)
+        if self._checkpoint is not None and self._job_config.checkpoint.verify:
+            check_content(self._checkpoint)
+        checkpointer.run_record = self._resume.record
+        go_on_reading(self._resume, self._trainer.dataloader, checkpointer, self._say)
+        self._settings = settings_of_groups(self._trainer.optimizers)
 
     @refusals()
     def after_load(self, step: int, ntokens_seen: int) -> int:
@@ -137,13 +158,13 @@ class RunHooks:
         check_loaded(self._job_config, step, nonfinite_weight(self._model_parts))
         self._clock = StageClock(self._job_config)
         self._clock.resume(step)
-        set_rates(self._trainer.lr_schedulers, self._stages)
+        take_over(self._trainer.optimizers, self._trainer.lr_schedulers, self._settings)
         ahead = [stage for stage in self._stages if stage.last > step]
         if is_wanted(self._job_config, len(ahead), self._trainer.device):
             rehearse(self._trainer, ahead, self._begin_stage)
         self._guard.begin()
         self._stop.listen()
-        return ntokens_seen * self._counted_by // self._batch_degree
+        return ntokens_seen * self._resume.counted_by // self._batch_degree
 
     def begin_step(self, step: int) -> None:
         """``step`` is about to be trained."""

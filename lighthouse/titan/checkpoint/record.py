@@ -5,17 +5,22 @@ The record, ``resume.json``, is written before the rest of the checkpoint.
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from lighthouse.runs.folder import is_finished
+from lighthouse.titan.checkpoint.settings import STATE_IN_CHECKPOINT, settings_of
 from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.data.moved import SOURCES
 from lighthouse.titan.data.source_tables import sources_of
-from lighthouse.titan.data.text_files import training_text_identity
+from lighthouse.titan.data.text_identity import SourceText, old_identity, training_text
+from lighthouse.titan.data.tokenizer_identity import tokenizer_identity
+from lighthouse.titan.distributed.agree import from_rank_0
 from lighthouse.titan.llama3.config_json import describe
 
 if TYPE_CHECKING:
@@ -24,33 +29,31 @@ if TYPE_CHECKING:
 RECORD = "resume.json"
 _FIRST_RECORD = "run.json"  # what the file was called at first
 
-STATE_IN_CHECKPOINT = {
-    "optimizer": ("name", "lr", "beta1", "beta2", "eps", "weight_decay"),
-    "lr_scheduler": ("warmup_steps", "total_steps", "decay_ratio", "decay_type", "min_lr_factor"),
-}
-"""Settings that a full resume takes from the checkpoint, whatever the new TOML says."""
-
-_SOURCES = "weights and texts of training.sources"
 _DATA_BEFORE = {
     "training.dataset_text": "text",
     "training.dataset_order": "files",
-    _SOURCES: [],
+    SOURCES: [],
     "training.task_rate": 0.0,
 }
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a later resume must agree with.
+    """What the steps until a checkpoint depended on, which a later resume must agree with.
 
     Attributes:
         data_parallel_degree: ranks that read text of their own.
         data: keys that a place in the data belongs to.
-        local_text: which local files it belongs to; None for other datasets.
+        local_text: which local files it belongs to, by names and sizes; None for other datasets.
         stages: of the run; None in records from before stages were written down.
         optimizer, lr_scheduler: the settings of ``STATE_IN_CHECKPOINT``.
         model_only: whether the checkpoint holds weights alone.
         model: what a llama3 is; None for others, and in records from before it was written down.
+        settings: all others, of `settings_of`; None, as the next two, in records from before.
+        tokenizer: of `tokenizer_identity`.
+        text: of `training_text`.
+        changes: that were made in the run's life, each with the step after which, the key, the old
+            value, the new one, and the name that ``checkpoint.accept_changes`` had for it, or null.
     """
 
     data_parallel_degree: int
@@ -61,10 +64,15 @@ class RunRecord:
     lr_scheduler: dict[str, Any]
     model_only: bool = False
     model: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    text: list[SourceText] | None = None
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(cls, job_config: "JobConfig", data_parallel_degree: int) -> "RunRecord":
-        """That of a run as it is configured."""
+        """That of a run as it is configured. Reads samples of its text; a collective."""
+        text: list[SourceText] = from_rank_0(partial(training_text, job_config))
         training, stages = job_config.training, Stages.of(job_config)
         kept: dict[str, dict[str, Any]] = {}
         is_llama = job_config.model.name == "llama3"
@@ -79,17 +87,20 @@ class RunRecord:
                 "training.dataset": training.dataset,
                 "training.dataset_text": training.dataset_text,
                 "training.dataset_order": training.dataset_order,
-                _SOURCES: [[source.weight, source.text] for source in sources_of(job_config)],
+                SOURCES: [[source.weight, source.text] for source in sources_of(job_config)],
                 "training.task_rate": training.task_rate,
                 "training.dataloader.num_workers": training.dataloader.num_workers,
                 # Which the tasks' lengths depend on.
                 **({"seq_len of the longest stage": stages.longest} if training.task_rate else {}),
             },
-            local_text=training_text_identity(job_config),
+            local_text=old_identity(text, training.dataset),
             stages=stages,
             optimizer=kept["optimizer"],
             lr_scheduler=kept["lr_scheduler"],
             model=describe(model_args_of(job_config)) if is_llama else None,
+            settings=settings_of(job_config),
+            tokenizer=tokenizer_identity(job_config),
+            text=text,
         )
 
     @classmethod
@@ -100,7 +111,7 @@ class RunRecord:
         if file is None:
             return None
         saved = json.loads(file.read_text(encoding="utf-8"))
-        stages = saved.get("stages")
+        stages, text = saved.get("stages"), saved.get("text")
         return cls(
             data_parallel_degree=saved["data_parallel_degree"],
             # What a record says nothing of, since there was no key for it yet.
@@ -111,6 +122,10 @@ class RunRecord:
             lr_scheduler=saved["lr_scheduler"],
             model_only=saved["model_only"],
             model=saved.get("model"),
+            settings=saved.get("settings"),
+            tokenizer=saved.get("tokenizer"),
+            text=None if text is None else [SourceText.of_record(source) for source in text],
+            changes=saved.get("changes", []),
         )
 
     def write(self, checkpoint: Path, model_only: bool) -> None:

@@ -1,43 +1,66 @@
 """Checks of a checkpoint before it is loaded: would the run go on as the user thinks?"""
 
 import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lighthouse.refusal import NothingToDo
 from lighthouse.runs.folder import finished_steps, is_finished
 from lighthouse.runs.metrics import read_metrics
-from lighthouse.titan.checkpoint.record import STATE_IN_CHECKPOINT, RunRecord
+from lighthouse.titan.checkpoint.changes import Change, changes
+from lighthouse.titan.checkpoint.record import RunRecord
+from lighthouse.titan.checkpoint.settings import settings_of
 from lighthouse.titan.config.stages import Stages
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
+ACCEPT = "checkpoint.accept_changes"
 
-def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> int:
-    """Refuse a load that would train something else than the user thinks.
 
-    Returns:
-        The data-parallel degree under which the checkpoint's tokens were counted, each rank its
-        own; the given one if nothing is resumed.
+@dataclass(frozen=True)
+class Resume:
+    """How a run goes on, or begins.
+
+    Attributes:
+        counted_by: the data-parallel degree under which the checkpoint's tokens were counted, each
+            rank its own; the run's own if nothing is resumed.
+        record: for the checkpoints to come.
+        changes: against the checkpoint's record.
+        step: of the checkpoint; None if nothing is resumed.
+        before: the checkpoint's record; None if there is none.
+    """
+
+    counted_by: int
+    record: RunRecord
+    changes: list[Change] = field(default_factory=list)
+    step: int | None = None
+    before: RunRecord | None = None
+
+
+def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> Resume:
+    """Refuse a load that would train something else than the user thinks; a collective.
 
     Raises:
         NothingToDo: the step is reached already.
-        ValueError: for a checkpoint without what a resume needs, one whose optimizer, schedule,
-            data or data-parallel degree differ from this job's, a ``load_step`` that is not there
-            or has later checkpoints beside it, an ``initial_load_path`` without a finished
+        ValueError: for a checkpoint without what a resume needs, one whose record differs from
+            this job without a word in ``checkpoint.accept_changes``, a ``load_step`` that is not
+            there or has later checkpoints beside it, an ``initial_load_path`` without a finished
             checkpoint.
     """
     config = job_config.checkpoint
+    now = RunRecord.of(job_config, data_parallel_degree)
+    fresh = Resume(data_parallel_degree, now)
     if not config.enable:
-        return data_parallel_degree
+        return fresh
     own_folder = Path(job_config.job.dump_folder) / config.folder
     checkpoint = _checkpoint_to_load(config, own_folder)
     if checkpoint is None:
-        return data_parallel_degree  # from scratch, or weights alone
+        return fresh  # from scratch, or weights alone
     step = _step_of(checkpoint)
     if step == 0:
-        return data_parallel_degree  # a seed checkpoint is loaded as the model alone
+        return fresh  # a seed checkpoint is loaded as the model alone
     if "train_state" in config.exclude_from_loading and checkpoint.parent == own_folder:
         raise ValueError(
             f"checkpoint.exclude_from_loading = {config.exclude_from_loading}: without "
@@ -61,15 +84,56 @@ def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> int:
         )
     saved = RunRecord.read(checkpoint)
     if saved is None:
-        return data_parallel_degree
-    current = RunRecord.of(job_config, data_parallel_degree)
-    if checkpoint.parent == own_folder:
-        _check_model(checkpoint, saved, current)
-    both_listed = stages.listed and saved.stages is not None and saved.stages.listed
-    _check_record(checkpoint, saved, current, config, steps, whole_schedule=not both_listed)
-    if step is not None and "train_state" not in config.exclude_from_loading:
-        _check_stages(checkpoint, step, saved, stages, config.exclude_from_loading)
-    return saved.data_parallel_degree
+        return fresh
+    if saved.model_only:
+        raise ValueError(
+            f"checkpoint {checkpoint} holds the model alone (it was saved under "
+            "checkpoint.last_save_model_only = true) and can't be resumed; start from it with "
+            "checkpoint.initial_load_path in another job.dump_folder"
+        )
+    if saved.settings is not None:
+        # A key that the record does not know is newer than it, and had no other value then.
+        settings = settings_of(type(job_config)()) | saved.settings
+        saved = replace(saved, settings=settings)
+    return _compared(job_config, checkpoint, step, saved, now, own=checkpoint.parent == own_folder)
+
+
+def _compared(
+    job_config: "JobConfig",
+    checkpoint: Path,
+    step: int | None,
+    saved: RunRecord,
+    now: RunRecord,
+    own: bool,
+) -> Resume:
+    """Go on from a record, or refuse."""
+    excluded, stages = job_config.checkpoint.exclude_from_loading, Stages.of(job_config)
+    behind = None if "train_state" in excluded else _step_behind(step, saved)
+    found = [
+        change
+        for change in changes(saved, now, behind, own)
+        if not (change.name == "data" and "dataloader" in excluded)
+        and not (change.name == "lr_scheduler" and "lr_scheduler" in excluded)
+        and not (change.key.startswith("optimizer.") and "optimizer" in excluded)
+    ]
+    if behind is not None and saved.stages is None:
+        found += _selection(checkpoint, behind, stages)
+    _refuse(checkpoint, found, job_config.checkpoint.accept_changes)
+    if behind is not None and stages.listed and "lr_scheduler" in excluded:
+        raise ValueError(
+            f"checkpoint.exclude_from_loading = {excluded}: a new schedule would begin with "
+            f"the first of [[stages]] after step {step} of checkpoint {checkpoint}; change "
+            "lr_factor or warmup_steps of stages to come, or start another job.dump_folder "
+            "from its weights"
+        )
+    history = [*saved.changes, *(change.record(step) for change in found)]
+    return Resume(
+        counted_by=saved.data_parallel_degree,
+        record=replace(now, changes=history),
+        changes=found,
+        step=step,
+        before=saved,
+    )
 
 
 def checkpoint_to_read(job_config: "JobConfig") -> Path | None:
@@ -152,143 +216,49 @@ def _checkpoint_to_load(config: Any, folder: Path) -> Path | None:
     return None if config.initial_load_model_only else path
 
 
-def _check_record(
-    checkpoint: Path,
-    saved: RunRecord,
-    current: RunRecord,
-    config: Any,
-    steps: int,
-    whole_schedule: bool,
-) -> None:
-    if saved.model_only:
-        raise ValueError(
-            f"checkpoint {checkpoint} holds the model alone (it was saved under "
-            "checkpoint.last_save_model_only = true) and can't be resumed; start from it with "
-            "checkpoint.initial_load_path in another job.dump_folder"
-        )
-    excluded = config.exclude_from_loading
-    if "dataloader" not in excluded:
-        _check_data(checkpoint, saved, current)
-    end = saved.lr_scheduler["total_steps"]
-    if end < steps and "lr_scheduler" not in excluded and whole_schedule:
-        up_to_there = "" if _step_of(checkpoint) == end else f"use training.steps = {end}, or "
-        raise ValueError(
-            f"training.steps = {steps}: the schedule of checkpoint {checkpoint} ends at step {end} "
-            f"(lr_scheduler.total_steps), which a resume keeps; {up_to_there}start a new schedule "
-            "with checkpoint.exclude_from_loading = ['optimizer', 'lr_scheduler']"
-        )
-    for section, names in STATE_IN_CHECKPOINT.items():
-        was, now = getattr(saved, section), getattr(current, section)
-        for name in names:
-            # Stages to come may change, and with them where the schedule ends.
-            if not whole_schedule and name in ("total_steps", "decay_ratio"):
-                continue
-            if section not in excluded and was[name] != now[name]:
-                raise ValueError(
-                    f"{section}.{name} = {now[name]!r}: checkpoint {checkpoint} was written with "
-                    f"{was[name]!r}, which a resume keeps; set it to that, or start afresh with "
-                    "checkpoint.exclude_from_loading = ['optimizer', 'lr_scheduler']"
-                )
+def _step_behind(step: int | None, saved: RunRecord) -> int | None:
+    """The last step that was taken; a folder of another name does not tell, so all of the run."""
+    if step is None and saved.stages is not None:
+        return saved.stages.last.last
+    return step
 
 
-def _check_model(checkpoint: Path, saved: RunRecord, current: RunRecord) -> None:
-    """Weights may begin another model elsewhere, with another base say; a folder has one model."""
-    if saved.model is None or current.model is None:
+def _refuse(checkpoint: Path, found: list[Change], accepted: list[str]) -> None:
+    """Refuse changes that were not accepted, all in one sentence."""
+    refused = [change for change in found if change.needs_a_word and change.name not in accepted]
+    if not refused:
         return
-    for key in [*saved.model, *(key for key in current.model if key not in saved.model)]:
-        was, now = saved.model.get(key, "not set"), current.model.get(key, "not set")
-        if was != now:
-            raise ValueError(
-                f"model.args.{key}: is {now!r}, by model.flavor or [model.args], and checkpoint "
-                f"{checkpoint} was trained with {was!r}; set it back, or start another "
-                "job.dump_folder from its weights with checkpoint.initial_load_path"
-            )
-
-
-def _check_stages(
-    checkpoint: Path, step: int, saved: RunRecord, now: Stages, excluded: list[str]
-) -> None:
-    """Refuse to go on from a step with other stages behind it, or in the middle of another one."""
-    was = saved.stages
-    if was is not None and (was.listed or now.listed):
-        if was.listed and now.listed:
-            _check_tables_behind(checkpoint, step, was, now)
-        _check_steps_behind(checkpoint, step, was, now)
-        if now.listed and "lr_scheduler" in excluded:
-            raise ValueError(
-                f"checkpoint.exclude_from_loading = {excluded}: a new schedule would begin with "
-                f"the first of [[stages]] after step {step} of checkpoint {checkpoint}; change "
-                "lr_factor or warmup_steps of stages to come, or start another job.dump_folder "
-                "from its weights"
-            )
-        return
-    _check_selection(checkpoint, step, saved, now)
-
-
-def _check_tables_behind(checkpoint: Path, step: int, was: Stages, now: Stages) -> None:
-    """A stage that the step is in may only end elsewhere; one behind it stays as it was."""
-    for stage in was:
-        if stage.first > step:
-            return
-        trained = f"checkpoint {checkpoint} has trained {min(stage.last, step) - stage.first + 1}"
-        if stage.number > len(now.stages):
-            raise ValueError(
-                f"stages.{stage.number}: is gone, and {trained} steps of it; put it back, or start "
-                "another job.dump_folder from its weights"
-            )
-        there = now.stages[stage.number - 1]
-        old, new = stage.table, there.table
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) == new.get(key) or (key == "steps" and stage.last >= step):
-                continue
-            said = f"stages.{stage.number}.{key} = {new[key]!r}: " if key in new else ""
-            said = said or f"stages.{stage.number}.{key} is not set: "
-            raise ValueError(
-                f"{said}was {old.get(key, 'not set')!r}, and {trained} steps of this stage; set it "
-                "back, or start another job.dump_folder from its weights"
-            )
-        if there.last < step <= stage.last:
-            raise ValueError(
-                f"stages.{stage.number}.steps = {there.steps}: {trained} steps of it; use that or "
-                "more"
-            )
-
-
-def _check_steps_behind(checkpoint: Path, step: int, was: Stages, now: Stages) -> None:
-    """What sections say of steps behind, and stages of a run that had none, or has none now."""
-    for first in sorted({stage.first for stage in (*was, *now) if stage.first <= step}):
-        old, new = was.at(first), now.at(first)
-        for key in ("attention", "seq_len", "selection"):
-            before, after = getattr(old, key), getattr(new, key)
-            if before == after:
-                continue
-            stage = f"stage {new.number}" if now.listed else "without [[stages]]"
-            raise ValueError(
-                f"{stage}: {key} = {after!r} at step {first}, which checkpoint {checkpoint} has "
-                f"trained with {before!r}; let stages say what the steps behind were, or start "
-                "another job.dump_folder from its weights"
-            )
-
-
-def _check_selection(checkpoint: Path, step: int, saved: RunRecord, stages: Stages) -> None:
-    """Refuse to go on in a Lighthouse stage with another selection than it began with."""
-    was, now = _selection_at(checkpoint, step, saved), stages.at(step + 1).selection
-    if was is not None and now is not None and was != now:
-        raise ValueError(
-            f"lighthouse.selection = {now!r}: checkpoint {checkpoint} was trained with {was!r}, "
-            "and the rest of its stage would be trained otherwise; set "
-            f"lighthouse.selection = {was!r} to go on as it began"
+    back = [change.back or f"set {change.key} = {change.was!r}" for change in refused]
+    ways = [f"{' and '.join(dict.fromkeys(back))} to go on as it began"]
+    if any(change.name == "" for change in refused):
+        ways.append(
+            "start another job.dump_folder from its weights with checkpoint.initial_load_path"
         )
+    else:
+        names = list(dict.fromkeys([*accepted, *(str(change.name) for change in refused)]))
+        ways.append(f"go on with what is new, and its optimizer, by {ACCEPT} = {names}")
+        if all(change.name == "data" for change in refused):
+            ways.append("start the data afresh by checkpoint.exclude_from_loading = ['dataloader']")
+    raise ValueError(
+        f"{'; '.join(map(str, refused))}: checkpoint {checkpoint} was trained otherwise; "
+        f"{', or '.join(ways)}"
+    )
 
 
-def _selection_at(checkpoint: Path, step: int, saved: RunRecord) -> str | None:
-    """Under which selection a checkpoint's step was trained; None for a dense one.
+def _selection(checkpoint: Path, step: int, stages: Stages) -> list[Change]:
+    """Another selection in the middle of a stage, where the record says nothing of stages."""
+    was, now = _selection_at(checkpoint, step), stages.at(step + 1).selection
+    if was is None or now is None or was == now:
+        return []
+    return [Change("lighthouse.selection", was, now, "attention")]
 
-    Records from before there was a choice say nothing: what the run has logged then tells the
-    stage, and the selection was the published one.
+
+def _selection_at(checkpoint: Path, step: int) -> str | None:
+    """Under which selection a step was trained, of a record from before there was a choice.
+
+    None for a dense step. What the run has logged tells the stage, and the selection was the
+    published one.
     """
-    if saved.stages is not None:
-        return saved.stages.at(step).selection
     try:
         logged = read_metrics(checkpoint.parents[1])
     except (ValueError, IndexError):
@@ -296,24 +266,3 @@ def _selection_at(checkpoint: Path, step: int, saved: RunRecord) -> str | None:
     # Validation's lines say no stage.
     trained = [record for record in logged if record["step"] <= step and "loss" in record]
     return "published" if trained and trained[-1].get("stage") == "lighthouse" else None
-
-
-def _check_data(checkpoint: Path, saved: RunRecord, current: RunRecord) -> None:
-    afresh = "set checkpoint.exclude_from_loading = ['dataloader'] to start the data afresh"
-    degree, text = saved.data_parallel_degree, saved.local_text
-    if degree != current.data_parallel_degree:
-        raise ValueError(
-            f"data-parallel degree = {current.data_parallel_degree}: checkpoint {checkpoint} was "
-            f"written at {degree} and the data order belongs to that; use {degree}, or {afresh}"
-        )
-    if text and current.local_text and text != current.local_text:
-        raise ValueError(
-            f"training.dataset_path has {current.local_text}: checkpoint {checkpoint} was written "
-            f"with {text} and its place in the data belongs to those; put them back, or {afresh}"
-        )
-    for key, was in saved.data.items():
-        if was != current.data[key]:
-            raise ValueError(
-                f"{key} = {current.data[key]!r}: checkpoint {checkpoint} was written with "
-                f"{was!r} and its place in the data belongs to that; use {was!r}, or {afresh}"
-            )

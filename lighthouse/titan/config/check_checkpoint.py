@@ -8,6 +8,17 @@ if TYPE_CHECKING:
 STATES = ("model", "optimizer", "lr_scheduler", "dataloader", "train_state")
 """What a checkpoint consists of."""
 
+ACCEPTABLE = {
+    "lr_scheduler": "the learning rate: optimizer.lr, [lr_scheduler], lr_factor and warmup_steps",
+    "optimizer": "the rest of [optimizer]",
+    "data": "the text, its order and weights, and who reads it",
+    "tokenizer": "the tokenizer",
+    "attention": "[lighthouse], and the attention of stages",
+    "model": "what [model.args] may change without other weights",
+    "training": "all else: batch, length, clipping, precision, seed",
+}
+"""What ``checkpoint.accept_changes`` may name, and what each stands for."""
+
 
 def check_checkpoint(job_config: "JobConfig") -> None:
     """Refuse what could not be loaded, or would be loaded by halves.
@@ -21,6 +32,13 @@ def check_checkpoint(job_config: "JobConfig") -> None:
         raise ValueError(
             f"checkpoint.exclude_from_loading = {excluded}: a checkpoint has no "
             f"{', '.join(map(repr, unknown))}, but {', '.join(STATES)}"
+        )
+    accepted = job_config.checkpoint.accept_changes
+    unknown = [name for name in accepted if name not in ACCEPTABLE]
+    if unknown:
+        raise ValueError(
+            f"checkpoint.accept_changes = {accepted}: there is no {', '.join(map(repr, unknown))}, "
+            f"but {', '.join(ACCEPTABLE)}"
         )
     if "lr_scheduler" in excluded and "optimizer" not in excluded:
         raise ValueError(

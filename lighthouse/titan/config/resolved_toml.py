@@ -1,7 +1,8 @@
-"""The configuration a run really has, as a TOML in its folder."""
+"""The configuration a run really has, as a TOML in its folder, and those that it had before."""
 
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,20 +10,34 @@ import tomli_w
 import torch.distributed as dist
 
 from lighthouse.runs.files import write_atomic
-from lighthouse.runs.folder import RESOLVED_FILE
+from lighthouse.runs.folder import CONFIGS_FOLDER, RESOLVED_FILE
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
 
-def write_resolved(job_config: "JobConfig") -> None:
-    """Write ``<dump_folder>/config.toml``, on rank 0 and in one move."""
+def write_resolved(job_config: "JobConfig", step: int | None) -> None:
+    """Write ``<dump_folder>/config.toml``, on rank 0 and in one move.
+
+    And the same under ``configs/``, where that of every attempt is kept; one that is as the attempt
+    before had it is not written again.
+
+    Args:
+        step: of the checkpoint that the attempt goes on from; None if it begins.
+    """
     if dist.get_rank() != 0:
         return
     folder = Path(job_config.job.dump_folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / CONFIGS_FOLDER
+    kept.mkdir(parents=True, exist_ok=True)
     command = shlex.join(sys.argv).replace("\n", " ")
-    text = f"# The resolved configuration of: {command}\n{to_toml(job_config)}"
+    values = to_toml(job_config)
+    text = f"# The resolved configuration of: {command}\n{values}"
+    before = sorted(file for file in kept.glob("*.toml") if file.stem.isdecimal())
+    if not before or tomllib.loads(before[-1].read_text()) != tomllib.loads(values):
+        number = 1 + (int(before[-1].stem) if before else 0)
+        since = "from the start" if step is None else f"after step {step}"
+        write_atomic(kept / f"{number:04d}.toml", f"# In use {since}.\n{text}")
     write_atomic(folder / RESOLVED_FILE, text)
 
 

@@ -18,7 +18,9 @@ from torchtitan.hf_datasets import text_datasets as upstream
 from lighthouse.refusal import refusals
 from lighthouse.tasks import SHORTEST, mixed_in
 from lighthouse.titan.config.stages import Stage, Stages
+from lighthouse.titan.data.dealt import Dealt, to_one_worker
 from lighthouse.titan.data.mixture import Mixture, WeightedStream
+from lighthouse.titan.data.moved import Moved
 from lighthouse.titan.data.packing import PackedTextDataset
 from lighthouse.titan.data.shuffled import ShuffledDocuments
 from lighthouse.titan.data.source_tables import sources_of
@@ -45,6 +47,16 @@ class _FromTheStart(upstream.HuggingFaceTextDataset):
         self._sample_idx = 0
         self._token_buffer: list[int] = []
         return super().__iter__()
+
+
+class _PackedLoader(ParallelAwareDataloader):
+    """The loader of a `PackedTextDataset`."""
+
+    dataset: PackedTextDataset
+
+    def go_on_from(self, sources: Sequence[Sequence[Moved]]) -> None:
+        """The state to be loaded next is of other text; as `PackedTextDataset.go_on_from`."""
+        self.dataset.go_on_from(sources)
 
 
 # A function of the module, since workers that are not forked get it pickled.
@@ -98,7 +110,7 @@ class _Opener:
     ) -> ParallelAwareDataloader:
         """Its sequences, with the length and batch of a stage's section."""
         dp_rank, dp_world_size = self._rank
-        return ParallelAwareDataloader(
+        return _PackedLoader(
             PackedTextDataset(tokens, section.seq_len, self.share, infinite),
             dp_rank=dp_rank,
             dp_world_size=dp_world_size,
@@ -152,13 +164,16 @@ def build_dataloader(
     texts_of = partial(_with_tasks, rate=training.task_rate, longest=longest_task)
     opener = _Opener("training", training, tokenizer, dp_world_size, dp_rank, texts_of)
 
+    of_upstream = _is_upstreams(training.dataset.lower(), tokenizer) and not training.task_rate
+
     def build(stage: Stage) -> ParallelAwareDataloader:
         job = stage.job(job_config)
-        if _is_upstreams(training.dataset.lower(), tokenizer) and not training.task_rate:
+        if of_upstream:
             return upstream.build_text_dataloader(dp_world_size, dp_rank, tokenizer, job, infinite)
         return opener.loader(_training_tokens(job, opener), job.training, infinite)
 
     loader = StagedLoader(build, stages.at(1)) if stages.listed else build(stages.at(1))
+    loader.moves = not of_upstream
     if training.dataset.lower() == "local":
         loader.tally = opener.tally
     return loader
@@ -172,18 +187,27 @@ def build_validation_dataloader(
     job_config: JobConfig,
     infinite: bool = False,
 ) -> ParallelAwareDataloader:
-    """The loader of `validation.dataset`; each validation sees the same sequences.
+    """The loader of `validation.dataset`: each validation sees the same sequences, on any ranks.
 
     Raises:
         Refusal: an unknown dataset, or a path without usable files.
     """
     section = job_config.validation
+    dataset: Any
     if _is_upstreams(section.dataset.lower(), tokenizer):
-        ranks = dp_world_size, dp_rank
-        loader = upstream.build_text_validation_dataloader(*ranks, tokenizer, job_config, infinite)
-        loader.dataset.__class__ = _FromTheStart  # it is made with its loader
-        return loader
-    texts_of = partial(_with_tasks, rate=0.0, longest=SHORTEST)
-    opener = _Opener("validation", section, tokenizer, dp_world_size, dp_rank, texts_of)
-    tokens = opener.ordered(section.dataset_path, section.dataset_text, "validation.dataset_path")
-    return opener.loader(tokens, section, infinite)
+        whole = (1, 0, tokenizer, job_config, infinite)
+        dataset = upstream.build_text_validation_dataloader(*whole).dataset
+        dataset.__class__ = _FromTheStart  # it is made with its loader
+    else:
+        texts_of = partial(_with_tasks, rate=0.0, longest=SHORTEST)
+        opener = _Opener("validation", section, tokenizer, 1, 0, texts_of)
+        path, column = section.dataset_path, section.dataset_text
+        tokens = opener.ordered(path, column, "validation.dataset_path")
+        dataset = PackedTextDataset(tokens, section.seq_len, opener.share, infinite)
+    return ParallelAwareDataloader(
+        Dealt(dataset, dp_rank, dp_world_size, section.local_batch_size),
+        dp_rank=dp_rank,
+        dp_world_size=dp_world_size,
+        batch_size=section.local_batch_size,
+        **to_one_worker(asdict(section.dataloader)),
+    )

@@ -7,6 +7,7 @@ import numpy as np
 from torchtitan.tools.logging import logger
 
 from lighthouse.refusal import Refusal
+from lighthouse.titan.data.moved import Moved
 from lighthouse.titan.data.token_streams import TokenStream
 
 
@@ -49,15 +50,12 @@ class Mixture:
         ]
         given = sum(count for _, _, count in progress)
         while True:
-            behind = [
-                weight * given - count
-                for weight, (_, _, count) in zip(self._weights, progress, strict=True)
-            ]
-            i = behind.index(max(behind))
-            of_source, _, count = progress[i]
+            i = _next(self._weights, progress, given)
+            of_source, at, count = progress[i]
+            begun = at is not None or count > 0
             while (found := next(streams[i], None)) is None:
                 name = self._sources[i].name
-                if of_source == 0 and count == 0:
+                if of_source == 0 and not begun:
                     raise Refusal(
                         f"training.sources: no text in {name} for {self._share}; leave it out, or "
                         "use fewer ranks and training.dataloader.num_workers"
@@ -70,3 +68,37 @@ class Mixture:
             progress[i] = (of_source, at, count + len(tokens))
             given += len(tokens)
             yield tokens, tuple(progress)
+
+    def moved(
+        self, epoch: int, place: tuple | None, sources: Sequence[Sequence[Moved]]
+    ) -> tuple[int, tuple | None, bool]:
+        """Each source where it was; one that is new at its start. Shares are counted from here."""
+        if place is None:
+            return epoch, None, False
+        total, given = sum(moved.weight for moved in sources[0]), sum(count for *_, count in place)
+        current = _next([moved.weight / total for moved in sources[0]], place, given)
+        same_document = False
+        progress = []
+        for source, moves in zip(self._sources, sources, strict=True):
+            number = next((n for n, m in enumerate(moves) if _same_source(m)), None)
+            of_source, at, count = 0, None, 0
+            if number is not None:
+                of_source, at, _ = place[number]
+                of_source, at, same = source.tokens.moved(of_source, at, [[moves[number]]])
+                if number == current and same:
+                    # A token behind all others, so that it is the next one here too.
+                    count, same_document = -1, True
+            progress.append((of_source, at, count))
+        return epoch, tuple(progress), same_document
+
+
+def _next(weights: Sequence[float], progress: Sequence[tuple], given: int) -> int:
+    """The source that is furthest behind its share of the tokens given."""
+    behind = [
+        weight * given - count for weight, (_, _, count) in zip(weights, progress, strict=True)
+    ]
+    return behind.index(max(behind))
+
+
+def _same_source(moved: Moved) -> bool:
+    return moved.was.name == moved.now.name or moved.was.same(moved.now)

@@ -3,7 +3,8 @@
 The state of a stream is a few hundred bytes, and a resumed one goes on at the very token.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import IterableDataset
 from torchtitan.tools.logging import logger
 
 from lighthouse.refusal import Refusal
+from lighthouse.titan.data.moved import Moved
 from lighthouse.titan.data.token_streams import TokenStream
 
 
@@ -52,6 +54,17 @@ class PackedTextDataset(IterableDataset, Stateful):
         self._infinite = infinite
         self._state = _stream_start()
         self._resume = False
+        self._moved: Sequence[Sequence[Moved]] | None = None
+
+    def go_on_from(self, sources: Sequence[Sequence[Moved]]) -> None:
+        """The state to be loaded next is of other text, another tokenizer, or other tasks.
+
+        What is left of its document is passed over, and the next sequence begins with a document.
+
+        Args:
+            sources: for each source, what has become of each one that there was.
+        """
+        self._moved = sources
 
     def state_dict(self) -> dict[str, Any]:
         """Position after the latest sequence.
@@ -65,6 +78,19 @@ class PackedTextDataset(IterableDataset, Stateful):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = dict(state_dict)
         self._resume = True
+        if self._moved is not None:
+            self._state, self._moved = self._at_border(self._state, self._moved), None
+
+    def _at_border(
+        self, state: dict[str, Any], sources: Sequence[Sequence[Moved]]
+    ) -> dict[str, Any]:
+        epoch, source, same = self._tokens.moved(state["epoch"], state["source"], sources)
+        inside = state["offset"] > 0 and same
+        return _stream_start() | {
+            "epoch": epoch,
+            "source": source,
+            "offset": sys.maxsize if inside else 0,  # behind the end of any document
+        }
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         if not self._resume:

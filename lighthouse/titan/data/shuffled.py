@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import get_worker_info
 
 from lighthouse.titan.data.blocks import Blocks, permutation
+from lighthouse.titan.data.moved import Moved
 from lighthouse.titan.data.sources import TextReader
 
 SEED = 0
@@ -99,6 +100,12 @@ class ShuffledDocuments:
                 behind = Place(at.window, at.lanes, at.opened, given + 1)
                 yield texts[mixed[given]], behind.state()
             at = Place(at.window + 1, tuple((lane.block, lane.place) for lane in lanes), opened)
+
+    def moved(
+        self, epoch: int, place: tuple | None, sources: Sequence[Sequence[Moved]]
+    ) -> tuple[int, tuple | None, bool]:
+        """Of other text the order is another one in every epoch: the next one begins."""
+        return (epoch + 1, None, False) if sources[0][0].elsewhere else (epoch, place, True)
 
 
 class _Lane:

@@ -21,15 +21,22 @@ class StagedLoader(Stateful):
 
     Attributes:
         tally: of what was not read as it stands; None where the text is not local.
+        moves: whether its places can be gone on from in other text.
     """
 
     tally: Tally | None = None
+    moves = False
 
     def __init__(self, build: Callable[[Stage], Any], first: Stage) -> None:
         self._build = build
         self._stage = first
         self._loader: Any = None
         self._state: dict[str, Any] | None = None
+        self._moved: Any = None
+
+    def go_on_from(self, sources: Any) -> None:
+        """The state to be loaded next is of other text; as `PackedTextDataset.go_on_from`."""
+        self._moved = sources
 
     def begin_stage(self, stage: Stage) -> None:
         """Read as this stage does from now on; does nothing if that is the present one."""
@@ -43,6 +50,9 @@ class StagedLoader(Stateful):
         while True:
             loader = self._loader = self._build(self._stage)
             if self._state is not None:
+                if self._moved is not None:
+                    loader.go_on_from(self._moved)
+                    self._moved = None
                 loader.load_state_dict(self._state)
                 self._state = None
             for batch in loader:

@@ -1,6 +1,5 @@
-"""Which text a job names: whether it is there, and whether it is the same as before."""
+"""Which text a job names, and whether it is there."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,9 +35,9 @@ def kind_of(file: Path) -> str | None:
 
 @dataclass(frozen=True)
 class _Listing:
-    """Files with their sizes, and those that are not read."""
+    """Files that are read, and those that are not."""
 
-    files: tuple[tuple[Path, int], ...]
+    files: tuple[Path, ...]
     unread: tuple[Path, ...]
 
 
@@ -54,7 +53,7 @@ def _listing(path: Path) -> _Listing:
             if file.is_file()
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
         )
-    read = tuple((file, file.stat().st_size) for file in found if kind_of(file))
+    read = tuple(file for file in found if kind_of(file))
     return _Listing(read, tuple(file for file in found if not kind_of(file)))
 
 
@@ -65,7 +64,18 @@ def forget_files() -> None:
 
 def local_files(path: Path) -> list[Path]:
     """Files of a known kind at or below `path`, sorted, without hidden files and folders."""
-    return [file for file, _ in _listing(path).files]
+    return list(_listing(path).files)
+
+
+def all_files(path: Path) -> list[Path]:
+    """Files of any kind, as `local_files`."""
+    listing = _listing(path)
+    return sorted([*listing.files, *listing.unread])
+
+
+def root_of(path: Path) -> Path:
+    """What the names of a source's files are relative to."""
+    return path.parent if path.is_file() else path
 
 
 def unread_files(path: Path) -> list[Path]:
@@ -153,26 +163,3 @@ def check_path(key: str, path: str) -> None:
     """Refuse a path without local text."""
     if not local_files(Path(path)):
         raise ValueError(f"{key} = {path!r}: no such file, or no {READ} in it")
-
-
-def text_identity(dataset: str, dataset_path: str | None) -> str | None:
-    """What a place in local text belongs to: names and sizes of its files, wherever they are.
-
-    None for other datasets, which are what their name says.
-    """
-    if dataset.lower() != "local" or dataset_path is None:
-        return None
-    path = Path(dataset_path)
-    root = path.parent if path.is_file() else path
-    sizes = {file.relative_to(root).as_posix(): size for file, size in _listing(path).files}
-    digest = hashlib.sha256(repr(sorted(sizes.items())).encode()).hexdigest()
-    return f"{len(sizes)} files of {sum(sizes.values()):,} bytes, {digest[:12]}"
-
-
-def training_text_identity(job_config: "JobConfig") -> str | None:
-    """As :func:`text_identity`, of all that a job trains on."""
-    training = job_config.training
-    if not training.sources:
-        return text_identity(training.dataset, training.dataset_path)
-    found = [text_identity("local", source.path) for source in sources_of(job_config)]
-    return "; ".join(map(str, found))

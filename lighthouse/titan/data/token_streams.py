@@ -8,6 +8,7 @@ import numpy as np
 from datasets.distributed import split_dataset_by_node
 from torchtitan.components.tokenizer import BaseTokenizer
 
+from lighthouse.titan.data.moved import Moved
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 
 
@@ -21,11 +22,28 @@ class DocumentStream(Protocol):
         """
         ...
 
+    def moved(
+        self, epoch: int, place: Any, sources: Sequence[Sequence[Moved]]
+    ) -> tuple[int, Any, bool]:
+        """The epoch and place to go on from, of a place in what the text was.
+
+        Args:
+            sources: for each source of the stream, what has become of each one that there was.
+
+        Returns:
+            Also whether the document behind the place is the one that it was.
+        """
+        ...
+
 
 class TokenStream(Protocol):
     """As `DocumentStream`, with the tokens of documents."""
 
     def read(self, epoch: int, place: Any) -> Iterator[tuple[np.ndarray, Any]]: ...
+
+    def moved(
+        self, epoch: int, place: Any, sources: Sequence[Sequence[Moved]]
+    ) -> tuple[int, Any, bool]: ...
 
 
 class OrderedDocuments:
@@ -54,6 +72,11 @@ class OrderedDocuments:
             # that it was given, and a second resume would then start over.
             yield self._text_of(sample), self._documents.state_dict()
 
+    def moved(
+        self, epoch: int, place: Any, sources: Sequence[Sequence[Moved]]
+    ) -> tuple[int, Any, bool]:
+        return epoch, *sources[0][0].ordered(place)
+
 
 class Encoded:
     """The tokens of documents, each text between a bos and an eos token.
@@ -77,6 +100,11 @@ class Encoded:
         for text, behind in self._documents.read(epoch, place):
             parts = [encoded(self._tokenizer, part) for part in self._texts_of(text)]
             yield parts[0] if len(parts) == 1 else np.concatenate(parts), behind
+
+    def moved(
+        self, epoch: int, place: Any, sources: Sequence[Sequence[Moved]]
+    ) -> tuple[int, Any, bool]:
+        return self._documents.moved(epoch, place, sources)
 
 
 def encoded(tokenizer: BaseTokenizer, text: str) -> np.ndarray:

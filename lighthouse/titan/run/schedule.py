@@ -1,6 +1,6 @@
 """The learning rate of a run with stages: upstream's schedule, and what each stage makes of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -8,6 +8,23 @@ from lighthouse.titan.config.stages import Stages
 
 Factor = Callable[[int], float]
 """Of the learning rate, by the number of steps that are done."""
+
+
+def factors(section: Mapping[str, Any], steps: int) -> list[float]:
+    """What upstream's schedule multiplies the learning rate by, at each of the first steps.
+
+    Args:
+        section: the values of ``[lr_scheduler]``, with a number for ``total_steps``.
+    """
+    # Not imported above: these take seconds, or import this package.
+    from torch import nn, optim
+    from torchtitan.components.lr_scheduler import build_lr_schedulers
+    from torchtitan.config.job_config import LRScheduler
+
+    nothing: Any = [optim.SGD([nn.Parameter()], lr=1.0)]
+    built = build_lr_schedulers(nothing, LRScheduler(**section), section["total_steps"])
+    factor = built.schedulers[0].lr_lambdas[0]
+    return [factor(done) for done in range(steps)]
 
 
 def staged(schedule: Factor, stages: Stages, done: int) -> float:
@@ -37,16 +54,14 @@ def follow_stages(lr_schedulers: Any, stages: Stages) -> None:
         scheduler.lr_lambdas = [
             partial(staged, schedule, stages) for schedule in scheduler.lr_lambdas
         ]
-    set_rates(lr_schedulers, stages)
+    set_rates(lr_schedulers)
 
 
-def set_rates(lr_schedulers: Any, stages: Stages) -> None:
+def set_rates(lr_schedulers: Any) -> None:
     """Set the rates of the next step.
 
-    A checkpoint has them as the stages were when it was written, and those to come may differ now.
+    A checkpoint has them as the schedule was when it was written, which may differ now.
     """
-    if not stages.listed:
-        return
     for scheduler in lr_schedulers:
         rates = [
             base * factor(scheduler.last_epoch)

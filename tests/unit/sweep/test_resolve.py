@@ -224,3 +224,25 @@ def test_stages_are_axes(tmp_path):
         with pytest.raises(ValueError, match=message) as error:
             planned(f"[overrides]\n{key}\n")
         assert "overlay.toml" not in str(error.value)
+
+
+def test_changes_are_what_runs_go_on_with_and_no_part_of_what_they_are(tmp_path):
+    text = "[resources]\ngpus_per_node = 0\n[axes]\nlighthouse.topk = [16, 32]\n"
+    changes = (
+        '[changes]\ncheckpoint.accept_changes = ["lr_scheduler"]\noptimizer.lr = 0.5\n'
+        "training.steps = 177\n"
+    )
+    before, after = (resolve(sweep(tmp_path, t), None) for t in (text, text + changes))
+    assert [p.run.folder for p in before] == [p.run.folder for p in after]
+    assert not any(p.changed for p in before) and all(p.changed for p in after)
+    for plan in after:
+        config = tomllib.loads(plan.config_toml)
+        assert config["optimizer"]["lr"] == 0.5 and plan.run.steps == 177
+        assert config["checkpoint"]["accept_changes"] == ["lr_scheduler"]
+
+
+def test_a_word_for_changes_makes_no_other_run(tmp_path):
+    cpu = "[resources]\ngpus_per_node = 0\n"
+    said = '[overrides]\ncheckpoint.accept_changes = ["data"]\n'
+    (before,), (after,) = (resolve(sweep(tmp_path, text + cpu), None) for text in ("", said))
+    assert before.run.folder == after.run.folder and after.changed

@@ -8,7 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 from lighthouse.sweep.collect import collect
-from lighthouse.sweep.run_folder import read_runs, run_names, write_members
+from lighthouse.sweep.run_folder import (
+    DONE_FILE,
+    change_run,
+    read_run,
+    read_runs,
+    run_names,
+    write_members,
+)
 from lighthouse.sweep.submit import planned_states
 from tests.support.sweeps import make_run
 
@@ -60,3 +67,14 @@ def test_names_have_no_character_that_a_shell_or_a_path_would_act_on():
 def test_keys_keep_their_section_where_it_is_needed():
     points = [{"a.k": 1, "b.k": True, "c.enable": False, "c.lr": 2e-3}]
     assert run_names(points) == ["a.k=1,b.k=true,c.enable=false,lr=0.002"]
+
+
+def test_a_run_goes_on_with_another_configuration(tmp_path):
+    run = make_run(tmp_path, steps=5)
+    (run.folder / "checkpoint" / "step-5").mkdir(parents=True)
+    (run.folder / "checkpoint" / "step-5" / ".metadata").touch()
+    (run.folder / DONE_FILE).touch()
+    change_run(run, 5, "[a]\n")
+    assert read_run(run.folder).done and (run.folder / "config.toml").read_text() == "[a]\n"
+    change_run(run, 9, "[b]\n")
+    assert not read_run(run.folder).done and read_run(run.folder) == replace(run, steps=9)

@@ -57,8 +57,23 @@ def test_no_other_key_has_a_none_to_lose():
 def test_rank_0_writes_the_file_into_the_runs_folder(tmp_path, monkeypatch, rank):
     monkeypatch.setattr("torch.distributed.get_rank", lambda: rank)
     job = parse("--job.dump_folder", str(tmp_path / "run"))
-    write_resolved(job)
-    files = list(tmp_path.rglob("*.*"))
-    assert files == ([tmp_path / "run" / "config.toml"] if rank == 0 else [])
-    if rank == 0:
-        assert tomllib.loads(files[0].read_text()) == tomllib.loads(to_toml(job))
+    write_resolved(job, None)
+    files = sorted(tmp_path.rglob("*.toml"))
+    names = ["run/config.toml", "run/configs/0001.toml"]
+    assert [str(file.relative_to(tmp_path)) for file in files] == (names if rank == 0 else [])
+    for file in files:
+        assert tomllib.loads(file.read_text()) == tomllib.loads(to_toml(job))
+
+
+def test_the_configuration_of_each_attempt_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    folder = tmp_path / "run"
+    for step, steps in ((None, 5), (3, 5), (4, 9)):
+        job = parse("--job.dump_folder", str(folder), "--training.steps", str(steps))
+        write_resolved(job, step)
+    kept = {file.name: file.read_text() for file in folder.glob("configs/*")}
+    assert sorted(kept) == ["0001.toml", "0002.toml"]
+    assert kept["0001.toml"].startswith("# In use from the start.\n# The resolved ")
+    assert kept["0002.toml"].startswith("# In use after step 4.\n")
+    assert [tomllib.loads(text)["training"]["steps"] for text in kept.values()].count(9) == 1
+    assert tomllib.loads((folder / "config.toml").read_text())["training"]["steps"] == 9

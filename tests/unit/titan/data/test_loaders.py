@@ -16,6 +16,7 @@ from lighthouse.titan.data.loaders import build_dataloader, build_validation_dat
 from lighthouse.titan.data.packing import PackedTextDataset
 from lighthouse.titan.data.staged import StagedLoader
 from lighthouse.titan.data.tokenizer import ByteTokenizer
+from lighthouse.titan.llama3.chunked_loss import IGNORE_INDEX
 from tests.support.text import (
     SEQ_LEN,
     Letters,
@@ -83,6 +84,32 @@ def test_validation_begins_anew_each_time(tmp_path: Path) -> None:
     assert rows(islice(endless, 3)) == rows(islice(endless, 3))
     finite = build_validation_dataloader(1, 0, ByteTokenizer(), config)
     assert rows(finite) == rows(finite) != []
+
+
+@pytest.mark.parametrize("dataset", ["local", "streamed"])
+@pytest.mark.parametrize(
+    ("ranks", "batch", "workers"), [(1, 1, 3), (2, 1, 0), (2, 3, 0), (3, 2, 1)]
+)
+def test_validation_has_one_list_of_sequences_for_any_layout(
+    registered: str, tmp_path: Path, dataset: str, ranks: int, batch: int, workers: int
+) -> None:
+    config = config_for(dataset, None if dataset == registered else tmp_path / "a.parquet")
+    tokenizer = Letters() if dataset == registered else ByteTokenizer()
+    whole = rows(build_validation_dataloader(1, 0, tokenizer, config))
+    config.validation.local_batch_size = batch
+    config.validation.dataloader.num_workers = workers
+    of_ranks = [
+        list(build_validation_dataloader(ranks, rank, tokenizer, config)) for rank in range(ranks)
+    ]
+    assert len({len(batches) for batches in of_ranks}) == 1
+    got = []
+    for step in zip(*of_ranks, strict=True):
+        for inputs, labels in step:
+            assert inputs["input"].shape == labels.shape == (batch, SEQ_LEN)
+            counted = labels[:, 0] != IGNORE_INDEX
+            assert (labels[~counted] == IGNORE_INDEX).all()
+            got += rows([({"input": inputs["input"][counted]}, labels[counted])])
+    assert got == whole
 
 
 @pytest.mark.parametrize("stored", ["streamed", "in memory"])

@@ -92,7 +92,7 @@ def test_without_stages_nothing_is_touched() -> None:
     job = JobConfig()
     schedulers = schedulers_of(job)
     before = schedulers.schedulers[0].lr_lambdas
-    set_rates(schedulers, Stages.of(job))
+    set_rates(schedulers)
     follow_stages(schedulers, Stages.of(job))
     assert schedulers.schedulers[0].lr_lambdas is before
 
@@ -106,5 +106,5 @@ def test_a_resume_has_the_rates_of_the_stages_as_they_are_now() -> None:
     assert state.keys() == resumed.state_dict().keys()
     assert state["lr_lambdas"] == resumed.state_dict()["lr_lambdas"] == [{}]
     resumed.load_state_dict(state)
-    set_rates(resumed, Stages.of(now))
+    set_rates(resumed)
     assert rates(resumed, 2) == pytest.approx([0.25, 0.25])

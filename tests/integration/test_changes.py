@@ -1,0 +1,73 @@
+"""Changing one's mind in the middle of a run: what it does to the steps, and what it leaves."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.trainer import TINY, Run, train
+
+BASE = {
+    **TINY,
+    "checkpoint.enable": True,
+    "checkpoint.last_save_model_only": False,
+    "lr_scheduler.total_steps": 8,
+    "lr_scheduler.decay_ratio": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(tmp_path_factory.mktemp("begun"), "--training.steps=4", base=BASE)
+
+
+@pytest.fixture
+def copy(begun: Run, tmp_path: Path) -> Path:
+    return shutil.copytree(begun.folder, tmp_path / "copy")
+
+
+def test_another_learning_rate_keeps_the_moments(copy: Path, tmp_path: Path) -> None:
+    """As a run whose stages have had it so from the first."""
+    refused = train(copy, "--training.steps=7", "--optimizer.lr=0.004", base=BASE, ok=False)
+    assert refused.refusal().startswith("optimizer.lr = 0.004 (was 0.002): checkpoint ")
+    assert "by checkpoint.accept_changes = ['lr_scheduler']" in refused.refusal()
+    assert "lr = 0.002\n" in (copy / "config.toml").read_text()
+
+    accepted = train(
+        *(copy, "--training.steps=7", "--optimizer.lr=0.004"),
+        *("--checkpoint.accept_changes", "lr_scheduler"),
+        base=BASE,
+    )
+    assert "After step 4: optimizer.lr = 0.004 (was 0.002); accepted" in accepted.output
+    stages = tmp_path / "stages.toml"
+    stages.write_text(
+        '[[stages]]\nsteps = 4\nattention = "dense"\n'
+        '[[stages]]\nsteps = 4\nattention = "dense"\nlr_factor = 2.0\n'
+    )
+    whole = train(tmp_path / "whole", base={**BASE, "job.config_file": stages})
+    assert accepted.losses() == {step: whole.losses()[step] for step in range(1, 8)}
+    assert accepted.values("lr") == {step: whole.values("lr")[step] for step in range(1, 8)}
+
+    kept = sorted(file.name for file in (copy / "configs").iterdir())
+    assert kept == ["0001.toml", "0002.toml"]
+    record = json.loads((accepted.checkpoint(7) / "resume.json").read_text())
+    by = {change["key"]: change["name"] for change in record["changes"]}
+    assert by == {"optimizer.lr": "lr_scheduler", "training.steps": None}
+
+
+def test_other_betas_are_those_of_the_steps_to_come(copy: Path, tmp_path: Path) -> None:
+    """Not what the checkpoint says of the groups of weights."""
+    options = ("--training.steps=6", "--checkpoint.accept_changes=optimizer")
+    one = train(copy, *options, "--optimizer.beta1=0.5", base=BASE)
+    shutil.copytree(copy, tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "checkpoint" / "step-6")
+    same = train(tmp_path / "other", *options, base=BASE)
+    assert one.losses()[5] == same.losses()[5] and one.losses()[6] != same.losses()[6]
+
+
+def test_a_longer_schedule_that_agrees_needs_no_word(copy: Path, tmp_path: Path) -> None:
+    longer = train(copy, "--training.steps=6", "--lr_scheduler.total_steps=50", base=BASE)
+    assert "lr_scheduler.total_steps = 50 (was 8); no step taken is another" in longer.output
+    whole = train(tmp_path / "whole", "--training.steps=6", base=BASE)
+    assert longer.losses() == whole.losses()

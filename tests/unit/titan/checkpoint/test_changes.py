@@ -1,0 +1,271 @@
+"""What may change between a checkpoint and the run that goes on from it, key by key."""
+
+import copy
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torchtitan.config import JobConfig
+
+from lighthouse.titan.checkpoint.changes import Change, changes
+from lighthouse.titan.checkpoint.record import RunRecord, begin_save
+from lighthouse.titan.checkpoint.resume import check_resume
+from lighthouse.titan.checkpoint.settings import _NO_INFLUENCE, OF_STEPS_TO_COME
+from lighthouse.titan.config.check_checkpoint import ACCEPTABLE, check_checkpoint
+
+STEP = 10
+
+OTHERWISE = {
+    "model.name": "deepseek_v3",
+    "model.flavor": "530M",
+    "training.dataset": "python",
+    "training.dataset_path": "/other",
+    "training.sources": [{"path": "/other"}],
+    "model.tokenizer": "byte",
+    "lr_scheduler.warmup_steps": 3,
+    "lr_scheduler.total_steps": 40,
+    "lr_scheduler.decay_ratio": 0.5,
+    "lr_scheduler.decay_type": "cosine",
+    "lr_scheduler.min_lr_factor": 0.5,
+    "training.global_batch_size": 4,
+    "stages": [{"steps": 20, "attention": "dense"}],
+    "lighthouse.enable": False,
+    "lighthouse.num_chunks": 2,
+    "lighthouse.dense_from_step": 4,
+}
+"""Another value, where one of the same type would be none, or would mean the same."""
+
+FOLLOWS = {
+    # Not a setting of the run, or of another model, or the same by another name.
+    *("model.hf_assets_path", "model.tokenizer_path", "lr_scheduler.decay_from_stage"),
+    # A TOML's alone: they say what stands elsewhere.
+    *("model.args", "training.rehearse_stages"),
+}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobConfig:
+    job = JobConfig()
+    job.job.dump_folder = str(tmp_path)
+    job.checkpoint.enable = True
+    job.training.steps = job.lr_scheduler.total_steps = 20
+    job.lr_scheduler.warmup_steps = 2
+    job.lighthouse.enable = True
+    return job
+
+
+def keys(config: Any = None, path: str = "") -> list[str]:
+    found = []
+    for field in fields(JobConfig() if config is None else config):
+        value = getattr(JobConfig() if config is None else config, field.name)
+        key = f"{path}{field.name}"
+        is_section = is_dataclass(value) and key not in FOLLOWS
+        found += keys(value, f"{key}.") if is_section else [key]
+    return found
+
+
+def other(key: str, value: Any) -> Any:
+    if key in OTHERWISE:
+        return OTHERWISE[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, list):
+        return [*value, "another"]
+    return "another" if value != "another" else ""
+
+
+def set_key(job: JobConfig, key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    section: Any = job
+    for part in sections:
+        section = getattr(section, part)
+    setattr(section, name, value)
+
+
+def get_key(job: JobConfig, key: str) -> Any:
+    value: Any = job
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def changes_of(job: JobConfig, now: JobConfig, step: int = STEP) -> list[Change]:
+    return changes(RunRecord.of(job, 1), RunRecord.of(now, 1), step, own=True)
+
+
+@pytest.mark.parametrize("key", [key for key in keys() if key not in FOLLOWS])
+def test_every_key_is_compared_unless_a_reason_is_given(job: JobConfig, key: str) -> None:
+    now = copy.deepcopy(job)
+    set_key(now, key, other(key, get_key(job, key)))
+    if key == "model.name":  # not every model can be described
+        now.lighthouse.enable = job.lighthouse.enable = False
+    found = changes_of(job, now)
+    listed = key.startswith(tuple(_NO_INFLUENCE)) and key not in (
+        *("job.custom_config_module", "parallelism.fsdp_on_one_rank"),
+        *("training.dataloader.num_workers", "lighthouse.num_chunks"),
+        "parallelism.context_parallel_degree",  # which num_chunks follows
+    )
+    assert bool(found) != listed, found
+    if not listed and key not in OF_STEPS_TO_COME:
+        assert any(change.needs_a_word for change in found)
+    elif key in ("lighthouse.dense_from_step",):
+        assert any(change.needs_a_word for change in found)  # it lies behind
+    else:
+        assert not any(change.needs_a_word for change in found)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [
+        ("optimizer.lr", 0.5, "lr_scheduler"),
+        ("lr_scheduler.min_lr_factor", 0.5, "lr_scheduler"),
+        ("optimizer.beta2", 0.5, "optimizer"),
+        ("optimizer.weight_decay", 0.0, "optimizer"),
+        ("training.dataset_order", "shuffled", "data"),
+        ("training.task_rate", 0.5, "data"),
+        ("model.tokenizer", "byte", "tokenizer"),
+        ("lighthouse.scorer", "dilated", "attention"),
+        ("lighthouse.window", 64, "attention"),
+        ("training.max_norm", 0.5, "training"),
+        ("training.mixed_precision_param", "float32", "training"),
+        ("training.local_batch_size", 4, "training"),
+        ("training.seq_len", 256, "training"),
+        ("debug.seed", 5, "training"),
+    ],
+)
+def test_a_change_of_steps_taken_goes_by_its_name_alone(
+    job: JobConfig, tmp_path: Path, key: str, value: Any, name: str
+) -> None:
+    path = tmp_path / "checkpoint" / f"step-{STEP}"
+    begin_save(str(path), RunRecord.of(job, 1), model_only=False)
+    (path / ".metadata").touch()
+    was = get_key(job, key)
+    set_key(job, key, value)
+    with pytest.raises(ValueError, match="was trained otherwise; ") as refused:
+        check_resume(job, 1)
+    if key != "model.tokenizer":
+        assert str(refused.value).startswith(f"{key} = {value!r} (was {was!r})")
+    assert str(refused.value).startswith(f"{key} = ")
+    assert f"by checkpoint.accept_changes = ['{name}']" in str(refused.value)
+    job.checkpoint.accept_changes = [other for other in ACCEPTABLE if other != name]
+    with pytest.raises(ValueError, match="was trained otherwise; "):
+        check_resume(job, 1)
+    job.checkpoint.accept_changes = [name]
+    check_checkpoint(job)
+    resume = check_resume(job, 1)
+    assert resume.record.changes[0]["after_step"] == STEP
+    assert {"key": key, "name": name}.items() <= resume.record.changes[0].items()
+
+
+def test_changes_stay_in_the_records_to_come(job: JobConfig, tmp_path: Path) -> None:
+    def save(step: int) -> None:
+        path = tmp_path / "checkpoint" / f"step-{step}"
+        begin_save(str(path), check_resume(job, 1).record, model_only=False)
+        (path / ".metadata").touch()
+
+    save(5)
+    job.training.max_norm, job.checkpoint.accept_changes = 2.0, ["training"]
+    save(10)
+    job.training.nonfinite = "skip"
+    save(15)
+    record = RunRecord.read(tmp_path / "checkpoint" / "step-15")
+    assert record is not None
+    assert [(c["after_step"], c["key"], c["was"], c["now"]) for c in record.changes] == [
+        (5, "training.max_norm", 1.0, 2.0),
+        (10, "training.nonfinite", "stop", "skip"),
+    ]
+
+
+def test_a_schedule_that_agrees_on_all_steps_taken(job: JobConfig) -> None:
+    job.lr_scheduler.decay_ratio = 0.5
+    longer = copy.deepcopy(job)
+    longer.training.steps = longer.lr_scheduler.total_steps = 40
+    found = changes_of(job, longer)  # constant until step 10 in both
+    assert {change.key for change in found} == {"lr_scheduler.total_steps", "training.steps"}
+    assert not any(change.needs_a_word for change in found)
+    assert any(change.needs_a_word for change in changes_of(job, longer, step=15))
+    longer.lr_scheduler.warmup_steps = 3
+    assert any(change.needs_a_word for change in changes_of(job, longer))
+
+
+def test_microbatches_of_the_same_batch(job: JobConfig) -> None:
+    job.training.local_batch_size, job.training.global_batch_size = 4, 8
+    now = copy.deepcopy(job)
+    now.training.local_batch_size = 2
+    (change,) = changes_of(job, now)
+    assert change.key == "training.local_batch_size" and not change.needs_a_word
+    now.training.local_batch_size, now.training.global_batch_size = 8, -1
+    assert not any(change.needs_a_word for change in changes_of(job, now))
+    now.training.local_batch_size = 4
+    assert "training.global_batch_size = 4 (was 8)" in str(changes_of(job, now)[0])
+
+
+def test_a_lighthouse_stage_to_come_may_have_other_parameters(job: JobConfig) -> None:
+    tables: list[dict[str, Any]] = [
+        {"steps": 15, "attention": "dense"},
+        {"steps": 5, "attention": "lighthouse"},
+    ]
+    job.stages = tables
+    now = copy.deepcopy(job)
+    now.lighthouse.topk, now.lighthouse.scorer = 128, "dilated"
+    found = changes_of(job, now)
+    assert {change.key for change in found} == {"lighthouse.topk", "lighthouse.scorer"}
+    assert not any(change.needs_a_word for change in found)
+
+
+def test_a_key_that_is_newer_than_the_record_is_no_change(job: JobConfig, tmp_path: Path) -> None:
+    record = RunRecord.of(job, 1)
+    assert record.settings is not None
+    del record.settings["training.max_norm"]
+    path = tmp_path / "checkpoint" / f"step-{STEP}"
+    begin_save(str(path), record, model_only=False)
+    (path / ".metadata").touch()
+    assert check_resume(job, 1).changes == []
+    job.training.max_norm = 2.0
+    with pytest.raises(ValueError, match=r"training\.max_norm = 2\.0 \(was 1\.0\)"):
+        check_resume(job, 1)
+
+
+def test_weights_of_other_shapes_cannot_go_on(job: JobConfig, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint" / f"step-{STEP}"
+    begin_save(str(path), RunRecord.of(job, 1), model_only=False)
+    (path / ".metadata").touch()
+    job.model.args.dim = 64
+    job.checkpoint.accept_changes = list(ACCEPTABLE)
+    with pytest.raises(ValueError, match=r"start another job\.dump_folder from its weights"):
+        check_resume(job, 1)
+
+
+def test_a_name_that_there_is_not(job: JobConfig) -> None:
+    job.checkpoint.accept_changes = ["lr"]
+    with pytest.raises(ValueError, match="there is no 'lr', but lr_scheduler, optimizer, data"):
+        check_checkpoint(job)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "files", "more", "free"),
+    [(1, 2, 1, True), (2, 2, 2, True), (2, 3, 2, True), (2, 2, 1, False), (2, 3, 1, False)],
+)
+def test_text_added_behind_the_last_file(
+    job: JobConfig, tmp_path: Path, ranks: int, files: int, more: int, free: bool
+) -> None:
+    """Whole files are dealt to ranks where that works out, and else rows are."""
+    from lighthouse.titan.data.text_files import forget_files
+
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(files):
+        (text / f"{number}.txt").write_text(f"text {number}")
+    job.training.dataset, job.training.dataset_path = "local", str(text)
+    before = RunRecord.of(job, ranks)
+    for number in range(files, files + more):
+        (text / f"{number}.txt").write_text(f"text {number}")
+    forget_files()
+    (change,) = changes(before, RunRecord.of(job, ranks), STEP, own=True)
+    assert change.key == "training.dataset_path" and change.note.startswith("new: ")
+    assert change.needs_a_word != free
+    job.training.dataset_order = "shuffled"
+    assert any(c.needs_a_word for c in changes(before, RunRecord.of(job, ranks), STEP, own=True))
