@@ -7,10 +7,12 @@ written for the purpose into a temporary folder and read again and again, so fro
 "mixed" shuffles the short parquet and jsonl, and mixes them 2 to 1.
 Each case has a process of its own with one thread, as a worker has. "In process" is the loader
 without workers, which is what a worker does; "worker" is what arrives from one worker through
-shared memory. Rates are over the clock and over CPU time, which other work on the machine does not
-lower. Memory is looked at ten times, and growth is the median of the later five less that of the
-earlier five: it swings by what the allocator has in reserve. The bar is ten times what an H100
-consumes with Lighthouse Attention at 98,304 tokens a sequence.
+shared memory. "hf" is a Hugging Face tokenizer, BPE of 32,768 tokens made of the embedded corpus;
+all else is the byte tokenizer. Rates are over the clock and over CPU time, which other work on the
+machine does not lower. What a worker does with each tokenizer, per CPU second, is also written to
+where the dry run looks for it. Memory is looked at ten times, and growth is the median of the later
+five less that of the earlier five: it swings by what the allocator has in reserve. The bar is ten
+times what an H100 consumes with Lighthouse Attention at 98,304 tokens a sequence.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
@@ -32,17 +35,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torchtitan.config import JobConfig
 
 from benchmarks.provenance import commit
+from lighthouse.cost.loader import LOADER_FILE
 from lighthouse.titan.data.loaders import build_dataloader
 from lighthouse.titan.data.sources import python_pieces, read_pieces
-from lighthouse.titan.data.tokenizer import ByteTokenizer
+from lighthouse.titan.data.tokenizer import build_tokenizer
 
 BAR = 10 * 100_000
 SEQ_LENS = (98304, 262144, 1048576)
 DOCUMENT_BYTES = {"short": 2 << 10, "long": 2 << 20}
 WARM_UP = 50
+VOCABULARY = 32768
 LOOKS = 10  # at the memory, in each case
 
 
@@ -55,12 +61,37 @@ class Case:
     seq_len: int
     workers: int
     sequences: int
+    tokenizer: str = "byte"
+    tokenizer_path: str = ""
+
+
+def corpus() -> str:
+    """The embedded text."""
+    return "".join(piece["text"] for piece in islice(read_pieces(python_pieces()), 1500))
+
+
+def write_tokenizer(folder: Path) -> str:
+    """Byte-level BPE as large vocabularies have it; returns the folder."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<|bos|>", "<|eos|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([corpus()], trainer)
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": special[0], "eos_token": special[1]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return str(folder)
 
 
 def write_sources(folder: Path, size: int) -> dict[str, tuple[str, ...]]:
     """Files of `size` bytes of text each, by the name of the source."""
-    text = "".join(piece["text"] for piece in islice(read_pieces(python_pieces()), 1500))
-    ascii_text = text.encode("ascii", errors="ignore").decode()
+    ascii_text = corpus().encode("ascii", errors="ignore").decode()
     paths: dict[str, tuple[str, ...]] = {}
     for length, document_bytes in DOCUMENT_BYTES.items():
         letters = cycle(ascii_text)
@@ -112,9 +143,13 @@ def measure(case: Case) -> dict[str, Any]:
             for path, weight in zip(case.paths, (2.0, 1.0), strict=True)
         ]
     section.local_batch_size, section.dataloader.num_workers = 1, case.workers
-    loader = build_dataloader(1, 0, ByteTokenizer(), config)
+    config.model.tokenizer = case.tokenizer
+    if case.tokenizer == "hf":
+        config.model.hf_assets_path = case.tokenizer_path
+        config.model.args.vocab_size = VOCABULARY
+    loader = build_dataloader(1, 0, build_tokenizer(config), config)
     batches = iter(loader)
-    for _ in islice(batches, WARM_UP):
+    for _ in islice(batches, min(WARM_UP, case.sequences)):
         pass
     memory, cpu, start = [], cpu_seconds(), time.perf_counter()
     for _ in range(LOOKS):
@@ -144,9 +179,10 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     for r in results:
         rate, cpu_rate = r["tokens_per_second"], r["tokens_per_cpu_second"]
+        source = f"{r['source']}, hf" if r["tokenizer"] == "hf" else r["source"]
         lines.append(
-            f"| {r['source']} | {r['seq_len']:,} | {'worker' if r['workers'] else 'in process'} "
-            f"| {rate / 1e6:.0f} ({cpu_rate / 1e6:.0f}) | {rate / BAR:.0f}x "
+            f"| {source} | {r['seq_len']:,} | {'worker' if r['workers'] else 'in process'} "
+            f"| {rate / 1e6:.1f} ({cpu_rate / 1e6:.1f}) | {rate / BAR:.1f}x "
             f"| {r['memory_mib']} ({r['memory_growth_mib']:+.0f}) | {r['state_bytes']} bytes |"
         )
     return "\n".join(lines)
@@ -158,31 +194,57 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/data_cpu.json")
     args = parser.parse_args()
 
-    sequences = 50 if args.quick else 300
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        written = write_sources(Path(folder), size=(4 if args.quick else 64) << 20)
-        sources = {"python": (), **written}
-        for source, paths in islice(sources.items(), 2 if args.quick else None):
-            for seq_len in SEQ_LENS[:1] if args.quick else SEQ_LENS:
-                for workers in (0, 1):
-                    case = Case(source, paths, seq_len, workers, sequences)
-                    # A fresh process: memory that an earlier case left free would hide growth.
-                    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                        results.append(pool.submit(measure, case).result())
-                    print(table(results[-1:]).splitlines()[-1], flush=True)
-    report = {
+        for case in cases(Path(folder), args.quick):
+            # A fresh process: memory that an earlier case left free would hide growth.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                results.append(pool.submit(measure, case).result())
+            print(table(results[-1:]).splitlines()[-1], flush=True)
+    about = {
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pyarrow": pa.__version__,
         "commit": commit(),
+    }
+    left_out = ("paths", "tokenizer_path")
+    report = about | {
         "bar_tokens_per_second": BAR,
-        "results": [{key: value for key, value in r.items() if key != "paths"} for r in results],
+        "results": [{k: v for k, v in r.items() if k not in left_out} for r in results],
     }
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\n{table(results)}\n\nwrote {args.out}")
+    if not args.quick:
+        LOADER_FILE.write_text(json.dumps(rates(results) | about, indent=1) + "\n")
+        print(f"wrote {LOADER_FILE}")
+
+
+def cases(folder: Path, quick: bool) -> Iterator[Case]:
+    """What is measured; writes texts and a tokenizer into a folder."""
+    sequences = 50 if quick else 300
+    written = write_sources(folder, size=(4 if quick else 64) << 20)
+    for source, paths in islice({"python": (), **written}.items(), 2 if quick else None):
+        for seq_len in SEQ_LENS[:1] if quick else SEQ_LENS:
+            for workers in (0, 1):
+                yield Case(source, paths, seq_len, workers, sequences)
+    if not quick:
+        tokenizer = write_tokenizer(folder / "tokenizer")
+        for workers in (0, 1):
+            yield Case("mixed", written["mixed"], SEQ_LENS[0], workers, 50, "hf", tokenizer)
+
+
+def rates(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of a worker that shuffles and mixes, for the dry run."""
+    return {
+        "made_by": "benchmarks/data.py",
+        "tokens_per_worker_second": {
+            r["tokenizer"]: r["tokens_per_cpu_second"]
+            for r in results
+            if r["source"] == "mixed" and r["seq_len"] == SEQ_LENS[0] and r["workers"]
+        },
+    }
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from lighthouse.config import LighthouseConfig, WindowConfig
+from lighthouse.cost.loader import worker_rate, workers_needed
 from lighthouse.cost.memory import GIB
 from lighthouse.cost.rates import devices, load_rates
 from lighthouse.cost.sizes import Layout, Model, Work, flops_per_token
@@ -78,6 +79,8 @@ class Plan:
         all_dense: the same job with dense attention throughout.
         hours, gpu_hours, speedup: of the whole job; the last over ``all_dense``.
         memory_limit_gib: of the device.
+        loader_rate: tokens/s that a loader worker delivers, as measured on one machine.
+        loader_workers: of each rank that reads text, which keep its GPUs busy in every stage.
         misfits: stages that do not fit into the device's memory, a sentence each.
         remarks: why there is no estimate, and what it does not know.
     """
@@ -99,6 +102,8 @@ class Plan:
     gpu_hours: float | None
     speedup: float | None
     memory_limit_gib: float | None
+    loader_rate: float
+    loader_workers: int | None
     misfits: tuple[str, ...]
     remarks: tuple[str, ...]
 
@@ -149,6 +154,8 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
     hours = None if reason else sum(stage.hours or 0.0 for stage in stages)
     limit = None if reason else load_rates(device).memory / GIB
     longest = max(stages, key=lambda stage: stage.seq_len)
+    tokenizer = job_config.model.tokenizer
+    fastest = None if reason else max(stage.tokens_per_second or 0.0 for stage in stages)
     of_longest = next(s for s in stages_of_run if s.seq_len == longest.seq_len)
     return Plan(
         flavor=job_config.model.flavor,
@@ -168,6 +175,12 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
         gpu_hours=None if hours is None else hours * gpus,
         speedup=None if hours is None or all_dense.hours is None else all_dense.hours / hours,
         memory_limit_gib=limit,
+        loader_rate=worker_rate(tokenizer),
+        loader_workers=(
+            None
+            if fastest is None
+            else workers_needed(fastest * layout.gpus / layout.batch, tokenizer)
+        ),
         misfits=_misfits(stages, limit),
         remarks=(reason,) if reason else _remarks(job_config),
     )
@@ -345,6 +358,12 @@ def table(result: Plan) -> str:
         lines.append(
             f"the run           {result.hours:.1f} hours, {result.gpu_hours:,.0f} GPU-hours, "
             f"{result.speedup:.2f} x as fast as all dense"
+        )
+    if (workers := result.loader_workers) is not None:
+        how_many = f"{workers} {'worker' if workers == 1 else 'workers'} a rank"
+        lines.append(
+            f"loader            {how_many}: each has {result.loader_rate / 1e6:.1f} M tokens/s "
+            "(training.dataloader.num_workers)"
         )
     lines += [f"note              {remark}" for remark in result.remarks]
     return "\n".join(lines)

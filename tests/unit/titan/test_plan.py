@@ -345,3 +345,14 @@ def test_the_largest_stage_must_fit(staged, capsys):
     out, last = capsys.readouterr()
     assert ended.value.code == 2
     assert last.startswith("refused: stage 1, dense: ") and "tokens of a sequence" in out
+
+
+def test_it_says_how_many_loader_workers_keep_the_gpus_busy():
+    bytes_ = planned(BASE)
+    assert bytes_.loader_workers == 1
+    assert "loader            1 worker a rank: each has " in table(bytes_)
+    hf = planned(MILLION, "--model.tokenizer=hf")
+    # Eight GPUs work on what one rank reads.
+    needed = 8 * max(stage.tokens_per_second for stage in hf.stages) / hf.loader_rate
+    assert needed <= hf.loader_workers < needed + 1
+    assert planned(TINY, gpus=1, device="cpu").loader_workers is None
