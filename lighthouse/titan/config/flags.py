@@ -144,7 +144,7 @@ def _switch_with_value(sentence: str, words: Sequence[str]) -> str | None:
 
 
 def _as_key(flag: str) -> str:
-    """An option as its key is written: ``--lighthouse.dense_layers``, ``--lighthouse.no-enable``."""
+    """An option as its key is written, with underscores; ``no-`` keeps its own."""
     section, _, name = flag.rpartition(".")
     no = "no-" if name.startswith("no-") else ""
     return f"{section}.{no}{name.removeprefix('no-').replace('-', '_')}" if section else flag

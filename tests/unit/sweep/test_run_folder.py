@@ -60,3 +60,14 @@ def test_names_have_no_character_that_a_shell_or_a_path_would_act_on():
 def test_keys_keep_their_section_where_it_is_needed():
     points = [{"a.k": 1, "b.k": True, "c.enable": False, "c.lr": 2e-3}]
     assert run_names(points) == ["a.k=1,b.k=true,c.enable=false,lr=0.002"]
+
+
+def test_names_tell_what_varies_alone():
+    points = [{"a.k": k, "b.same": 1, "a.path": f"/data/text/{k}/x.jsonl"} for k in "cd"]
+    assert run_names(points) == ["k=c,path=c_x.jsonl", "k=d,path=d_x.jsonl"]
+    assert run_names([{"a.path": "/data/x"}]) == ["path=x"]
+    assert run_names([{"a.k": 1}, {"a.k": 1, "b.l": 2}]) == ["base", "l=2"]
+    assert run_names([{"a.model": "org/m"}, {"a.model": "other/m"}]) == [
+        "model=org_m",
+        "model=other_m",
+    ]
