@@ -58,6 +58,13 @@ _ERROR = re.compile(
 _LAST_WORD = re.compile(rf"^(?:{'|'.join(ENDINGS)})(.*)$", re.MULTILINE)
 _CAUSE = "The above exception was the direct cause of the following exception:"
 _NOT_WHY = ("ChildFailedError", "Exited with exit code")
+# What ranks say that were left alone by the one that failed.
+_OF_PEERS = re.compile(
+    r"[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|DistBackendError|DistNetworkError|"
+    r"NCCL|communicator was aborted|SignalException"
+)
+# Said by the launcher; other signals come from a rank that has printed why, or from outside.
+_KILLED = re.compile(r"^launch: (rank \d+) failed, killed by signal (7|9|11)$", re.MULTILINE)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -90,11 +97,19 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def error_of(log: str, exit_code: int) -> str:
-    """One line on why a process failed: its first error, as explained, or how it ended."""
+    """One line on why a process failed, as a user can act on it.
+
+    The refusal; or that a rank was killed; or the first error, as explained by those it was raised
+    as, rather than those of ranks that lost it; or how the process ended.
+    """
     if exit_code in ENDINGS.values() and (said := _LAST_WORD.findall(log)):
         return said[-1][:500]
+    if killed := _KILLED.search(log):
+        why = ": out of memory, perhaps" if killed[2] == "9" else ""
+        return f"{killed[1]} killed by signal {killed[2]}{why}"
     cause, _, rest = log.rpartition(_CAUSE)
-    if found := _errors(rest) or _errors(cause):
+    found = [*_errors(rest), *_errors(cause)]
+    if found := [error for error in found if not _OF_PEERS.search(error)] or found:
         return found[0].strip()[:500]
     return f"killed by signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
 
