@@ -4,6 +4,7 @@ Each command has a timeout: a dead controller blocks them.
 """
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ from types import FrameType
 # A client gives up by itself after some ten seconds for each controller.
 QUERY_SECONDS = 30
 SUBMIT_SECONDS = 90
+DEFAULT_LONGEST_ARRAY = 1001  # Slurm's own, where it doesn't tell
 REQUEUE_WAITS = (0, 5, 15, 40, 120, 300)  # a controller is seldom away for longer
 
 # Not in the queue any more, though still listed for a while.
@@ -25,6 +27,10 @@ _ENDED = {
 
 class SlurmError(Exception):
     """A command of Slurm's was refused, or got no answer."""
+
+
+class NoAnswer(SlurmError):
+    """Nothing came back in time: what was asked for may have been done, or be done yet."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,16 @@ def submit(script: str) -> str:
     return answer.split(";")[0].strip()  # a cluster's name may follow
 
 
+def longest_array() -> int:
+    """How many tasks an array of this cluster can have: its MaxArraySize, counted from 0."""
+    try:
+        answer = _slurm(QUERY_SECONDS, "scontrol", "show", "config")
+    except SlurmError:
+        return DEFAULT_LONGEST_ARRAY
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer, re.MULTILINE)
+    return max(1, int(found[1])) if found else DEFAULT_LONGEST_ARRAY
+
+
 def queue() -> list[Task]:
     """The caller's array tasks that wait or run."""
     # With -r each element is a line of its own. The name is last because it may have any character.
@@ -124,8 +140,12 @@ def _slurm(timeout: float, *command: str, text: str | None = None) -> str:
     except FileNotFoundError:
         raise SlurmError(f"{command[0]}: not found; is this a machine of the cluster?") from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]}: no answer from Slurm within {timeout:g} s") from None
+        raise NoAnswer(f"{command[0]}: no answer from Slurm within {timeout:g} s") from None
     if done.returncode != 0:
         message = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
-        raise SlurmError(f"{command[0]}: {message}")
+        # One sentence: each line of several begins with the command's name.
+        lines = [line.strip().removeprefix(f"{command[0]}: ") for line in message.splitlines()]
+        # Its own words for a controller that took too long, and may have done it.
+        kind = NoAnswer if "timed out" in message.lower() else SlurmError
+        raise kind(f"{command[0]}: {'; '.join(dict.fromkeys(filter(None, lines)))}")
     return done.stdout

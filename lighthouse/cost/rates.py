@@ -48,6 +48,11 @@ class Rates:
     node: int
     activations: dict[str, float]
 
+    @property
+    def peak(self) -> float:
+        """FLOP/s of dense bfloat16 by the data sheet of an SXM5 board, which MFU is a share of."""
+        return 989e12  # H100 and H200 alike, as torchtitan has them
+
 
 @cache
 def _rates_file() -> dict[str, Any]:

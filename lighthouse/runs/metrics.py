@@ -65,11 +65,13 @@ def join_runs(folders: Sequence[Path]) -> list[Record]:
 
 def _read_lines(path: Path) -> list[Record]:
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # half a line, from a run killed while writing it
+        except ValueError:
+            continue  # half a line, from a run killed while writing it, or damaged by the disk
+        if not isinstance(record, dict) or "step" not in record:
+            continue
         records.append(
             {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in record.items()}
         )

@@ -3,7 +3,7 @@
     python -m lighthouse.sweep plan SWEEP.toml              what would run, and what it would take
     python -m lighthouse.sweep submit SWEEP.toml            send what is not done yet, as one array
     python -m lighthouse.sweep submit --local -j 2 SWEEP.toml    run it here, two at a time
-    python -m lighthouse.sweep status SWEEP.toml [--watch]  states, progress and time left
+    python -m lighthouse.sweep status SWEEP.toml [--watch]  states, progress, time left; --all
     python -m lighthouse.sweep resume SWEEP.toml [RUN ...]  go on with what failed or was ended
     python -m lighthouse.sweep cancel SWEEP.toml [RUN ...]  end runs, with a checkpoint
     python -m lighthouse.sweep collect SWEEP.toml           results.csv, .json and .md
@@ -22,17 +22,33 @@ from pathlib import Path
 from rich.console import Group
 from rich.live import Live
 
+from lighthouse import slurm
 from lighthouse.refusal import EXIT_CODE
 from lighthouse.slurm import SlurmError, Task
 from lighthouse.sweep import code
 from lighthouse.sweep.batch import batch_script
 from lighthouse.sweep.local import check_room
 from lighthouse.sweep.run_folder import Run, read_runs
-from lighthouse.sweep.screen import console, plan_table, status_table
+from lighthouse.sweep.screen import (
+    STATUS_LINES,
+    STATUS_WIDTH,
+    console,
+    counted,
+    plan_table,
+    status_table,
+)
 from lighthouse.sweep.spec import Spec, read_spec
-from lighthouse.sweep.state import RunState, queued_tasks, run_states
-from lighthouse.sweep.submission import next_submission
-from lighthouse.sweep.submit import alone, cancel, planned_states, prepare, send, unfinished
+from lighthouse.sweep.state import RUNNING, UNKNOWN, RunState, queued_tasks, run_states
+from lighthouse.sweep.submission import next_submission, read_submissions
+from lighthouse.sweep.submit import (
+    alone,
+    cancel,
+    planned_states,
+    prepare,
+    run_here,
+    send,
+    unfinished,
+)
 
 # The trainer and matplotlib take seconds to import: only the commands that need them do.
 
@@ -69,10 +85,13 @@ def submit_command(options: argparse.Namespace) -> None:
         console().print(plan_table(planned, states), *remark)
         folders = [state.run.folder for state in unfinished(states)]
         if folders and jobs is None:
-            print()
-            print(
-                batch_script(next_submission(spec.output, spec.name, spec.resources, folders, True))
+            longest = slurm.longest_array()
+            first = next_submission(
+                spec.output, spec.name, spec.resources, folders[:longest], slurm=True
             )
+            print(f"\n{batch_script(first)}")
+            if (left := len(folders) - longest) > 0:
+                print(f"and {counted(left, 'run')} alike: an array has at most {longest} here")
         return
     with alone(spec.output):
         tasks = queued_tasks(spec.output)
@@ -100,22 +119,36 @@ def resume_command(options: argparse.Namespace) -> None:
 
 
 def status_command(options: argparse.Namespace) -> None:
-    screen = console()
+    screen = console(plain_width=STATUS_WIDTH)
+    lines = None if options.all else max(STATUS_LINES, screen.height if screen.is_terminal else 0)
     if options.watch is None:
-        screen.print(_status(options.sweep))
+        screen.print(_status(options.sweep, screen.width, lines))
         return
-    with Live(_status(options.sweep), console=screen, auto_refresh=False, screen=True) as live:
+    # What is below the screen's last line would not be seen.
+    lines = screen.height if lines is None else lines
+    with Live(console=screen, auto_refresh=False, screen=True) as live:
         while True:
+            live.update(_status(options.sweep, screen.width, lines), refresh=True)
             time.sleep(options.watch)
-            live.update(_status(options.sweep), refresh=True)
 
 
 def cancel_command(options: argparse.Namespace) -> None:
     runs = _selected(_runs(options.sweep), options.runs)
-    tasks, remark = _tasks(_output(options.sweep))
-    states = [state for state in run_states(runs, tasks) if not state.run.done]
+    output = _output(options.sweep)
+    tasks, remark = _tasks(output)
+    sent = {name for submission in read_submissions(output) for name in submission.runs}
+    states = [
+        state
+        for state in run_states(runs, tasks)
+        if not state.run.done and state.run.folder.name in sent
+    ]
     cancel(states)
-    print(*remark, f"{len(states)} runs cancelled: those at work save a checkpoint", sep="\n")
+    if not states:
+        print(*remark, "nothing to cancel: all runs that were sent are done", sep="\n")
+        return
+    at_work = sum(state.state in (RUNNING, UNKNOWN) for state in states)
+    print(*remark, f"{counted(len(states), 'run')} cancelled", sep="\n", end=": ")
+    print(f"{at_work} at work save a checkpoint, {len(states) - at_work} will not begin")
 
 
 def collect_command(options: argparse.Namespace) -> None:
@@ -139,20 +172,22 @@ def _send(spec: Spec, states: Sequence[RunState], jobs: int | None) -> None:
         return
     runs = [state.run for state in states]
     folders = [run.folder for run in runs]
-    submission = next_submission(spec.output, spec.name, spec.resources, folders, jobs is None)
-    job = send(submission, jobs)
     if jobs is None:
-        print(f"sent {len(runs)} runs as job {job}; `status` shows them")
+        for job, number in send(spec, folders):
+            print(f"sent {counted(number, 'run')} as job {job}; `status` shows them", flush=True)
     else:
-        console().print(status_table(run_states(runs, {}), spec.name))
+        run_here(next_submission(spec.output, spec.name, spec.resources, folders, False), jobs)
+        screen = console(plain_width=STATUS_WIDTH)
+        screen.print(status_table(run_states(runs, {}), spec.name, screen.width))
         if not all(run.done for run in runs):
             sys.exit(1)
 
 
-def _status(sweep: Path) -> Group:
+def _status(sweep: Path, width: int, lines: int | None) -> Group:
     runs = _runs(sweep)
     tasks, remark = _tasks(_output(sweep))
-    return Group(*remark, status_table(run_states(runs, tasks), _name(sweep)))
+    left = None if lines is None else lines - sum(-(-len(text) // width) for text in remark)
+    return Group(*remark, status_table(run_states(runs, tasks), _name(sweep), width, left))
 
 
 def _tasks(output: Path) -> tuple[dict[str, Task] | None, list[str]]:
@@ -233,6 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument(
         "--watch", nargs="?", type=float, const=10.0, metavar="SECONDS", help="refresh; 10 s"
     )
+    status.add_argument("--all", action="store_true", help="a line for every run")
     cancel = add("cancel", cancel_command)
     add("collect", collect_command)
     add("plot", plot_command)

@@ -6,8 +6,13 @@ import sys
 from lighthouse.sweep.submission import Submission
 
 
-def batch_script(submission: Submission) -> str:
-    """The script for sbatch. A task finds its run in the submission, by its index."""
+def batch_script(submission: Submission, after: str | None = None) -> str:
+    """The script for sbatch. A task finds its run in the submission, by its index.
+
+    Args:
+        submission: what is sent.
+        after: a job that must have ended before.
+    """
     resources = submission.resources
     throttle = "" if resources.max_running is None else f"%{resources.max_running}"
     options: dict[str, object] = {
@@ -29,6 +34,9 @@ def batch_script(submission: Submission) -> str:
     }
     lines = [f"--{name}={value}" for name, value in options.items() if value is not None]
     lines += ["--requeue", *resources.sbatch]
+    if after is not None:
+        # Last: in place of a dependency of the user's, which that job has waited for.
+        lines.append(f"--dependency=afterany:{after}")
     worker = shlex.join([sys.executable, "-m", "lighthouse.sweep.worker", str(submission.folder)])
     return "\n".join(
         [

@@ -135,8 +135,10 @@ class Run:
 def run_names(points: Sequence[Point]) -> list[str]:
     """A name for each point, made of its overrides: ``topk=1536,seed=1``.
 
-    Keys go without their section where that is clear. Characters other than letters, digits and
-    ``._+-`` become ``_``, and long values are cut: what tells runs apart is their identity.
+    Keys that have the same value at all of several points are left out. Keys go without their
+    section where that is clear, paths without the folders that all have in common. Characters
+    other than letters, digits and ``._+-`` become ``_``, and long values are cut: what tells runs
+    apart is their identity.
     """
     keys = {key for point in points for key in point}
     last = Counter(key.rpartition(".")[2] for key in keys)
@@ -145,17 +147,35 @@ def run_names(points: Sequence[Point]) -> list[str]:
         name = key.rpartition(".")[2]
         return key if last[name] > 1 or name in _VAGUE else name
 
-    def text(value: Any) -> str:
+    common = {key: _common_folders([p[key] for p in points if key in p]) for key in keys}
+
+    def text(value: Any, folders: int = 0) -> str:
+        if folders and isinstance(value, str):
+            value = "/".join(Path(value).parts[folders:])
         if isinstance(value, bool):
             return str(value).lower()
         if isinstance(value, list):
             return "+".join(map(text, value)) or "none"
         return re.sub(r"[^A-Za-z0-9._+-]", "_", str(value))[:40]
 
+    varying = {k for k in keys if any(k not in p or p[k] != points[0].get(k) for p in points)}
+
     def name(point: Point) -> str:
-        return ",".join(f"{short(key)}={text(value)}" for key, value in point.items()) or "base"
+        told = {key: value for key, value in point.items() if key in varying or len(points) == 1}
+        parts = (f"{short(key)}={text(value, common[key])}" for key, value in told.items())
+        return ",".join(parts) or "base"
 
     return [name(point)[:150] for point in points]
+
+
+def _common_folders(values: Sequence[Any]) -> int:
+    """How many folders all values begin with, where all are paths."""
+    paths = [Path(value).parts for value in values if isinstance(value, str) and "/" in value]
+    if len(paths) != len(values):
+        return 0
+    shortest = min(len(path) for path in paths) - 1
+    differing = (i for i in range(shortest) if len({path[i] for path in paths}) > 1)
+    return next(differing, shortest)
 
 
 def folder_of(

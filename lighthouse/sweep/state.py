@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lighthouse import slurm
+from lighthouse.sweep.retry import is_over
 from lighthouse.sweep.run_folder import (
     ALIVE_FILE,
     CANCEL_FILE,
     CANCELLED,
     DIVERGED,
     FAILED,
+    RUN_FILE,
     STOPPED,
     Attempt,
     Run,
+    read_run,
 )
-from lighthouse.sweep.submission import read_submissions
+from lighthouse.sweep.submission import Submission, read_submissions
 
 DONE = "done"
 RUNNING = "running"
@@ -51,11 +54,36 @@ def queued_tasks(output: Path) -> dict[str, slurm.Task]:
     """Slurm's task of each run folder that is in the queue; Slurm is not asked if none can be.
 
     Raises:
-        SlurmError: no answer.
+        SlurmError: no answer, though there are runs that may be in the queue.
     """
-    runs_of = {s.job_name: s.runs for s in read_submissions(output) if s.slurm}
-    tasks = slurm.queue() if runs_of else []
+    submissions = read_submissions(output)
+    runs_of = {s.job_name: s.runs for s in submissions if s.slurm}
+    if not runs_of:
+        return {}
+    try:
+        tasks = slurm.queue()
+    except slurm.SlurmError as error:
+        open_ones = [str(s.folder) for s in _open_submissions(submissions)]
+        if not open_ones:
+            return {}
+        raise slurm.SlurmError(
+            f"{error}; it may still have runs of {', '.join(open_ones)} in its queue: ask where it "
+            "answers, or remove these folders if no queue has them any more"
+        ) from None
     return {runs_of[t.job_name][t.index]: t for t in tasks if t.job_name in runs_of}
+
+
+def _open_submissions(submissions: Sequence[Submission]) -> list[Submission]:
+    """Those of Slurm's with a run that is neither done nor over, nor was sent again later."""
+    last = {name: submission for submission in submissions for name in submission.runs}
+    found = set()
+    for name, submission in last.items():
+        folder = submission.output / name
+        if submission.slurm and (folder / RUN_FILE).exists():
+            run = read_run(folder)
+            if not run.done and not is_over(run.attempts(), submission):
+                found.add(submission.number)
+    return [submission for submission in submissions if submission.number in found]
 
 
 def run_states(runs: Sequence[Run], tasks: dict[str, slurm.Task] | None) -> list[RunState]:

@@ -5,7 +5,9 @@ One folder each, `submissions/0001` and on: `submission.json`, `batch.sh` and Sl
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -75,6 +77,13 @@ def write_submission(submission: Submission) -> None:
     record = asdict(submission) | {"directory": str(submission.directory)}
     del record["output"]
     write_atomic(submission.folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def remove_submission(submission: Submission) -> None:
+    """Leave no trace of a submission that was not sent."""
+    shutil.rmtree(submission.folder)
+    with suppress(OSError):  # there are others
+        submission.folder.parent.rmdir()
 
 
 def read_submission(folder: Path) -> Submission:

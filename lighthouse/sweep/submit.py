@@ -27,7 +27,13 @@ from lighthouse.sweep.run_folder import (
 )
 from lighthouse.sweep.spec import Spec
 from lighthouse.sweep.state import AT_WORK, DONE, NOT_STARTED, RunState, run_states
-from lighthouse.sweep.submission import SCRIPT_FILE, Submission, write_submission
+from lighthouse.sweep.submission import (
+    SCRIPT_FILE,
+    Submission,
+    next_submission,
+    remove_submission,
+    write_submission,
+)
 
 if TYPE_CHECKING:
     from lighthouse.sweep.resolve import PlannedRun  # imports the trainer, which takes seconds
@@ -82,23 +88,55 @@ def prepare(spec: Spec, planned: Sequence["PlannedRun"], states: Sequence[RunSta
     write_members(spec.output, spec.name, [state.run for state in states])
 
 
-def send(submission: Submission, jobs: int | None) -> str | None:
-    """Send runs as one array and return the job's id; or, given ``jobs``, run them here.
+def run_here(submission: Submission, jobs: int) -> None:
+    """Run the submission's runs on this machine, so many at a time."""
+    for name in submission.runs:
+        (submission.output / name / CANCEL_FILE).unlink(missing_ok=True)
+    write_submission(submission)
+    run_local(submission, jobs)
+
+
+def send(spec: Spec, folders: Sequence[Path]) -> Iterator[tuple[str, int]]:
+    """Send runs as one array, or as several where the cluster's are shorter than that.
+
+    The next array waits for the one before where ``resources.max_running`` says how many runs may
+    be at work, since Slurm counts them array by array.
+
+    Yields:
+        Each array's job id, and how many runs it has.
 
     Raises:
         SlurmError: Slurm refuses, or does not answer. Sending again is safe.
     """
+    longest = slurm.longest_array()
+    job = None
+    for first in range(0, len(folders), longest):
+        piece = folders[first : first + longest]
+        submission = next_submission(spec.output, spec.name, spec.resources, piece, slurm=True)
+        job = _send_array(submission, job if spec.resources.max_running is not None else None)
+        yield job, len(piece)
+
+
+def _send_array(submission: Submission, after: str | None) -> str:
     folders = [submission.output / name for name in submission.runs]
-    for folder in folders:
-        (folder / CANCEL_FILE).unlink(missing_ok=True)
+    cancelled = [file for folder in folders if (file := folder / CANCEL_FILE).exists()]
+    script = batch_script(submission, after)
+    # Before it is sent: a task may begin at once.
     write_submission(submission)
-    if jobs is not None:
-        run_local(submission, jobs)
-        return None
-    script = batch_script(submission)
+    for file in cancelled:
+        file.unlink()
+    try:
+        job = slurm.submit(script)
+    except slurm.NoAnswer:
+        raise  # it may be in the queue, where it is found by its name
+    except slurm.SlurmError:
+        remove_submission(submission)
+        for file in cancelled:
+            file.touch()
+        raise
     for folder in (submission.folder, *folders):
         write_atomic(folder / SCRIPT_FILE, script)
-    return slurm.submit(script)
+    return job
 
 
 def cancel(states: Sequence[RunState]) -> None:

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from lighthouse import refusal, slurm
 from lighthouse.launch import Launch, environment
-from lighthouse.refusal import ENDINGS, EXIT_CODE, FILE_VARIABLE, ending_of, last_word
+from lighthouse.refusal import ENDINGS, FILE_VARIABLE, ending_of, last_word
 from lighthouse.runs.files import write_atomic
 from lighthouse.runs.folder import LAST_WORD_FILE, RESOLVED_FILE, STOP_FILE
 from lighthouse.sweep import code
+from lighthouse.sweep.retry import given_up
 from lighthouse.sweep.run_folder import (
     ALIVE_FILE,
     CANCEL_FILE,
@@ -57,6 +58,13 @@ _ERROR = re.compile(
 _LAST_WORD = re.compile(rf"^(?:{'|'.join(ENDINGS)})(.*)$", re.MULTILINE)
 _CAUSE = "The above exception was the direct cause of the following exception:"
 _NOT_WHY = ("ChildFailedError", "Exited with exit code")
+# What ranks say that were left alone by the one that failed.
+_OF_PEERS = re.compile(
+    r"[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|DistBackendError|DistNetworkError|"
+    r"NCCL|communicator was aborted|SignalException"
+)
+# Said by the launcher; other signals come from a rank that has printed why, or from outside.
+_KILLED = re.compile(r"^launch: (rank \d+) failed, killed by signal (7|9|11)$", re.MULTILINE)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -88,37 +96,26 @@ def main(arguments: Sequence[str]) -> int:
     return _requeue(slurm.own_task()) if submission.slurm else AGAIN
 
 
-def given_up(attempts: Sequence[Attempt], submission: Submission) -> str | None:
-    """Why a run that has just failed is not tried again, or None if it is.
-
-    Only failures of the same submission count, so that sending a run again gives it a new chance.
-    """
-    failures = [a for a in attempts if a.reason == FAILED and a.submission == submission.number]
-    if failures and failures[-1].exit_code == EXIT_CODE:
-        return "refused, and would be again"
-    if len(failures) > submission.resources.retries:
-        return f"failed {len(failures)} times"
-    same = {(_same_way(a.error or ""), a.step) for a in failures[-2:]}
-    return "failed twice the same way" if len(failures) > 1 and len(same) == 1 else None
-
-
 def error_of(log: str, exit_code: int) -> str:
-    """One line on why a process failed: its first error, as explained, or how it ended."""
+    """One line on why a process failed, as a user can act on it.
+
+    The refusal; or that a rank was killed; or the first error, as explained by those it was raised
+    as, rather than those of ranks that lost it; or how the process ended.
+    """
     if exit_code in ENDINGS.values() and (said := _LAST_WORD.findall(log)):
         return said[-1][:500]
+    if killed := _KILLED.search(log):
+        why = ": out of memory, perhaps" if killed[2] == "9" else ""
+        return f"{killed[1]} killed by signal {killed[2]}{why}"
     cause, _, rest = log.rpartition(_CAUSE)
-    if found := _errors(rest) or _errors(cause):
+    found = [*_errors(rest), *_errors(cause)]
+    if found := [error for error in found if not _OF_PEERS.search(error)] or found:
         return found[0].strip()[:500]
     return f"killed by signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
 
 
 def _errors(log: str) -> list[str]:
     return [e for e in _ERROR.findall(log) if not any(words in e for words in _NOT_WHY)]
-
-
-def _same_way(error: str) -> str:
-    """An error without what differs between two of the same kind: numbers and addresses."""
-    return re.sub(r"0x[0-9a-f]+|\d+", "#", error)
 
 
 def _close_lost_attempts(run: Run) -> None:

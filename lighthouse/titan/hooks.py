@@ -35,6 +35,7 @@ from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, stage_metrics
 from lighthouse.titan.llama3.tied import apply_tied
 from lighthouse.titan.run.nonfinite import UpdateGuard, nonfinite_weight
+from lighthouse.titan.run.quiet import keep_quiet
 from lighthouse.titan.run.rehearsal import is_wanted, rehearse
 from lighthouse.titan.run.schedule import follow_stages
 from lighthouse.titan.run.selection_observer import SelectionObserver
@@ -59,6 +60,7 @@ class RunHooks:
     @refusals()
     def __init__(self, job_config: "JobConfig") -> None:
         set_threads()
+        keep_quiet()
         check_writable(job_config)
         if os.environ.get("RANK", "0") == "0":
             from torchtitan.tools.logging import logger

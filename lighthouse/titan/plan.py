@@ -19,21 +19,22 @@ from typing import TYPE_CHECKING
 from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.loader import worker_rate, workers_needed
 from lighthouse.cost.memory import GIB
-from lighthouse.cost.rates import devices, load_rates
+from lighthouse.cost.rates import Rates, devices, load_rates
 from lighthouse.cost.sizes import Layout, Model, Work, flops_per_token
 from lighthouse.cost.step import Cost, cost
 from lighthouse.refusal import refuse
+from lighthouse.titan.checkpoint.disk import BYTES_PER_PARAMETER
 from lighthouse.titan.config.check import Machine
 from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.section import LayerConfig
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.distributed.layout import accumulation_steps, layout_of
 from lighthouse.titan.llama3.config_json import ffn_dim
+from lighthouse.titan.plan_memory import largest_local_batch, largest_part
+from lighthouse.titan.plan_table import CPU, table
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
-
-CPU = "cpu"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class PlannedStage:
         flops_per_token: by torchtitan's conventions.
         step_seconds: of one optimizer step.
         tokens_per_second: of one GPU.
+        mfu: its share of the device's peak, by torchtitan's conventions.
         memory_gib: largest at a time, of one GPU.
+        largest_local_batch: sequences of a micro-batch that would fit; 0 for none.
         hours: of all steps.
         seconds_by_part, gib_by_part: what the two consist of.
     """
@@ -59,7 +62,9 @@ class PlannedStage:
     flops_per_token: int | None
     step_seconds: float | None
     tokens_per_second: float | None
+    mfu: float | None
     memory_gib: float | None
+    largest_local_batch: int | None
     hours: float | None
     seconds_by_part: dict[str, float]
     gib_by_part: dict[str, float]
@@ -71,6 +76,8 @@ class Plan:
 
     Attributes:
         parameters: of the model.
+        tokens: of all steps.
+        checkpoint_bytes: of a checkpoint to go on from.
         seq_len, tokens_per_step, accumulation: of the longest stage.
         gathered_len: S of each Lighthouse layer, and how many layers have it, over all stages.
         windows: of each window layer, and how many layers have it.
@@ -81,6 +88,7 @@ class Plan:
         memory_limit_gib: of the device.
         loader_rate: tokens/s that a loader worker delivers, as measured on one machine.
         loader_workers: of each rank that reads text, which keep its GPUs busy in every stage.
+        largest_parts: of each stage's memory, and the key that makes it smaller, a sentence each.
         misfits: stages that do not fit into the device's memory, a sentence each.
         remarks: why there is no estimate, and what it does not know.
     """
@@ -90,6 +98,8 @@ class Plan:
     gpus: int
     layout: Layout
     parameters: int | None
+    tokens: int
+    checkpoint_bytes: int | None
     seq_len: int
     tokens_per_step: int
     accumulation: int
@@ -104,6 +114,7 @@ class Plan:
     memory_limit_gib: float | None
     loader_rate: float
     loader_workers: int | None
+    largest_parts: tuple[str, ...]
     misfits: tuple[str, ...]
     remarks: tuple[str, ...]
 
@@ -129,11 +140,13 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
     windows: dict[int, int] = {}
     head_windows: dict[int, int] = {}
 
+    rates = None if reason else load_rates(device)
+
     def planned(stage: Stage, all_dense: bool = False) -> PlannedStage:
         job = stage.job(job_config)
         sequences = layout.batch * job.training.local_batch_size * accumulation_steps(job, layout)
         tokens = sequences * stage.seq_len
-        flops, estimate = None, None
+        flops, estimate, largest = None, None, None
         if model is not None:
             layers = stage.layers(job_config, model.layers)
             if not all_dense:
@@ -146,13 +159,20 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
             attention = (None,) * model.layers if all_dense else tuple(layers)
             work = work_of(job, layout, attention)
             flops = flops_per_token(model, work)
-            estimate = None if reason else cost(model, layout, work, load_rates(device))
-        return _planned_stage(stage, tokens, flops, estimate, layout.gpus)
+            if rates is not None:
+                estimate = cost(model, layout, work, rates)
+                largest = largest_local_batch(model, layout, work, rates)
+        return _planned_stage(stage, tokens, flops, estimate, largest, layout.gpus, rates)
 
     stages = [planned(stage) for stage in stages_of_run]
     all_dense = _together([planned(stage, all_dense=True) for stage in stages_of_run])
     hours = None if reason else sum(stage.hours or 0.0 for stage in stages)
-    limit = None if reason else load_rates(device).memory / GIB
+    limit = None if rates is None else rates.memory / GIB
+    parts = [
+        largest_part(stage.gib_by_part, of_run.job(job_config), layout)
+        for stage, of_run in zip(stages, stages_of_run, strict=True)
+        if stage.gib_by_part
+    ]
     longest = max(stages, key=lambda stage: stage.seq_len)
     tokenizer = job_config.model.tokenizer
     fastest = None if reason else max(stage.tokens_per_second or 0.0 for stage in stages)
@@ -163,6 +183,8 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
         gpus=gpus,
         layout=layout,
         parameters=None if model is None else model.parameters,
+        tokens=sum(stage.steps * stage.tokens_per_step for stage in stages),
+        checkpoint_bytes=None if model is None else model.parameters * BYTES_PER_PARAMETER,
         seq_len=longest.seq_len,
         tokens_per_step=longest.tokens_per_step,
         accumulation=accumulation_steps(of_longest.job(job_config), layout),
@@ -181,7 +203,8 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
             if fastest is None
             else workers_needed(fastest * layout.gpus / layout.batch, tokenizer)
         ),
-        misfits=_misfits(stages, limit),
+        largest_parts=tuple(parts),
+        misfits=() if limit is None else _misfits(stages, parts, limit),
         remarks=(reason,) if reason else _remarks(job_config),
     )
 
@@ -251,19 +274,37 @@ def _why_not_estimated(job_config: "JobConfig", device: str) -> str | None:
 
 
 def _planned_stage(
-    stage: Stage, tokens: int, flops: int | None, estimate: Cost | None, gpus: int
+    stage: Stage,
+    tokens: int,
+    flops: int | None,
+    estimate: Cost | None,
+    largest: int | None,
+    gpus: int,
+    rates: Rates | None,
 ) -> PlannedStage:
     known = stage.attention, stage.steps, stage.seq_len, tokens, flops
-    if estimate is None:
-        return PlannedStage(*known, None, None, None, None, {}, {})
+    if estimate is None or rates is None or flops is None:
+        return PlannedStage(*known, None, None, None, None, None, None, {}, {})
+    speed = tokens / gpus / estimate.step_seconds
     return PlannedStage(
         *known,
         step_seconds=estimate.step_seconds,
-        tokens_per_second=tokens / gpus / estimate.step_seconds,
+        tokens_per_second=speed,
+        mfu=speed * flops / rates.peak,
         memory_gib=estimate.peak_bytes / GIB,
+        largest_local_batch=largest,
         hours=stage.steps * estimate.step_seconds / 3600,
         seconds_by_part=estimate.seconds,
         gib_by_part={part: size / GIB for part, size in estimate.memory.items()},
+    )
+
+
+def _misfits(stages: Sequence[PlannedStage], parts: Sequence[str], limit: float) -> tuple[str, ...]:
+    return tuple(
+        f"stage {number}, {stage.name}: {stage.memory_gib:.1f} GiB do not fit the device's "
+        f"{limit:.1f} GiB, by {stage.memory_gib - limit:.1f} GiB; {part}"
+        for number, (stage, part) in enumerate(zip(stages, parts, strict=True), start=1)
+        if stage.memory_gib is not None and stage.memory_gib > limit
     )
 
 
@@ -279,15 +320,6 @@ def _together(stages: Sequence[PlannedStage]) -> PlannedStage:
     )
 
 
-def _misfits(stages: Sequence[PlannedStage], limit: float | None) -> tuple[str, ...]:
-    return tuple(
-        f"stage {number}, {stage.name}: {stage.memory_gib:.1f} GiB do not fit the device's "
-        f"{limit:.1f} GiB"
-        for number, stage in enumerate(stages, start=1)
-        if stage.memory_gib is not None and limit is not None and stage.memory_gib > limit
-    )
-
-
 def _remarks(job_config: "JobConfig") -> tuple[str, ...]:
     remarks: list[str] = []
     if not job_config.compile.enable:
@@ -299,74 +331,6 @@ def _remarks(job_config: "JobConfig") -> tuple[str, ...]:
     if job_config.training.enable_cpu_offload:
         remarks.append("training.enable_cpu_offload = true: estimated as if it were false")
     return tuple(remarks)
-
-
-def table(result: Plan) -> str:
-    """The plan for people."""
-    layout = result.layout
-    degrees = {
-        "replicas": layout.dp_replicate,
-        "shards": layout.dp_shard,
-        "context parallel": layout.cp,
-        "tensor parallel": layout.tp,
-    }
-
-    def in_layers(found: dict[int, int]) -> str:
-        return ", ".join(f"{size:,} in {n} layers" for size, n in found.items())
-
-    size = "" if result.parameters is None else f", {result.parameters:,} parameters"
-    kind = "CPU processes" if result.device == CPU else f"x {result.device}"
-    lines = [
-        f"model             {result.flavor}{size}",
-        f"GPUs              {result.gpus} {kind}: "
-        + ", ".join(f"{name} {degree}" for name, degree in degrees.items()),
-        f"step              {result.tokens_per_step:,} tokens in sequences of {result.seq_len:,}, "
-        f"{result.accumulation} micro-batches",
-        f"S                 {in_layers(result.gathered_len) or '-'}",
-    ]
-    if result.windows:
-        lines.append(f"windows           {in_layers(result.windows)}")
-    if result.head_windows:
-        lines.append(f"windows of heads  {in_layers(result.head_windows)}")
-    lines.append("")
-    columns = [*result.stages, result.all_dense]
-
-    def row(title: str, cells: Sequence[float | None], form: str) -> None:
-        if any(cell is not None for cell in cells):
-            shown = ("-" if cell is None else format(cell, form) for cell in cells)
-            lines.append(f"{title:<28}" + "".join(f"{cell:>14}" for cell in shown))
-
-    lines.append(f"{'':<28}" + "".join(f"{stage.name:>14}" for stage in columns))
-    row("steps", [stage.steps for stage in columns], ",")
-    if len({stage.seq_len for stage in columns}) > 1:
-        row("tokens of a sequence", [stage.seq_len for stage in columns], ",")
-        row("tokens per step", [stage.tokens_per_step for stage in columns], ",")
-    gflops = [s.flops_per_token and s.flops_per_token / 1e9 for s in columns]
-    row("GFLOPs per token", gflops, ".2f")
-    row("tokens/s per GPU", [stage.tokens_per_second for stage in columns], ",.0f")
-    row("seconds per step", [stage.step_seconds for stage in columns], ".3f")
-    for part in result.all_dense.seconds_by_part:
-        seconds = [stage.seconds_by_part[part] for stage in columns]
-        if any(seconds):
-            row(f"  {part}", seconds, ".3f")
-    row("GiB per GPU", [stage.memory_gib for stage in columns], ".1f")
-    for part in result.all_dense.gib_by_part:
-        row(f"  {part}", [stage.gib_by_part[part] for stage in columns], ".1f")
-    row("hours", [stage.hours for stage in columns], ".1f")
-    lines.append("")
-    if result.hours is not None:
-        lines.append(
-            f"the run           {result.hours:.1f} hours, {result.gpu_hours:,.0f} GPU-hours, "
-            f"{result.speedup:.2f} x as fast as all dense"
-        )
-    if (workers := result.loader_workers) is not None:
-        how_many = f"{workers} {'worker' if workers == 1 else 'workers'} a rank"
-        lines.append(
-            f"loader            {how_many}: each has {result.loader_rate / 1e6:.1f} M tokens/s "
-            "(training.dataloader.num_workers)"
-        )
-    lines += [f"note              {remark}" for remark in result.remarks]
-    return "\n".join(lines)
 
 
 def parse(args: list[str], machine: Machine) -> "JobConfig":

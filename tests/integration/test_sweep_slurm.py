@@ -221,19 +221,20 @@ def test_a_run_out_of_time_continues(disturbed: Swept) -> None:
 
 
 def test_a_failing_run_stops_and_shows_why(disturbed: Swept) -> None:
-    status = disturbed.printed["status"]
-    (line,) = (line for line in status.splitlines() if line.startswith(FAILING))
-    assert "failed" in line and "RuntimeError: runs of 12 steps are to fail" in line
+    status = " ".join(disturbed.printed["status"].split())
+    assert (
+        f"failed {disturbed.run(FAILING).name}: RuntimeError: runs of 12 steps are to fail"
+        in status
+    )
     assert reasons(disturbed, FAILING)[:2] == [FAILED, FAILED]
-    assert "sent 1 runs" in disturbed.printed["resume"]
+    assert "sent 1 run as" in disturbed.printed["resume"]
     assert reasons(disturbed, FAILING)[-1] == FINISHED
 
 
 def test_a_refused_run_is_not_tried_again_and_shows_why(disturbed: Swept) -> None:
-    status = disturbed.printed["status"]
-    (line,) = (line for line in status.splitlines() if line.startswith(REFUSED))
-    assert "failed" in line and "training.dataset_path = " in line
-    assert "sent 1 runs" in disturbed.printed["resume the refused"]
+    status = " ".join(disturbed.printed["status"].split())
+    assert f"failed {disturbed.run(REFUSED).name}: training.dataset_path = " in status
+    assert "sent 1 run as" in disturbed.printed["resume the refused"]
     assert reasons(disturbed, REFUSED) == [FAILED, FINISHED]
     refused, finished = disturbed.run(REFUSED).attempts()
     assert (refused.exit_code, finished.exit_code) == (2, 0)
@@ -242,9 +243,9 @@ def test_a_refused_run_is_not_tried_again_and_shows_why(disturbed: Swept) -> Non
 
 
 def test_a_cancelled_run_leaves_the_queue_until_it_is_resumed(disturbed: Swept) -> None:
-    assert "1 runs cancelled" in disturbed.printed["cancel"]
+    assert "1 run cancelled" in disturbed.printed["cancel"]
     assert "1 cancelled" in disturbed.printed["status of the cancelled"]
-    assert "sent 1 runs" in disturbed.printed["second resume"]
+    assert "sent 1 run as" in disturbed.printed["second resume"]
 
 
 def test_a_dead_controller_is_named_and_nothing_is_sent(disturbed: Swept) -> None:

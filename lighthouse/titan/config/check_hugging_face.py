@@ -17,6 +17,8 @@ from lighthouse.titan.llama3.safetensors_header import stored_weights
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
+
 
 def check_hugging_face(job_config: "JobConfig") -> None:
     """Refuse weights that would compute something else in this job's model, or not fit it.
@@ -38,6 +40,8 @@ def check_hugging_face(job_config: "JobConfig") -> None:
             )
     if model.name != "llama3":
         return
+    if model.tokenizer == "hf":
+        _check_tokenizer(model.hf_assets_path)
     _check_tied(job_config)
     folder = weights_folder(job_config)
     if folder is not None:
@@ -56,6 +60,17 @@ def weights_folder(job_config: "JobConfig") -> Path | None:
     if not (config.enable and config.initial_load_in_hf) or finished_steps(own):
         return None
     return Path(config.initial_load_path or job_config.model.hf_assets_path)
+
+
+def _check_tokenizer(written: str) -> None:
+    folder = Path(written)
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        found = "has none of" if folder.is_dir() else "there is no such folder, with one of"
+        raise ValueError(
+            f"model.hf_assets_path = {written!r}: {found} {', '.join(_VOCABULARIES)}, which "
+            'model.tokenizer = "hf" reads; name a folder with a tokenizer of Hugging Face\'s, or '
+            'use model.tokenizer = "byte"'
+        )
 
 
 def _check_tied(job_config: "JobConfig") -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from lighthouse.titan.config.flags import list_of
 from lighthouse.titan.config.section import Lighthouse
 from lighthouse.titan.config.toml_files import Layer
 from lighthouse.toml_types import check_toml_types
@@ -206,15 +207,15 @@ def _apply_flags(tables: list[StageTable], flags: Sequence[str]) -> None:
 
 def _value(key: str, words: list[str]) -> Any:
     """A flag's words as a TOML value; words that are none are text."""
+    hint = next((f.type for f in fields(_Keys) if f.name == key), None)
+    several = str(hint).startswith("list")
     found = []
-    for word in words:
+    for word in list_of(words) if several else words:
         try:
             written = word.lower() if word in ("True", "False") else word
             found.append(tomllib.loads(f"value = {written}")["value"])
         except tomllib.TOMLDecodeError:
             found.append(word)
-    hint = next((f.type for f in fields(_Keys) if f.name == key), None)
-    several = str(hint).startswith("list") and not isinstance(found[0], list)
     return found if several or len(found) > 1 else found[0]
 
 

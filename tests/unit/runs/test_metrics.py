@@ -72,6 +72,15 @@ def test_half_a_line_from_a_kill_is_passed_over(tmp_path: Path) -> None:
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"7\n", b'{"loss": 1.0}\n', b"\x00" * 9])
+def test_what_is_no_record_is_passed_over(tmp_path: Path, damage: bytes) -> None:
+    write(tmp_path, 1, 2)
+    with (tmp_path / METRICS_FILE).open("ab") as file:
+        file.write(damage)
+    write(tmp_path, 3)
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3]
+
+
 def test_parts_of_a_run_join_by_step(tmp_path: Path) -> None:
     write(tmp_path / "a", 1, 2, 3, 4, loss=1.0)
     write(tmp_path / "b", 3, 4, 5, loss=2.0)

@@ -170,7 +170,7 @@ def test_points_that_are_the_same_run_are_refused(tmp_path):
         gpus_per_node = 0
         """,
     )
-    with pytest.raises(ValueError, match="topk=16,num_levels=3: is the same run as topk=16"):
+    with pytest.raises(ValueError, match="num_levels=3: is the same run as base"):
         resolve(spec, None)
 
 

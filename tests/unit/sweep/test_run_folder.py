@@ -78,3 +78,14 @@ def test_a_run_goes_on_with_another_configuration(tmp_path):
     assert read_run(run.folder).done and (run.folder / "config.toml").read_text() == "[a]\n"
     change_run(run, 9, "[b]\n")
     assert not read_run(run.folder).done and read_run(run.folder) == replace(run, steps=9)
+
+
+def test_names_tell_what_varies_alone():
+    points = [{"a.k": k, "b.same": 1, "a.path": f"/data/text/{k}/x.jsonl"} for k in "cd"]
+    assert run_names(points) == ["k=c,path=c_x.jsonl", "k=d,path=d_x.jsonl"]
+    assert run_names([{"a.path": "/data/x"}]) == ["path=x"]
+    assert run_names([{"a.k": 1}, {"a.k": 1, "b.l": 2}]) == ["base", "l=2"]
+    assert run_names([{"a.model": "org/m"}, {"a.model": "other/m"}]) == [
+        "model=org_m",
+        "model=other_m",
+    ]

@@ -1,10 +1,18 @@
-"""Submissions are numbered whatever became of their folders."""
+"""Submissions: their numbers, what is left of one that was not sent, and long ones."""
 
 import shutil
 
 import pytest
 
-from tests.support.sweeps import make_run, make_submission
+from lighthouse.slurm import NoAnswer, SlurmError
+from lighthouse.sweep.resources import Resources
+from lighthouse.sweep.run_folder import CANCEL_FILE, CANCELLED, FAILED, PREEMPTED
+from lighthouse.sweep.spec import Spec
+from lighthouse.sweep.state import queued_tasks
+from lighthouse.sweep.submission import FOLDER, read_submissions
+from lighthouse.sweep.submit import send
+from tests.support.commands import StandIns
+from tests.support.sweeps import log_attempts, make_run, make_submission
 
 
 @pytest.mark.parametrize("removed", ["1", "2"])
@@ -16,3 +24,81 @@ def test_a_submission_without_its_record_is_in_no_ones_way(tmp_path, removed):
     assert make_submission([run]).number == 3
     shutil.rmtree(tmp_path / "submissions" / "0001")
     assert make_submission([run]).number == 4
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch) -> StandIns:
+    """Stand-ins for Slurm's commands, and no others."""
+    stand_ins = StandIns(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(stand_ins.folder))
+    return stand_ins
+
+
+def spec_of(output, **resources) -> Spec:
+    return Spec(
+        "test", output / "base.toml", output, {}, (), Resources(gpus_per_node=0, **resources)
+    )
+
+
+REFUSES = "echo 'sbatch: error: Invalid account' >&2; exit 1"
+
+
+@pytest.mark.parametrize("sbatch", [None, REFUSES], ids=["not there", "refuses"])
+def test_what_was_never_sent_leaves_no_trace(tmp_path, fake, sbatch):
+    run = make_run(tmp_path)
+    (run.folder / CANCEL_FILE).touch()
+    before = sorted(run.folder.iterdir())
+    if sbatch:
+        fake("sbatch", sbatch)
+    with pytest.raises(SlurmError, match=r"^sbatch: "):
+        list(send(spec_of(tmp_path), [run.folder]))
+    assert not (tmp_path / FOLDER).exists()
+    assert sorted(run.folder.iterdir()) == before
+    assert queued_tasks(tmp_path) == {}  # without asking Slurm
+
+
+def test_what_may_have_been_sent_is_believed(tmp_path, fake):
+    run = make_run(tmp_path)
+    fake("sbatch", "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1")
+    with pytest.raises(NoAnswer):
+        list(send(spec_of(tmp_path), [run.folder]))
+    with pytest.raises(SlurmError, match=r"squeue: not found.*submissions/0001.*remove these"):
+        queued_tasks(tmp_path)
+
+
+def test_without_slurm_a_local_run_follows_what_slurm_has_ended(tmp_path, fake):
+    runs = [make_run(tmp_path, f"k={i}") for i in range(2)]
+    make_submission(runs, slurm=True, retries=0)
+    log_attempts(runs[0], CANCELLED)
+    log_attempts(runs[1], PREEMPTED)
+    with pytest.raises(SlurmError, match="submissions/0001"):
+        queued_tasks(tmp_path)  # the second has gone back into the queue
+    log_attempts(runs[1], PREEMPTED, FAILED)
+    assert queued_tasks(tmp_path) == {}
+
+
+@pytest.mark.parametrize("throttle", [None, 4])
+def test_an_array_is_split_where_the_cluster_has_shorter_ones(tmp_path, fake, throttle):
+    runs = [make_run(tmp_path, f"k={i}") for i in range(7)]
+    fake("scontrol", "echo 'MaxArraySize            = 3'")
+    fake("sbatch", f"/bin/cat >> '{tmp_path}/got'; echo 4$(/bin/ls '{tmp_path}/submissions')")
+    folders = [run.folder for run in runs]
+    sent = list(send(spec_of(tmp_path, max_running=throttle), folders))
+    assert [number for _, number in sent] == [3, 3, 1]
+    assert [len(s.runs) for s in read_submissions(tmp_path)] == [3, 3, 1]
+    script = (tmp_path / "got").read_text()
+    assert [line for line in script.splitlines() if "--array" in line] == [
+        f"#SBATCH --array=0-{last}{'' if throttle is None else f'%{throttle}'}"
+        for last in (2, 2, 0)
+    ]
+    # Slurm counts what is at work array by array.
+    assert script.count("--dependency=afterany:4") == (0 if throttle is None else 2)
+    assert len({s.job_name for s in read_submissions(tmp_path)}) == 3
+
+
+def test_a_cluster_that_does_not_tell_has_slurms_own_limit(tmp_path, fake):
+    fake("scontrol", "exit 1")
+    fake("sbatch", "/bin/cat > /dev/null; echo 1")
+    run = make_run(tmp_path)
+    sent = list(send(spec_of(tmp_path), [run.folder] * 1102))
+    assert [number for _, number in sent] == [1001, 101]

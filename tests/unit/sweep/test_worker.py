@@ -302,6 +302,17 @@ def test_a_task_of_slurm_trains_in_a_step_on_its_nodes(tmp_path, monkeypatch):
         ("refused: rank 1: no text\n", 2, "rank 1: no text"),
         ("ValueError: x\nI refused: it\n", 2, "ValueError: x"),
         ("refused: by a tool\nValueError: x\n", 1, "ValueError: x"),
+        ("[rank0]: RuntimeError: [..] Connection closed by peer\nOSError: x\n", 1, "OSError: x"),
+        (
+            "torch.distributed.DistBackendError: NCCL error\n",
+            *(1, "torch.distributed.DistBackendError: NCCL error"),
+        ),
+        (
+            "[rank0]: RuntimeError: Connection reset by peer\n"
+            "launch: rank 1 failed, killed by signal 9\n",
+            *(1, "rank 1 killed by signal 9: out of memory, perhaps"),
+        ),
+        ("OSError: x\nlaunch: rank 1 failed, killed by signal 6\n", 1, "OSError: x"),
     ],
 )
 def test_the_error_of_a_log(log, exit_code, error):

@@ -1,6 +1,7 @@
 """The dry run of a job on GPUs that are not there."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.distributed.layout import layout_of
 from lighthouse.titan.llama3.layers import set_stage
 from lighthouse.titan.plan import Plan, machine_of, main, model_of, parse, plan, table, work_of
+from lighthouse.titan.plan_memory import largest_part
 from tests.support import TRAIN_CONFIGS
 from tests.support.models import on_meta
 
@@ -347,12 +349,89 @@ def test_the_largest_stage_must_fit(staged, capsys):
     assert last.startswith("refused: stage 1, dense: ") and "tokens of a sequence" in out
 
 
-def test_it_says_how_many_loader_workers_keep_the_gpus_busy():
+def test_it_says_how_many_loader_workers_keep_the_gpus_busy(tmp_path):
     bytes_ = planned(BASE)
     assert bytes_.loader_workers == 1
     assert "loader            1 worker a rank: each has " in table(bytes_)
-    hf = planned(MILLION, "--model.tokenizer=hf")
+    (tmp_path / "tokenizer.json").touch()
+    hf = planned(MILLION, "--model.tokenizer=hf", f"--model.hf_assets_path={tmp_path}")
     # Eight GPUs work on what one rank reads.
     needed = 8 * max(stage.tokens_per_second for stage in hf.stages) / hf.loader_rate
     assert needed <= hf.loader_workers < needed + 1
     assert planned(TINY, gpus=1, device="cpu").loader_workers is None
+
+
+def test_the_plan_says_whether_it_fits_and_by_how_much(capsys):
+    shown = table(planned(BASE))
+    fits = [line for line in shown.splitlines() if line.startswith("memory ")]
+    assert len(fits) == 2 and all(
+        " fits, " in line and "GiB to spare of 79.1" in line for line in fits
+    )
+    assert "activations are the largest part, " in fits[0]
+    assert fits[0].endswith('activation_checkpoint.mode = "full" makes them smaller')
+    with pytest.raises(SystemExit):
+        flags = "--activation_checkpoint.mode none --training.local_batch_size 4"
+        main(["--gpus", "8", "--job.config_file", str(BASE), *flags.split()])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(
+        r"do not fit the device's 79\.1 GiB, by \d+\.\d GiB; activations are the", last
+    )
+
+
+def test_totals_and_mfu():
+    result = planned(BASE)
+    assert result.tokens == 16_000 * result.tokens_per_step
+    assert result.checkpoint_bytes == 12 * result.parameters
+    shown = table(result)
+    assert f"tokens            {result.tokens:,} in all steps" in shown
+    assert "checkpoint        3.2 GB" in shown
+    for stage in result.stages:
+        wanted = stage.tokens_per_second * stage.flops_per_token / 989e12
+        assert stage.mfu == pytest.approx(wanted) and 0 < stage.mfu < 1
+    assert planned(TINY, gpus=2, device="cpu").stages[0].mfu is None
+
+
+def test_the_largest_micro_batch_is_the_last_that_fits():
+    for stage, number in enumerate(planned(BASE).stages):
+        most = number.largest_local_batch
+        for batch, fits in ((most, True), (most + 1, False)):
+            flags = [
+                "--training.local_batch_size",
+                str(batch),
+                "--training.global_batch_size",
+                "-1",
+            ]
+            result = planned(BASE, *flags)
+            assert (result.stages[stage].memory_gib <= result.memory_limit_gib) == fits
+    assert (
+        planned(BASE, "--activation_checkpoint.mode", "full").stages[0].largest_local_batch > most
+    )
+    too_much = planned(
+        BASE, "--training.seq_len", "1048576", "--activation_checkpoint.mode", "none"
+    )
+    assert too_much.stages[0].largest_local_batch == 0
+
+
+@pytest.mark.parametrize(
+    ("part", "flags", "advice"),
+    [
+        ("logits", [], "training.loss_chunk_tokens = 1024 makes them smaller"),
+        ("logits", ["--training.loss_chunk_tokens", "512"], "training.loss_chunk_tokens = 256 "),
+        ("activations", ["--activation_checkpoint.mode", "none"], "activation_checkpoint.mode = "),
+        (
+            "activations",
+            ["--activation_checkpoint.mode", "full", "--training.local_batch_size", "2"],
+            "training.local_batch_size = 1 halves them",
+        ),
+        (
+            "activations",
+            ["--activation_checkpoint.mode", "full"],
+            "parallelism.context_parallel_degree = 2 halves them",
+        ),
+        ("parameters and optimizer", [], "more GPUs, or parallelism.tensor_parallel_degree = 2"),
+    ],
+)
+def test_the_largest_part_has_a_key_that_makes_it_smaller(part, flags, advice):
+    job = job_of(BASE, *flags)
+    said = largest_part({"another": 1.0, part: 2.0}, job, layout_of(job, 8))
+    assert said.startswith(f"{part} are the largest part, 2.0 GiB: {advice}")

@@ -30,6 +30,7 @@ def assets(tmp_path, monkeypatch):
     """The folder that a file begins with is the user's: here, its description without weights."""
     folder = tmp_path / "assets" / "Llama-3-8B"
     folder.mkdir(parents=True)
+    (folder / "tokenizer.json").touch()
     (folder / "config.json").write_text(json.dumps(LLAMA_3_8B))
     monkeypatch.chdir(tmp_path)
 

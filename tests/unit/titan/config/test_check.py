@@ -498,3 +498,13 @@ def test_a_pipeline_is_warned_of(parse, caplog):
     with caplog.at_level("WARNING"):
         parse(pipeline)
     assert "parallelism.pipeline_parallel_degree = 2" in caplog.text
+
+
+@pytest.mark.parametrize("machine", [CPU, GPUS_ELSEWHERE])
+def test_a_tokenizer_that_is_not_there_is_refused_by_its_key(parse, tmp_path, machine) -> None:
+    changes = {"model.tokenizer": "hf", "model.hf_assets_path": str(tmp_path / "assets/tokenizer")}
+    with pytest.raises(Refusal, match=r"^model\.hf_assets_path = '.*': there is no such folder"):
+        parse(changes, machine=machine)
+    (tmp_path / "assets/tokenizer").mkdir(parents=True)
+    with pytest.raises(Refusal, match=r"^model\.hf_assets_path = '.*': has none of tokenizer.json"):
+        parse(changes, machine=machine)

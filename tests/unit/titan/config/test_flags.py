@@ -16,7 +16,11 @@ from lighthouse.titan.config.flags import sentence_of
         ),
         ("--nonsense", "Unrecognized options: --nonsense"),
         ("--training.steps", "Missing value for argument '--training.steps'. Expected 1 values."),
-        ("--training.steps abc", "Error parsing --training.steps: invalid literal for int() with "),
+        ("--training.steps abc", "Error parsing --training.steps: 'abc' is no whole number"),
+        ("--lighthouse.dense_layers [0,x]", "Error parsing --lighthouse.dense_layers: 'x' is "),
+        ("--lighthouse.dense_layers [0,1.5]", "Error parsing --lighthouse.dense_layers: '1.5' is"),
+        ("--lighthouse.dense_layers [0", "Error parsing --lighthouse.dense_layers: [0 has no ]"),
+        ("--model.args.dim x", "Error parsing --model.args.dim: 'x' is no "),
         ("--lighthouse.scorer foo", "invalid choice 'foo' for argument '--lighthouse.scorer'. Exp"),
     ],
 )
@@ -33,6 +37,65 @@ def test_a_wrong_flag_is_refused_in_one_sentence(
 def test_what_is_meant_is_named() -> None:
     with pytest.raises(Refusal, match=r"; perhaps --lighthouse\.topk or .* was meant$"):
         ConfigManager(checked=False).parse_args(["--lighthouse.top_k", "3"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "option", "off"),
+    [
+        ("--lighthouse.enable false", "--lighthouse.enable false", "--lighthouse.no-enable"),
+        ("--lighthouse.enable=False", "--lighthouse.enable False", "--lighthouse.no-enable"),
+        ("--checkpoint.no-enable true", "--checkpoint.no-enable true", "--checkpoint.no-enable"),
+        (
+            "--training.steps 4 --compile.enable 0 --lighthouse.topk 8",
+            *("--compile.enable 0", "--compile.no-enable"),
+        ),
+    ],
+)
+def test_an_option_without_a_value_says_how_to_turn_it_off(flags, option, off) -> None:
+    with pytest.raises(Refusal) as refused:
+        ConfigManager(checked=False).parse_args(flags.split())
+    assert str(refused.value).startswith(f"{option}: an option without a value; ")
+    assert str(refused.value).endswith(f"{off} to turn it off")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["['optimizer', 'lr_scheduler']"],
+        ['["optimizer", "lr_scheduler"]'],
+        ["[optimizer,", "lr_scheduler]"],
+        ["optimizer,lr_scheduler"],
+        ["optimizer", "lr_scheduler"],
+    ],
+)
+def test_a_list_is_what_messages_print_or_its_items(words: list[str]) -> None:
+    flags = ["--checkpoint.exclude_from_loading", *words, "--training.steps", "4"]
+    job = ConfigManager(checked=False).parse_args(flags)
+    assert job.checkpoint.exclude_from_loading == ["optimizer", "lr_scheduler"]
+    assert job.training.steps == 4
+
+
+@pytest.mark.parametrize("words", ["[0, 3]", "0 3", "0,3"])
+def test_a_list_of_numbers_too(words: str) -> None:
+    for split in (words.split(), [words]) if "[" in words else (words.split(),):
+        job = ConfigManager(checked=False).parse_args(["--lighthouse.dense_layers", *split])
+        assert job.lighthouse.dense_layers == [0, 3]
+
+
+def test_lists_of_lists_and_lists_or_text() -> None:
+    flags = ["--parallelism.module_fqns_per_model_part", "[['a', 'b'], ['c']]"]
+    flags += ["--quantize.grouped_mm.mx.fqns", "['d']"]
+    job = ConfigManager(checked=False).parse_args(flags)
+    assert job.parallelism.module_fqns_per_model_part == [["a", "b"], ["c"]]
+    assert job.quantize.grouped_mm.mx.fqns == ["d"]
+
+
+def test_the_help_prints_a_list_as_it_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ConfigManager(checked=False).parse_args(["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--compile.components [A, B, ...]" in shown
+    assert """(default: '["model", "loss"]')""" in shown
 
 
 def test_help_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:

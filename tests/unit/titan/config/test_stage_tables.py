@@ -249,6 +249,8 @@ def test_lengths_must_suit_the_layout(parse) -> None:
         ("--stages.2.dense_layers 0 1 --metrics.log_freq 1", 2, "dense_layers", [0, 1]),
         ("--stages.2.dense_layers 0", 2, "dense_layers", [0]),
         ("--stages.2.dense_layers=[0,1]", 2, "dense_layers", [0, 1]),
+        ("--stages.2.dense_layers 0,1", 2, "dense_layers", [0, 1]),
+        ("--stages.2.dense_layers [0, 1]", 2, "dense_layers", [0, 1]),
         ("--stages.2.dense_layers []", 2, "dense_layers", []),
         ("--stages.2.layer_overrides 2-3:topk=8", 2, "layer_overrides", ["2-3:topk=8"]),
         ("--stages.2.cover_prefix false", 2, "cover_prefix", False),

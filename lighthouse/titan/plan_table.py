@@ -1,0 +1,101 @@
+"""A plan as a table for people."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lighthouse.titan.plan import Plan
+
+CPU = "cpu"
+
+
+def table(result: "Plan") -> str:
+    """The plan for people."""
+    layout = result.layout
+    degrees = {
+        "replicas": layout.dp_replicate,
+        "shards": layout.dp_shard,
+        "context parallel": layout.cp,
+        "tensor parallel": layout.tp,
+    }
+
+    def in_layers(found: dict[int, int]) -> str:
+        return ", ".join(f"{size:,} in {n} layers" for size, n in found.items())
+
+    size = "" if result.parameters is None else f", {result.parameters:,} parameters"
+    kind = "CPU processes" if result.device == CPU else f"x {result.device}"
+    lines = [
+        f"model             {result.flavor}{size}",
+        f"GPUs              {result.gpus} {kind}: "
+        + ", ".join(f"{name} {degree}" for name, degree in degrees.items()),
+        f"step              {result.tokens_per_step:,} tokens in sequences of {result.seq_len:,}, "
+        f"{result.accumulation} micro-batches",
+        f"tokens            {result.tokens:,} in all steps",
+        f"S                 {in_layers(result.gathered_len) or '-'}",
+    ]
+    if result.windows:
+        lines.append(f"windows           {in_layers(result.windows)}")
+    if result.head_windows:
+        lines.append(f"windows of heads  {in_layers(result.head_windows)}")
+    if result.checkpoint_bytes is not None:
+        lines.append(f"checkpoint        {_size(result.checkpoint_bytes)}, to go on from")
+    lines.append("")
+    columns = [*result.stages, result.all_dense]
+
+    def row(title: str, cells: Sequence[float | None], form: str) -> None:
+        if any(cell is not None for cell in cells):
+            shown = ("-" if cell is None else format(cell, form) for cell in cells)
+            lines.append(f"{title:<28}" + "".join(f"{cell:>14}" for cell in shown))
+
+    lines.append(f"{'':<28}" + "".join(f"{stage.name:>14}" for stage in columns))
+    row("steps", [stage.steps for stage in columns], ",")
+    if len({stage.seq_len for stage in columns}) > 1:
+        row("tokens of a sequence", [stage.seq_len for stage in columns], ",")
+        row("tokens per step", [stage.tokens_per_step for stage in columns], ",")
+    gflops = [s.flops_per_token and s.flops_per_token / 1e9 for s in columns]
+    row("GFLOPs per token", gflops, ".2f")
+    row("tokens/s per GPU", [stage.tokens_per_second for stage in columns], ",.0f")
+    row("MFU", [stage.mfu for stage in columns], ".1%")
+    row("seconds per step", [stage.step_seconds for stage in columns], ".3f")
+    for part in result.all_dense.seconds_by_part:
+        seconds = [stage.seconds_by_part[part] for stage in columns]
+        if any(seconds):
+            row(f"  {part}", seconds, ".3f")
+    row("GiB per GPU", [stage.memory_gib for stage in columns], ".1f")
+    for part in result.all_dense.gib_by_part:
+        row(f"  {part}", [stage.gib_by_part[part] for stage in columns], ".1f")
+    row("largest micro-batch", [stage.largest_local_batch for stage in columns], ",")
+    row("hours", [stage.hours for stage in columns], ".1f")
+    lines.append("")
+    if result.hours is not None:
+        lines.append(
+            f"the run           {result.hours:.1f} hours, {result.gpu_hours:,.0f} GPU-hours, "
+            f"{result.speedup:.2f} x as fast as all dense"
+        )
+    lines += _memory(result)
+    if (workers := result.loader_workers) is not None:
+        how_many = f"{workers} {'worker' if workers == 1 else 'workers'} a rank"
+        lines.append(
+            f"loader            {how_many}: each has {result.loader_rate / 1e6:.1f} M tokens/s "
+            "(training.dataloader.num_workers)"
+        )
+    lines += [f"note              {remark}" for remark in result.remarks]
+    return "\n".join(lines)
+
+
+def _memory(result: "Plan") -> list[str]:
+    """Of each stage whether it fits, and by how much."""
+    limit = result.memory_limit_gib
+    if limit is None:
+        return []
+    lines = []
+    for stage, part in zip(result.stages, result.largest_parts, strict=True):
+        left = limit - (stage.memory_gib or 0.0)
+        fits = f"fits, {left:.1f}" if left >= 0 else f"does not fit, {-left:.1f}"
+        rest = "GiB to spare" if left >= 0 else "GiB too many"
+        lines.append(f"memory            {stage.name} {fits} {rest} of {limit:.1f}; {part}")
+    return lines
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
