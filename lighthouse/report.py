@@ -176,6 +176,9 @@ def format_table(report: Report) -> str:
         rows.append(("spike foreseen", f"{report.foreseen_loss:.4f}  {where}"))
     if report.switch_step is not None:
         recovery = "not yet" if report.steps_to_recover is None else f"{report.steps_to_recover:,}"
+        dense = next(s for s in report.stages if s.first_step == report.switch_step)
+        if dense.logged < SMOOTH_STEPS:
+            recovery += f": {dense.logged} logged steps so far, the mean of {SMOOTH_STEPS} tells"
         rows += [
             ("switch to dense at step", f"{report.switch_step:,}"),
             (

@@ -21,6 +21,7 @@ class StageReport:
         number: from 1, as the run counts; where it does not, among the stages that were logged.
         attention, seq_len: of its steps; 0 where older runs do not say their length.
         first_step, last_step: logged ones.
+        logged: how many.
         unlogged_before: steps before the first that were not logged, of this stage or earlier ones.
         tokens: between them, the step before the first included where it was logged.
         seconds: of all its steps, as its clock says.
@@ -38,6 +39,7 @@ class StageReport:
     seq_len: int
     first_step: int
     last_step: int
+    logged: int
     unlogged_before: int
     tokens: float | None
     seconds: float | None
@@ -90,6 +92,7 @@ def _report(stage: list[Record], before: list[Record], number: int) -> StageRepo
         seq_len=last.get("seq_len", 0),
         first_step=first["step"],
         last_step=last["step"],
+        logged=len(stage),
         unlogged_before=first["step"] - before[-1]["step"] - 1 if before else 0,
         tokens=_difference("tokens_seen", stage, before[-1] if before else None),
         seconds=_difference(clock, stage, before[-1] if before else None),

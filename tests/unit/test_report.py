@@ -192,3 +192,11 @@ def test_stages_that_come_again_and_sparse_logs() -> None:
     assert "up to 19 steps before a stage are not logged" in shown
     assert "validation loss" in shown and "(at step 120)" in shown
     assert "not logged" not in format_table(summarize(recipe()))
+
+
+def test_a_recovery_that_is_too_early_to_tell_is_no_failure_to_recover() -> None:
+    report = summarize(recipe()[:16])
+    assert report.steps_to_recover is None
+    shown = format_table(report)
+    assert "not yet: 4 logged steps so far, the mean of 10 tells" in shown
+    assert "so far, the mean" not in format_table(summarize(recipe()))
