@@ -48,8 +48,8 @@ class Report:
         last_step: latest logged training step.
         loss_before_switch: mean loss of the last `loss_before_steps` logged steps in the
             lighthouse stage, at most `SMOOTH_STEPS`.
-        foreseen_loss: validation loss under dense attention when it was last measured in the
-            lighthouse stage, at `foreseen_step`: where the loss would jump to.
+        foreseen_loss: validation loss under dense attention when it was last measured before the
+            switch, or so far, at `foreseen_step`: where the loss would jump to.
         switch_step: first logged step in the dense stage that follows.
         spike: highest loss in the first `SPIKE_STEPS` logged steps of the dense stage.
         steps_to_recover: steps from `switch_step` until the mean of the last `SMOOTH_STEPS` logged
@@ -58,6 +58,7 @@ class Report:
             the stage that the run is in.
         lighthouse_tokens_per_second, dense_tokens_per_second: median per device, without the
             first logged step of the stage, which has warm-up and compilation in it.
+        validation_loss: the latest, at `validation_step`.
         leak: what the loss of the lighthouse stage owed to later tokens, when last measured.
         sees_future: whether that stage's selection is one that tells of later tokens, so that its
             loss is not that of a language model.
@@ -78,6 +79,8 @@ class Report:
     final_steps: int
     lighthouse_tokens_per_second: float | None
     dense_tokens_per_second: float | None
+    validation_loss: float | None
+    validation_step: int | None
     leak: float | None
     sees_future: bool
     checkpoint: str | None
@@ -108,7 +111,9 @@ def summarize(
     before = _before_the_switch(stages)
     switch = stages[before + 1] if before is not None else None
     last_of = [len(part[-SMOOTH_STEPS:]) for part in split(steps)]
-    foreseen = [record for record in records if "validation_dense_loss" in record]
+    end = math.inf if switch is None else switch.first_step
+    foreseen = [r for r in records if "validation_dense_loss" in r and r["step"] < end]
+    validated = [record for record in records if "validation_loss" in record]
     leaks = [record["validation_leak"] for record in records if "validation_leak" in record]
     return Report(
         last_step=steps[-1]["step"],
@@ -123,6 +128,8 @@ def summarize(
         final_steps=last_of[-1],
         lighthouse_tokens_per_second=_speed(steps, "lighthouse"),
         dense_tokens_per_second=_speed(steps, "dense"),
+        validation_loss=validated[-1]["validation_loss"] if validated else None,
+        validation_step=validated[-1]["step"] if validated else None,
         leak=leaks[-1] if leaks else None,
         sees_future=published and any(stage.attention == "lighthouse" for stage in stages),
         checkpoint=str(checkpoint) if checkpoint else None,
@@ -150,9 +157,15 @@ def _before_the_switch(stages: Sequence[StageReport]) -> int | None:
     return next((i for i, pair in enumerate(pairs) if pair == STAGES), None)
 
 
-def _speed(steps: Sequence[Record], stage: str) -> float | None:
-    speeds = [record["tokens_per_second"] for record in steps if attention_of(record) == stage]
-    return statistics.median(speeds[1:]) if len(speeds) > 1 else None
+def _speed(steps: Sequence[Record], attention: str) -> float | None:
+    """Of all stages of an attention, without the first logged step of each."""
+    speeds = [
+        record["tokens_per_second"]
+        for stage in split(steps)
+        if attention_of(stage[0]) == attention
+        for record in stage[1:]
+    ]
+    return statistics.median(speeds) if speeds else None
 
 
 def format_table(report: Report) -> str:
@@ -163,6 +176,9 @@ def format_table(report: Report) -> str:
         rows.append(("spike foreseen", f"{report.foreseen_loss:.4f}  {where}"))
     if report.switch_step is not None:
         recovery = "not yet" if report.steps_to_recover is None else f"{report.steps_to_recover:,}"
+        dense = next(s for s in report.stages if s.first_step == report.switch_step)
+        if dense.logged < SMOOTH_STEPS:
+            recovery += f": {dense.logged} logged steps so far, the mean of {SMOOTH_STEPS} tells"
         rows += [
             ("switch to dense at step", f"{report.switch_step:,}"),
             (
@@ -173,12 +189,19 @@ def format_table(report: Report) -> str:
             ("steps to recover", recovery),
         ]
     rows.append(("final loss", f"{report.final_loss:.4f}  {_mean_of(report.final_steps)}"))
+    if report.validation_step is not None:
+        where = f"(at step {report.validation_step:,})"
+        rows.append(("validation loss", f"{report.validation_loss:.4f}  {where}"))
     for stage in STAGES:
         speed = getattr(report, f"{stage}_tokens_per_second")
         text = "not measured" if speed is None else f"{speed:,.0f} tokens/s per device"
         rows.append((f"{stage} speed", text))
     if report.leak is not None:
         rows.append(("owed to later tokens", f"{report.leak:.4f} of the lighthouse stage's loss"))
+    unlogged = max((stage.unlogged_before for stage in report.stages), default=0)
+    if unlogged:
+        known = "where a stage begins, and what is counted from there, is known to as many"
+        rows.append(("note", f"up to {unlogged:,} steps before a stage are not logged: {known}"))
     if report.sees_future:
         why = 'lighthouse.selection = "published" tells of later tokens'
         rows.append(("note", f"the lighthouse stage's loss is no language model's: {why}"))

@@ -18,8 +18,11 @@ class StageReport:
     """Logged steps that are alike; None stands for what there is not (yet).
 
     Attributes:
+        number: from 1, as the run counts; where it does not, among the stages that were logged.
         attention, seq_len: of its steps; 0 where older runs do not say their length.
         first_step, last_step: logged ones.
+        logged: how many.
+        unlogged_before: steps before the first that were not logged, of this stage or earlier ones.
         tokens: between them, the step before the first included where it was logged.
         seconds: of all its steps, as its clock says.
         tokens_per_second: median per device, without the first logged step of the stage, which has
@@ -31,10 +34,13 @@ class StageReport:
         final_loss: mean loss of its last ``SMOOTH_STEPS`` logged steps.
     """
 
+    number: int
     attention: str
     seq_len: int
     first_step: int
     last_step: int
+    logged: int
+    unlogged_before: int
     tokens: float | None
     seconds: float | None
     tokens_per_second: float | None
@@ -64,13 +70,13 @@ def stage_reports(steps: Sequence[Record]) -> list[StageReport]:
     """One for each stage of training records that are in order of steps."""
     found: list[StageReport] = []
     before: list[Record] = []
-    for stage in split(steps):
-        found.append(_report(stage, before))
+    for place, stage in enumerate(split(steps), start=1):
+        found.append(_report(stage, before, stage[0].get("stage_number", place)))
         before = stage
     return found
 
 
-def _report(stage: list[Record], before: list[Record]) -> StageReport:
+def _report(stage: list[Record], before: list[Record], number: int) -> StageReport:
     losses = [record["loss"] for record in stage]
     first, last = stage[0], stage[-1]
     loss_before = spike = recovered = None
@@ -81,10 +87,13 @@ def _report(stage: list[Record], before: list[Record]) -> StageReport:
     speeds = [record["tokens_per_second"] for record in stage if "tokens_per_second" in record]
     clock = f"time_metrics/{attention_of(last)}_stage(s)"
     return StageReport(
+        number=number,
         attention=attention_of(last),
         seq_len=last.get("seq_len", 0),
         first_step=first["step"],
         last_step=last["step"],
+        logged=len(stage),
+        unlogged_before=first["step"] - before[-1]["step"] - 1 if before else 0,
         tokens=_difference("tokens_seen", stage, before[-1] if before else None),
         seconds=_difference(clock, stage, before[-1] if before else None),
         tokens_per_second=statistics.median(speeds[1:]) if len(speeds) > 1 else None,
@@ -129,13 +138,13 @@ def table(stages: Sequence[StageReport]) -> str:
         *("before", "spike", "recovered", "final"),
     )
     rows = [heads]
-    for number, stage in enumerate(stages, start=1):
+    for stage in stages:
         recovered = "-" if stage.loss_before is None else "not yet"
         if stage.steps_to_recover is not None:
             recovered = f"{stage.steps_to_recover:,} steps"
         rows.append(
             (
-                str(number),
+                str(stage.number),
                 stage.attention,
                 f"{stage.seq_len:,}" if stage.seq_len else "-",
                 f"{stage.first_step:,}-{stage.last_step:,}",

@@ -166,3 +166,37 @@ def test_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtu
         main([str(tmp_path)])
     assert stopped.value.code == 2
     assert "has no metrics.jsonl" in capsys.readouterr().err
+
+
+def test_stages_that_come_again_and_sparse_logs() -> None:
+    """Stages 1, 3 and 4 of a run that logs each tenth step: of the second there is none."""
+    parts = ((1, "lighthouse", 1, 41), (3, "dense", 51, 91), (4, "lighthouse", 101, 141))
+    steps = [
+        record(step, 3.0, attention, speed=1.0 if step == first else 100.0 * number)
+        | {"stage_number": number}
+        for number, attention, first, end in parts
+        for step in range(first, end, 10)
+    ]
+    measured = [
+        {"step": s, "validation_dense_loss": s / 10, "validation_loss": 2.0} for s in (30, 120)
+    ]
+    report = summarize(sorted([*steps, *measured], key=lambda r: r["step"]))
+    assert [stage.number for stage in report.stages] == [1, 3, 4]
+    assert [stage.unlogged_before for stage in report.stages] == [0, 19, 19]
+    # Each stage's first is slow with what came before it.
+    assert report.lighthouse_tokens_per_second == 250.0
+    assert report.dense_tokens_per_second == 300.0
+    assert (report.foreseen_loss, report.foreseen_step) == (3.0, 30)  # not what was measured later
+    assert (report.validation_loss, report.validation_step) == (2.0, 120)
+    shown = format_table(report)
+    assert "up to 19 steps before a stage are not logged" in shown
+    assert "validation loss" in shown and "(at step 120)" in shown
+    assert "not logged" not in format_table(summarize(recipe()))
+
+
+def test_a_recovery_that_is_too_early_to_tell_is_no_failure_to_recover() -> None:
+    report = summarize(recipe()[:16])
+    assert report.steps_to_recover is None
+    shown = format_table(report)
+    assert "not yet: 4 logged steps so far, the mean of 10 tells" in shown
+    assert "so far, the mean" not in format_table(summarize(recipe()))
