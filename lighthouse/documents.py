@@ -9,16 +9,23 @@ Shape suffixes: B batch, H heads (query or key/value), K key/value heads, G grou
 cut alike, N tokens or rows, M documents, C coarsest entries, D head dimension.
 """
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 
 import lighthouse.window  # noqa: F401  (registers the operators that attend to a document)
 from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.inputs import check_inputs
 from lighthouse.pyramid import Pyramid, Selection
+
+# Grouped heads have to be said from some release of PyTorch on, and can't be before it.
+_GROUPED: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
+)
 
 _MOST_PIECES = 2**15
 """Of a call: CUDA's grids have at most 65,535 in their lesser dimensions."""
@@ -142,8 +149,6 @@ def row_starts(
 def _by_lengths(
     q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, starts_BGM: Tensor, window: int
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     batch, groups, bound = starts_BGM.shape
     seq_len = q_BHND.shape[2]
     if batch * groups * bound > _MOST_PIECES and groups > 1:
@@ -158,8 +163,12 @@ def _by_lengths(
         """(B G N, H / G, D): a view where memory allows it."""
         return x_BHND.unflatten(1, (groups, -1)).transpose(2, 3).flatten(0, 2)
 
-    inputs = packed(q_BHND), packed(k_BHND), packed(v_BHND)
-    out = varlen_attn(*inputs, lengths, lengths, seq_len, seq_len, window_size=(window - 1, 0))
+    q, k, v = (packed(x) for x in (q_BHND, k_BHND, v_BHND))
+    seen = (-1 if window == seq_len else window - 1, 0)
+    grouped = _GROUPED if q_BHND.shape[1] != k_BHND.shape[1] else {}
+    out = varlen.varlen_attn(
+        q, k, v, lengths, lengths, seq_len, seq_len, window_size=seen, **grouped
+    )
     assert isinstance(out, Tensor)  # no log-sum-exp is asked for
     return out.unflatten(0, (batch, groups, seq_len)).transpose(2, 3).flatten(1, 2)
 

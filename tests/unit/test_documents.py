@@ -4,17 +4,20 @@ Documents are said by the tokens that they begin with, for each row of the batch
 """
 
 from dataclasses import replace
+from itertools import pairwise
 from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import lighthouse.documents as documents_module
 from lighthouse import LighthouseAttention, LighthouseConfig, WindowConfig, lighthouse_attention
 from lighthouse.documents import document_attention, first_tokens, row_starts
 from lighthouse.ops import reference
 from lighthouse.pyramid import Pyramid, Selection
 from lighthouse.scorers import level0_scores, level1_maxima
+from lighthouse.window import window_attention
 from tests.support import oracle
 from tests.support.inputs import QKV, build, leaves, normal, qkv, to
 from tests.unit.test_attention import float64_budget, gradients
@@ -316,6 +319,59 @@ def test_refuses_scorers_that_attend_across_borders(scorer: str) -> None:
     config, inputs, documents = make("plain")
     with pytest.raises(ValueError, match=scorer):
         run(replace(config, scorer=scorer), inputs, documents)
+
+
+def varlen_by_loop(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    window_size: tuple[int, int],
+    enable_gqa: bool = False,
+) -> Tensor:
+    """What PyTorch's kernel for sequences of many lengths promises, which has none for CPUs."""
+    assert enable_gqa == (q.shape[1] != k.shape[1])
+    assert torch.equal(cu_seq_q, cu_seq_k) and cu_seq_q.dtype == torch.int32
+    bounds = cu_seq_q.tolist()
+    assert bounds == sorted(bounds) and bounds[0] == 0 and bounds[-1] == len(q)
+    left, right = window_size
+    assert right == 0
+    out = torch.empty_like(q)
+    for start, end in pairwise(bounds):
+        assert end - start <= max_q == max_k
+        window = end - start if left == -1 else left + 1
+        if end > start:
+            piece = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
+            out[start:end] = window_attention(*piece, window=window)[0].transpose(0, 1)
+    return out
+
+
+@pytest.mark.parametrize("most", [2**15, 1])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("heads", [(2, 2), (8, 2)])
+@pytest.mark.parametrize("alike", [True, False])
+def test_all_documents_of_all_heads_in_one_call(
+    most: int,
+    window: int | None,
+    heads: tuple[int, int],
+    alike: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The call that GPUs get, of a stand-in for their kernel."""
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", varlen_by_loop)
+    monkeypatch.setattr(documents_module, "_MOST_PIECES", most)
+    monkeypatch.setattr(documents_module, "_GROUPED", {"enable_gqa": True})
+    inputs = qkv((2, 21, 4), heads, seed=1)
+    starts = tensor_of([[0, 1, 9], [0, 17]], 21)[:, None]
+    if not alike:
+        starts = torch.cat([starts, tensor_of([[0, 5, 6], [0, 2]], 21)[:, None]], dim=1)
+    out = documents_module._by_lengths(*inputs, starts, window or 21)
+    expected = document_attention(*inputs, starts, window=window)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.gpu
