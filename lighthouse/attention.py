@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lighthouse.config import LighthouseConfig, WindowConfig
+from lighthouse.config import INTERLEAVED_SCORERS, LighthouseConfig, WindowConfig
+from lighthouse.documents import (
+    check_document_starts,
+    document_attention,
+    first_tokens,
+    row_starts,
+)
 from lighthouse.inputs import check_inputs
 from lighthouse.ops import check_name, implementation
 from lighthouse.scorers import level0_scores, level1_maxima
@@ -20,9 +26,19 @@ WindowAttention = Callable[..., Tensor]
 
 
 def dense_attention(
-    q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, *, enable_gqa: bool = False
+    q_BHSD: Tensor,
+    k_BHSD: Tensor,
+    v_BHSD: Tensor,
+    *,
+    enable_gqa: bool = False,
+    document_starts: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention by whatever kernel ``scaled_dot_product_attention`` picks."""
+    """Causal attention by whatever kernel ``scaled_dot_product_attention`` picks.
+
+    With int32 ``document_starts`` (B, Hkv, S) inside documents alone, by ``document_attention``.
+    """
+    if document_starts is not None:
+        return document_attention(q_BHSD, k_BHSD, v_BHSD, document_starts)
     return F.scaled_dot_product_attention(
         q_BHSD, k_BHSD, v_BHSD, is_causal=True, enable_gqa=enable_gqa
     )
@@ -37,6 +53,7 @@ def lighthouse_attention(
     impl: str = "auto",
     attention: DenseAttention = dense_attention,
     windowed: WindowAttention = window_attention,
+    document_starts: Tensor | None = None,
 ) -> Tensor:
     """Pool, score, select, gather, attend, scatter back (arXiv 2605.06554).
 
@@ -50,9 +67,14 @@ def lighthouse_attention(
         config: parameters; N must satisfy ``config.validate``.
         impl: ``"auto"`` or the name of an implementation of the steps around attention.
         attention: the causal dense attention of the sub-sequence, called as
-            ``attention(q_BHSD, k_BHSD, v_BHSD, enable_gqa=Hq != Hkv)``.
+            ``attention(q_BHSD, k_BHSD, v_BHSD, enable_gqa=Hq != Hkv)``. With documents it gets
+            ``document_starts`` too, int32 (B, Hkv, M): where their rows begin in each head's
+            sub-sequence, S where there is none.
         windowed: the attention of the window heads, if ``config`` has any, called with their share
             of the inputs as ``windowed(q_BHND, k_BHND, v_BHND, window=config.window)``.
+        document_starts: int32 (B, M), with which tokens documents begin, in rising order from 0 on,
+            multiples of ``config.coarsest_width``; N in places without one. Attention then ends
+            where a document ends (docs/method.md, section 10).
 
     Returns:
         (B, Hq, N, D) in the dtype that ``attention`` returns: that of the inputs, but for autocast.
@@ -60,14 +82,22 @@ def lighthouse_attention(
         never through scores or indices. As deterministic as ``attention`` is.
 
     Raises:
-        ValueError: for inputs that don't fit each other or ``config``, and for an ``attention``
-            that returns another shape than its queries'.
+        ValueError: for inputs that don't fit each other or ``config``, for an ``attention``
+            that returns another shape than its queries', and for what documents don't go with: the
+            ``dilated`` and ``gla`` scorers, and a ``windowed`` of one's own.
     """
     check_inputs(q_BHND, k_BHND, v_BHND)
+    if document_starts is not None:
+        _check_documents(document_starts, q_BHND, config, windowed)
     if config.window_heads:
         in_window = config.is_windowed(k_BHND.shape[1])
         inputs = (q_BHND, k_BHND, v_BHND)
-        near = windowed(*(heads_of(x, in_window, True) for x in inputs), window=config.window)
+        q_near, k_near, v_near = (heads_of(x, in_window, True) for x in inputs)
+        if document_starts is None:
+            near = windowed(q_near, k_near, v_near, window=config.window)
+        else:
+            starts_B1M = document_starts[:, None]
+            near = document_attention(q_near, k_near, v_near, starts_B1M, window=config.window)
         q_far, k_far, v_far = (heads_of(x, in_window, False) for x in inputs)
         if windowed is not window_attention:
             # Under context parallelism both send: on all ranks this first, and the ring then.
@@ -77,6 +107,7 @@ def lighthouse_attention(
             config=replace(config, window_heads=0),
             impl=impl,
             attention=attention,
+            document_starts=document_starts,
         )
         return _in_head_order(near, far, in_window)
     seq_len = q_BHND.shape[2]
@@ -90,20 +121,43 @@ def lighthouse_attention(
         scores = level0_scores(q_BHND, k_BHND, v_BHND, config)
         query_maxima, key_maxima = (level1_maxima(x, config) for x in scores)
     assert query_maxima is not None and key_maxima is not None
-    selection = ops.select(query_maxima, key_maxima, config)
+    cut = {}
+    if document_starts is None:
+        selection = ops.select(query_maxima, key_maxima, config)
+    else:
+        first_token_BC = first_tokens(document_starts, seq_len, config)
+        selection = ops.select(query_maxima, key_maxima, config, first_token_BC)
+        cut["document_starts"] = row_starts(selection, document_starts, seq_len, config)
     q_BHSD = ops.gather(q_BHND, q_coarsest, selection, config)
     k_BHSD = ops.gather(k_BHND, k_coarsest, selection, config)
     v_BHSD = ops.gather(v_BHND, v_coarsest, selection, config)
     enable_gqa = False
     if q_BHND.shape[1] != k_BHND.shape[1]:  # a branch: SDPA refuses a comparison of symbolic sizes
         enable_gqa = True
-    rows_BHSD = attention(q_BHSD, k_BHSD, v_BHSD, enable_gqa=enable_gqa)
+    rows_BHSD = attention(q_BHSD, k_BHSD, v_BHSD, enable_gqa=enable_gqa, **cut)
     if rows_BHSD.shape != q_BHSD.shape:
         raise ValueError(
             "attention must return the shape of its queries, (B, Hq, S, D) = "
             f"{tuple(q_BHSD.shape)}, got {tuple(rows_BHSD.shape)}"
         )
     return ops.scatter(rows_BHSD, selection, q_BHND, config)
+
+
+def _check_documents(
+    document_starts_BM: Tensor, q_BHND: Tensor, config: LighthouseConfig, windowed: WindowAttention
+) -> None:
+    if config.scorer in INTERLEAVED_SCORERS:
+        raise ValueError(
+            f"scorer = {config.scorer!r}: attends across the borders of documents; with documents "
+            "use 'norm' or 'random'"
+        )
+    if config.window_heads and windowed is not window_attention:
+        raise ValueError(
+            "windowed: only lighthouse.window.window_attention ends where a document ends; leave "
+            "it out, or document_starts"
+        )
+    batch, _, seq_len, _ = q_BHND.shape
+    check_document_starts(document_starts_BM, batch, seq_len, config.coarsest_width)
 
 
 def heads_of(x_BHND: Tensor, windowed: list[bool], which: bool) -> Tensor:
@@ -160,20 +214,33 @@ class LighthouseAttention(nn.Module):
         v_BHND: Tensor,
         *,
         enable_gqa: bool = False,
+        document_starts: Tensor | None = None,
         **inner_kwargs: Any,
     ) -> Tensor:
-        """(B, Hq, N, D) from q (B, Hq, N, D), k and v (B, Hkv, N, D); see the functions."""
-        if self.dense:
+        """(B, Hq, N, D) from q (B, Hq, N, D), k and v (B, Hkv, N, D); see the functions.
+
+        With int32 ``document_starts`` (B, M) ``document_attention`` takes the place of ``inner``.
+        """
+        if self.dense and document_starts is None:
             return self.inner(q_BHND, k_BHND, v_BHND, enable_gqa=enable_gqa, **inner_kwargs)
         if q_BHND.shape[1] != k_BHND.shape[1] and not enable_gqa:
             raise ValueError(
                 f"enable_gqa = False: q has {q_BHND.shape[1]} heads and k {k_BHND.shape[1]}; "
                 "grouped-query heads need enable_gqa = True"
             )
-        if isinstance(self.config, WindowConfig):
-            return self.windowed(q_BHND, k_BHND, v_BHND, window=self.config.window)
+        if self.dense or isinstance(self.config, WindowConfig):
+            window = None if self.dense else self.config.window
+            if document_starts is not None:
+                check_document_starts(document_starts, q_BHND.shape[0], q_BHND.shape[2])
+                starts_B1M = document_starts[:, None]
+                return document_attention(q_BHND, k_BHND, v_BHND, starts_B1M, window=window)
+            return self.windowed(q_BHND, k_BHND, v_BHND, window=window)
 
-        def attention(q: Tensor, k: Tensor, v: Tensor, *, enable_gqa: bool) -> Tensor:
+        def attention(
+            q: Tensor, k: Tensor, v: Tensor, *, enable_gqa: bool, **cut: Tensor
+        ) -> Tensor:
+            if cut:
+                return dense_attention(q, k, v, enable_gqa=enable_gqa, **cut)
             return self.inner(q, k, v, enable_gqa=enable_gqa, **inner_kwargs)
 
         return lighthouse_attention(
@@ -182,6 +249,7 @@ class LighthouseAttention(nn.Module):
             impl=self.impl,
             attention=attention,
             windowed=self.windowed,
+            document_starts=document_starts,
         )
 
     def extra_repr(self) -> str:

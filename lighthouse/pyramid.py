@@ -58,7 +58,10 @@ class Selection:
         index: int32 (B, Hkv, S), flat pyramid index of each row of the sub-sequence, in causal
             order: by window end, at equal ends the finer entry first.
         slot: int32 (B, Hkv, E), E entries in the pyramid: the row of each entry, or -1.
+        first_token: with documents int32 (B, n_{L-1}), where the document of each coarsest entry
+            begins, or its chunk if that is later; without them None.
     """
 
     index: Tensor
     slot: Tensor
+    first_token: Tensor | None = None

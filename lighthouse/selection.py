@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lighthouse.config import LighthouseConfig
+from lighthouse.documents import check_document_starts, first_tokens
 from lighthouse.ops import implementation
 from lighthouse.pyramid import Selection
 from lighthouse.scorers import level1_maxima
@@ -18,6 +19,7 @@ def select(
     *,
     config: LighthouseConfig,
     impl: str = "auto",
+    document_starts: Tensor | None = None,
 ) -> Selection:
     """Top-k cascade over the pyramid (docs/method.md, sections 3, 4), without gradient.
 
@@ -29,6 +31,7 @@ def select(
         key_scores_BHN: level-0 key scores, likewise.
         config: N must satisfy ``config.validate``.
         impl: ``"auto"`` or the name of an implementation.
+        document_starts: as in :func:`lighthouse.attention.lighthouse_attention`.
 
     Returns:
         The :class:`Selection`. Deterministic: ties go to the entry with the smaller index.
@@ -54,9 +57,14 @@ def select(
             f"{tuple(query_scores_BHN.shape)} on {query_scores_BHN.device} and "
             f"{tuple(key_scores_BHN.shape)} on {key_scores_BHN.device}"
         )
-    config.validate(query_scores_BHN.shape[-1])
+    batch, _, seq_len = query_scores_BHN.shape
+    config.validate(seq_len)
+    first_token_BC = None
+    if document_starts is not None:
+        check_document_starts(document_starts, batch, seq_len, config.coarsest_width)
+        first_token_BC = first_tokens(document_starts, seq_len, config)
     ops = implementation(impl, query_scores_BHN.device, query_scores_BHN.dtype)
     query_maxima, key_maxima = (
         level1_maxima(x, config) for x in (query_scores_BHN, key_scores_BHN)
     )
-    return ops.select(query_maxima, key_maxima, config)
+    return ops.select(query_maxima, key_maxima, config, first_token_BC)

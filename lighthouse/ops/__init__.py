@@ -22,7 +22,11 @@ class Implementation(Protocol):
     ) -> tuple[Tensor, Tensor | None]: ...
 
     def select(
-        self, query_maxima_BHE: Tensor, key_maxima_BKE: Tensor, config: LighthouseConfig
+        self,
+        query_maxima_BHE: Tensor,
+        key_maxima_BKE: Tensor,
+        config: LighthouseConfig,
+        first_token_BC: Tensor | None = None,
     ) -> Selection: ...
 
     def gather(

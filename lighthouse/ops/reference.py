@@ -4,7 +4,7 @@ Every other implementation is tested against this file; none imports it. Nothing
 
 Shape suffixes: B batch, H heads (query or key/value), K key/value heads, N tokens, D head
 dimension, T strata of the whole sequence, M candidates of a stratum, S rows of the sub-sequence,
-E entries: of the whole pyramid in a slot, of level 1 in maxima.
+E entries: of the whole pyramid in a slot, of level 1 in maxima, C coarsest entries.
 """
 
 import torch
@@ -34,13 +34,19 @@ def summarize(
     return coarsest, level1_maxima(x.detach().norm(dim=-1), config).float()
 
 
-def select(query_maxima_BHE: Tensor, key_maxima_BKE: Tensor, config: LighthouseConfig) -> Selection:
+def select(
+    query_maxima_BHE: Tensor,
+    key_maxima_BKE: Tensor,
+    config: LighthouseConfig,
+    first_token_BC: Tensor | None = None,
+) -> Selection:
     """Cascade and order, sections 3 and 4 of docs/method.md.
 
     Args:
         query_maxima_BHE: the level-1 entries' query scores, fp32 (B, H, n_1), for query heads or
             for key/value heads already; see :func:`lighthouse.scorers.level1_maxima`.
         key_maxima_BKE: likewise for keys, (B, K, n_1).
+        first_token_BC: with documents, see :class:`lighthouse.pyramid.Selection`.
     """
     kv_heads, level1 = key_maxima_BKE.shape[1:]
     query_maxima_BKE = query_maxima_BHE.unflatten(1, (kv_heads, -1)).amax(dim=2)
@@ -54,6 +60,7 @@ def select(query_maxima_BHE: Tensor, key_maxima_BKE: Tensor, config: LighthouseC
     real = real_TM.expand_as(candidates)
     entries = [torch.arange(pyramid.level_sizes[coarsest], device=device) + pyramid.offsets[-1]]
     entries[0] = entries[0].expand(*key_maxima_BKE.shape[:2], -1)
+    begins_BC = _begins(first_token_BC, pyramid, config, device)
     for level in range(coarsest, 0, -1):
         query_score, key_score = (
             window_maxima(maxima, pyramid.widths[level - 1], config)
@@ -63,8 +70,9 @@ def select(query_maxima_BHE: Tensor, key_maxima_BKE: Tensor, config: LighthouseC
         )
         rank = torch.where(real, _ELIGIBLE, _EXCLUDED)
         if config.cover_prefix:
-            first_of_chunk = candidates % (pyramid.level_sizes[level] // config.num_chunks) == 0
-            rank = rank.masked_fill(first_of_chunk & real, _FIRST)
+            first = _is_first(candidates, begins_BC, pyramid, level) & real
+            rank = rank.masked_fill(first, _FIRST)
+            query_score, key_score = (x.masked_fill(first, 0) for x in (query_score, key_score))
         by_query = _top(query_score, rank, config.stratum // 2)
         rank = rank.scatter(-1, by_query, _EXCLUDED)
         by_key = _top(key_score, rank, config.stratum // 2)
@@ -73,7 +81,25 @@ def select(query_maxima_BHE: Tensor, key_maxima_BKE: Tensor, config: LighthouseC
         real = torch.ones_like(candidates, dtype=torch.bool)
         entries.append(candidates.flatten(-2) + pyramid.offsets[level - 1])
     index_BKS = _causal_order(torch.cat(entries, dim=-1), pyramid)
-    return Selection(index_BKS, _slots(index_BKS, pyramid))
+    return Selection(index_BKS, _slots(index_BKS, pyramid), first_token_BC)
+
+
+def _begins(
+    first_token_BC: Tensor | None, pyramid: Pyramid, config: LighthouseConfig, device: torch.device
+) -> Tensor:
+    """With which coarsest entries a document or a chunk begins, (B or 1, C)."""
+    token_C = torch.arange(0, pyramid.seq_len, pyramid.widths[-1], device=device)
+    if first_token_BC is None:
+        return (token_C % (pyramid.seq_len // config.num_chunks) == 0)[None]
+    return first_token_BC == token_C
+
+
+def _is_first(candidates_BKTM: Tensor, begins_BC: Tensor, pyramid: Pyramid, level: int) -> Tensor:
+    """Of each candidate of a level whether a document or a chunk begins with it."""
+    under_coarsest = pyramid.level_sizes[level] // pyramid.level_sizes[-1]
+    coarsest_BKTM = candidates_BKTM // under_coarsest
+    begins_BKTC = begins_BC[:, None, None].expand(*candidates_BKTM.shape[:3], -1)
+    return (candidates_BKTM % under_coarsest == 0) & begins_BKTC.gather(-1, coarsest_BKTM)
 
 
 def _coarsest_candidates(
@@ -144,23 +170,28 @@ def scatter(
 ) -> Tensor:
     """Each token's sum of the rows that speak for it, shaped as ``like`` (section 6).
 
-    Entry (l, i) speaks for tokens i*w + w - 1 .. i*w + 2w - 2, so token t hears, at each level, the
-    one entry (t + 1) // w - 1, if that exists and is in the sub-sequence.
+    Entry (l, i) speaks for tokens i*w + w - 1 .. i*w + 2w - 2, as far as its chunk and its document
+    go. So token t hears, at each level, the one entry (t + 1) // w - 1, if that is in both and in
+    the sub-sequence.
     """
     seq_len = like_BHND.shape[2]
     pyramid = Pyramid(seq_len, config.num_levels, config.pooling_factor)
     rows = rows_BHSD.to(_accumulation_dtype(rows_BHSD))
     group = rows.shape[1] // selection.slot.shape[1]
     token_N = torch.arange(seq_len, device=rows.device)
-    # Chunks speak only for themselves: an entry's last tokens may lie in the next chunk.
-    chunk_start_N = token_N // (seq_len // config.num_chunks) * (seq_len // config.num_chunks)
+    # An entry's last tokens may lie in the next chunk, or in the next document.
+    first_token_BN = (token_N // (seq_len // config.num_chunks) * (seq_len // config.num_chunks))[
+        None
+    ]
+    if selection.first_token is not None:
+        first_token_BN = selection.first_token.repeat_interleave(pyramid.widths[-1], dim=1)
     out_BHND = rows.new_zeros(*rows.shape[:2], seq_len, rows.shape[3])
     for width, offset in zip(pyramid.widths, pyramid.offsets, strict=True):
         position_N = (token_N + 1) // width - 1
-        exists_N = position_N * width >= chunk_start_N
+        exists_BN = position_N * width >= first_token_BN
         slot_BKN = selection.slot[..., offset + position_N.clamp(min=0)]
         slot_BHN = slot_BKN.repeat_interleave(group, dim=1).long()
-        heard = (slot_BHN >= 0) & exists_N
+        heard = (slot_BHN >= 0) & exists_BN[:, None]
         row_BHND = rows.gather(2, slot_BHN.clamp(min=0)[..., None].expand_as(out_BHND))
         out_BHND = out_BHND + torch.where(heard[..., None], row_BHND, 0)
     return out_BHND.to(rows_BHSD.dtype)

@@ -33,17 +33,18 @@ for (levels, p), chunks, dtype, dim in (
     ((5, 2), 1, "fp16", 256),
 ):
     rows = dict.fromkeys(("x", "rows", "coarsest"), f"*{dtype}")
-    rows |= {"index": "*i32", "slot": "*i32", "maxima": "*fp32"}
+    rows |= {"index": "*i32", "slot": "*i32", "maxima": "*fp32", "first_token": "*i32"}
     block = {"D": dim, "BLOCK_D": triton.next_power_of_2(dim), "BLOCK_E": 8}
     block |= {"BLOCK_S": 8, "BLOCK_N": 8}
     shape = {"L": levels, "P": p, "CHUNKS": chunks, "WIDTH": p ** (levels - 1)}
     for flag in (True, False):
         common = HEADS | block | shape | {"SCORED": True, "SPOKEN": flag, "CAUSAL": flag}
+        common |= {"DOCUMENTS": flag and chunks == 2, "KV_HEADS": 4}
         compile_kernel(_summarize_kernel, rows, common | {"UNROLL": min(p - 1, 4)})
         compile_kernel(_windows_kernel, rows, common)
         compile_kernel(_pull_kernel, rows, common)
         scores = {"query_maxima": "*fp32", "key_maxima": "*fp32"}
-        ints = dict.fromkeys(("index", "slot", "scratch"), "*i32")
+        ints = dict.fromkeys(("index", "slot", "scratch", "first_token"), "*i32")
         strata = {"M": 128, "STRATA": 12, "COVER_PREFIX": flag}
         # The coarsest level in registers, or in blocks.
         strata |= {"COARSEST_TILE": 1024, "FINER_TILE": 512, "BLOCK_MAX": 1024 if flag else 512}

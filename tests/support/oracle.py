@@ -16,7 +16,9 @@ Where the definition leaves room, the oracle assumes:
 - `gla` runs in the same `dilation` interleaved subsequences as `dilated`.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +26,8 @@ import numpy as np
 from lighthouse import LighthouseConfig
 
 Entry = tuple[int, int]
+Starts = Sequence[int]
+"""With which tokens the documents of a sequence begin."""
 
 
 # ---- geometry
@@ -54,13 +58,21 @@ def window(config: LighthouseConfig, entry: Entry) -> range:
     return range(i * width, (i + 1) * width)
 
 
-def spoken_to(config: LighthouseConfig, seq_len: int, entry: Entry) -> range:
-    """Tokens that entry's output row is added to: from its last token on, inside its chunk."""
+def document_of(starts: Starts, seq_len: int, token: int) -> range:
+    """Tokens of the document that a token is part of."""
+    bounds = [*starts, seq_len]
+    return next(range(a, b) for a, b in itertools.pairwise(bounds) if a <= token < b)
+
+
+def spoken_to(config: LighthouseConfig, seq_len: int, entry: Entry, starts: Starts = (0,)) -> range:
+    """Tokens that entry's output row is added to: from its last token on, inside its chunk and
+    its document."""
     level, i = entry
     width = config.pooling_factor**level
     chunk_len = seq_len // config.num_chunks
     chunk_end = ((i * width) // chunk_len + 1) * chunk_len
-    return range(i * width + width - 1, min(i * width + 2 * width - 1, chunk_end))
+    end = min(chunk_end, document_of(starts, seq_len, i * width).stop)
+    return range(i * width + width - 1, min(i * width + 2 * width - 1, end))
 
 
 def contributors(config: LighthouseConfig, seq_len: int, entries: list[Entry]) -> list[int]:
@@ -178,7 +190,7 @@ def _refine(
     config: LighthouseConfig,
     level: int,
     candidates: list[int],
-    first_of_chunk: int,
+    firsts: set[int],
     query_scores_N: np.ndarray,
     key_scores_N: np.ndarray,
 ) -> list[int]:
@@ -188,17 +200,19 @@ def _refine(
     half = config.stratum // 2
 
     refined: list[int] = []
-    if config.cover_prefix and first_of_chunk in candidates:
-        refined.append(first_of_chunk)
-    rest = [i for i in candidates if i not in refined]
-    refined += _largest(rest, half - len(refined), query_score)
-    rest = [i for i in candidates if i not in refined]
-    refined += _largest(rest, half, key_score)
+    for score in (query_score, key_score):
+        rest = [i for i in candidates if i not in refined]
+        first = sorted(firsts & set(rest))[:half] if config.cover_prefix else []
+        others = [i for i in rest if i not in firsts or not config.cover_prefix]
+        refined += first + _largest(others, half - len(first), score)
     return refined
 
 
 def select(
-    config: LighthouseConfig, query_scores_N: np.ndarray, key_scores_N: np.ndarray
+    config: LighthouseConfig,
+    query_scores_N: np.ndarray,
+    key_scores_N: np.ndarray,
+    starts: Starts = (0,),
 ) -> list[Entry]:
     """The sub-sequence of one batch row and key/value head, in causal order."""
     seq_len = len(query_scores_N)
@@ -213,10 +227,9 @@ def select(
             candidates = list(range(start, end))
             entries += [(top, i) for i in candidates]
             for level in range(top, 0, -1):
-                first_of_chunk = chunk * chunk_coarse * p ** (top - level)
-                refined = _refine(
-                    config, level, candidates, first_of_chunk, query_scores_N, key_scores_N
-                )
+                begins = {*starts, chunk * chunk_coarse * p**top}
+                firsts = {token // p**level for token in begins}
+                refined = _refine(config, level, candidates, firsts, query_scores_N, key_scores_N)
                 candidates = [i * p + child for i in refined for child in range(p)]
                 entries += [(level - 1, i) for i in candidates]
     # The last token of the window, then the level: children before their parent.
@@ -224,15 +237,19 @@ def select(
 
 
 def select_flat(
-    config: LighthouseConfig, query_scores_BHN: np.ndarray, key_scores_BHN: np.ndarray
+    config: LighthouseConfig,
+    query_scores_BHN: np.ndarray,
+    key_scores_BHN: np.ndarray,
+    starts: Sequence[Starts] | None = None,
 ) -> np.ndarray:
     """`select` for every batch row and key/value head, as flat indices (B, H, S)."""
     B, H, N = query_scores_BHN.shape
+    starts = starts or [(0,)] * B
     rows = [
         [
             [
                 flat_of(config, N, entry)
-                for entry in select(config, query_scores_BHN[b, h], key_scores_BHN[b, h])
+                for entry in select(config, query_scores_BHN[b, h], key_scores_BHN[b, h], starts[b])
             ]
             for h in range(H)
         ]
@@ -250,28 +267,37 @@ def attend_and_scatter(
     k_BHND: np.ndarray,
     v_BHND: np.ndarray,
     index_BHS: np.ndarray,
+    starts: Sequence[Starts] | None = None,
 ) -> np.ndarray:
-    """Output (B, Q, N, D) for a given selection: pool, attend, scatter."""
+    """Output (B, Q, N, D) for a given selection: pool, attend, scatter, document by document."""
     B, Q, N, _ = q_BQND.shape
+    starts = starts or [(0,)] * B
     H = k_BHND.shape[1]
     out_BQND = np.zeros((B, Q, N, v_BHND.shape[3]))
     for b in range(B):
         for head in range(Q):
             h = head // (Q // H)
-            entries = [entry_of(config, N, int(flat)) for flat in index_BHS[b, h]]
-            rows_SD = softmax_attention(
-                pool(config, q_BQND[b, head], entries),
-                pool(config, k_BHND[b, h], entries),
-                pool(config, v_BHND[b, h], entries),
-            )
-            for entry, row_D in zip(entries, rows_SD, strict=True):
-                for token in spoken_to(config, N, entry):
-                    out_BQND[b, head, token] += row_D
+            selected = [entry_of(config, N, int(flat)) for flat in index_BHS[b, h]]
+            for start in starts[b]:
+                document = document_of(starts[b], N, start)
+                entries = [entry for entry in selected if window(config, entry)[0] in document]
+                rows_SD = softmax_attention(
+                    pool(config, q_BQND[b, head], entries),
+                    pool(config, k_BHND[b, h], entries),
+                    pool(config, v_BHND[b, h], entries),
+                )
+                for entry, row_D in zip(entries, rows_SD, strict=True):
+                    for token in spoken_to(config, N, entry, starts[b]):
+                        out_BQND[b, head, token] += row_D
     return out_BQND
 
 
 def lighthouse_attention(
-    config: LighthouseConfig, q_BQND: np.ndarray, k_BHND: np.ndarray, v_BHND: np.ndarray
+    config: LighthouseConfig,
+    q_BQND: np.ndarray,
+    k_BHND: np.ndarray,
+    v_BHND: np.ndarray,
+    starts: Sequence[Starts] | None = None,
 ) -> np.ndarray:
     """The whole method; a head is as if it were alone."""
     if config.window_heads:
@@ -282,31 +308,38 @@ def lighthouse_attention(
         for h in range(H):
             inputs = q_BQND[:, h * G : (h + 1) * G], k_BHND[:, h : h + 1], v_BHND[:, h : h + 1]
             if math.floor((h + 1) * n / H) > math.floor(h * n / H):
-                heads.append(window_attention(config.window, *inputs))
+                heads.append(window_attention(config.window, *inputs, starts))
             else:
-                heads.append(lighthouse_attention(alone, *inputs))
+                heads.append(lighthouse_attention(alone, *inputs, starts))
         return np.concatenate(heads, axis=1)
-    index_BHS = select_flat(config, *level0_scores(config, q_BQND, k_BHND, v_BHND))
-    return attend_and_scatter(config, q_BQND, k_BHND, v_BHND, index_BHS)
+    scores = level0_scores(config, q_BQND, k_BHND, v_BHND)
+    index_BHS = select_flat(config, *scores, starts)
+    return attend_and_scatter(config, q_BQND, k_BHND, v_BHND, index_BHS, starts)
 
 
 # ---- 9. windows
 
 
 def window_attention(
-    window: int | None, q_BQND: np.ndarray, k_BHMD: np.ndarray, v_BHMD: np.ndarray
+    window: int | None,
+    q_BQND: np.ndarray,
+    k_BHMD: np.ndarray,
+    v_BHMD: np.ndarray,
+    starts: Sequence[Starts] | None = None,
 ) -> np.ndarray:
     """Output (B, Q, N, D); the last N of the M keys are those of the queries' tokens."""
     assert window is not None
     B, Q, N, D = q_BQND.shape
     H, M = k_BHMD.shape[1:3]
+    starts = starts or [(0,)] * B
     out_BQND = np.zeros((B, Q, N, D))
     for b in range(B):
         for head in range(Q):
             h = head // (Q // H)
             for row in range(N):
                 token = row + M - N
-                seen = slice(max(0, token - window + 1), token + 1)
+                begin = document_of(starts[b], M, token).start
+                seen = slice(max(begin, token - window + 1), token + 1)
                 logits = k_BHMD[b, h, seen] @ q_BQND[b, head, row] / math.sqrt(D)
                 weights = np.exp(logits - logits.max())
                 out_BQND[b, head, row] = (weights / weights.sum()) @ v_BHMD[b, h, seen]

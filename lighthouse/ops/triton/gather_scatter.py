@@ -68,20 +68,28 @@ _gather.register_autograd(_gather_gradients, setup_context=_gather_setup)
 
 @torch.library.custom_op("lighthouse::scatter", mutates_args=())
 def _scatter(
-    rows: Tensor, index: Tensor, slot: Tensor, seq_len: int, geometry: list[int], token_major: bool
+    rows: Tensor,
+    index: Tensor,
+    slot: Tensor,
+    first_token: Tensor | None,
+    seq_len: int,
+    geometry: list[int],
+    token_major: bool,
 ) -> Tensor:
     x = empty_tokens(rows, seq_len, token_major)
-    return pull_rows(rows, slot, x, Geometry(*geometry), spoken=True)
+    return pull_rows(rows, slot, x, Geometry(*geometry), spoken=True, first_token=first_token)
 
 
 @_scatter.register_fake
-def _(rows: Tensor, _i: Any, _s: Any, seq_len: int, _g: Any, token_major: bool) -> Tensor:
+def _(rows: Tensor, _i: Any, _s: Any, _f: Any, seq_len: int, _g: Any, token_major: bool) -> Tensor:
     return empty_tokens(rows, seq_len, token_major)
 
 
 @torch.library.custom_op("lighthouse::scatter_backward", mutates_args=())
-def _scatter_backward(grad_out: Tensor, index: Tensor, geometry: list[int]) -> Tensor:
-    return sum_windows(grad_out, None, index, Geometry(*geometry))
+def _scatter_backward(
+    grad_out: Tensor, index: Tensor, first_token: Tensor | None, geometry: list[int]
+) -> Tensor:
+    return sum_windows(grad_out, None, index, Geometry(*geometry), first_token)
 
 
 @_scatter_backward.register_fake
@@ -90,13 +98,13 @@ def _(grad_out: Tensor, index: Tensor, *_: Any) -> Tensor:
 
 
 def _scatter_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, index, _, _, ctx.geometry, _ = inputs
-    ctx.save_for_backward(index)
+    _, index, _, first_token, _, ctx.geometry, _ = inputs
+    ctx.save_for_backward(index, first_token)
 
 
 def _scatter_gradients(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    (index,) = ctx.saved_tensors
-    return _scatter_backward(grad_out, index, ctx.geometry), None, None, None, None, None
+    grad_rows = _scatter_backward(grad_out, *ctx.saved_tensors, ctx.geometry)
+    return grad_rows, None, None, None, None, None, None
 
 
 _scatter.register_autograd(_scatter_gradients, setup_context=_scatter_setup)
@@ -115,6 +123,6 @@ def scatter(
     rows_BHSD: Tensor, selection: Selection, like_BHND: Tensor, config: LighthouseConfig
 ) -> Tensor:
     """As in the reference."""
-    index, slot = selection.index, selection.slot
     seq_len, in_order = like_BHND.shape[2], _is_token_major(like_BHND)
-    return _scatter(rows_BHSD, index, slot, seq_len, geometry_of(config), in_order)
+    of_selection = selection.index, selection.slot, selection.first_token
+    return _scatter(rows_BHSD, *of_selection, seq_len, geometry_of(config), in_order)

@@ -16,6 +16,7 @@ _TILE = 4096
 def _pull_kernel(
     rows,
     slot,
+    first_token,
     x,
     seq_len,
     num_entries,
@@ -32,14 +33,15 @@ def _pull_kernel(
     P: tl.constexpr,
     CHUNKS: tl.constexpr,
     SPOKEN: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BATCH_HEADS: tl.constexpr,
 ):
     """A program has BLOCK_N tokens of one head.
 
-    With SPOKEN a token sums the rows of the entries of its chunk that speak for it, without it the
-    rows of the entries that cover it, each divided by the tokens that it covers.
+    With SPOKEN a token sums the rows of the entries of its chunk and document that speak for it,
+    without it the rows of the entries that cover it, each divided by the tokens that it covers.
     """
     i_bh = tl.program_id(0) % BATCH_HEADS
     i_n = tl.program_id(0) // BATCH_HEADS * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -53,10 +55,17 @@ def _pull_kernel(
 
     chunk_len = seq_len // CHUNKS
     b_chunk = i_n // chunk_len
+    if DOCUMENTS:
+        width: tl.constexpr = P ** (L - 1)
+        p_first = first_token + i_b * (seq_len // width) + i_n // width
+        b_first = tl.load(p_first, mask=in_n, other=0)
     b_sum = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     size = seq_len
     for level in tl.static_range(L):
-        if SPOKEN:
+        if DOCUMENTS:
+            b_entry = (i_n + 1) // P**level - 1
+            concerned = in_n & (b_entry * P**level >= b_first)
+        elif SPOKEN:
             b_entry = (i_n - b_chunk * chunk_len + 1) // P**level - 1
             concerned = in_n & (b_entry >= 0)
             b_entry += b_chunk * (chunk_len // P**level)
@@ -84,7 +93,15 @@ def empty_tokens(rows: Tensor, seq_len: int, token_major: bool) -> Tensor:
     return rows.new_empty(batch, heads, seq_len, head_dim)
 
 
-def pull_rows(rows: Tensor, slot: Tensor, x: Tensor, geometry: Geometry, *, spoken: bool) -> Tensor:
+def pull_rows(
+    rows: Tensor,
+    slot: Tensor,
+    x: Tensor,
+    geometry: Geometry,
+    *,
+    spoken: bool,
+    first_token: Tensor | None = None,
+) -> Tensor:
     """Launch the kernel.
 
     Args:
@@ -92,6 +109,7 @@ def pull_rows(rows: Tensor, slot: Tensor, x: Tensor, geometry: Geometry, *, spok
         slot: int32 (B, Hkv, E), contiguous.
         x: (B, H, N, D), to be written; see :func:`empty_tokens`.
         spoken: the entries that speak for a token, rather than the means that it is part of.
+        first_token: with documents, if ``spoken``: as in a selection, contiguous.
 
     Returns:
         ``x``.
@@ -103,6 +121,7 @@ def pull_rows(rows: Tensor, slot: Tensor, x: Tensor, geometry: Geometry, *, spok
     _pull_kernel[(batch * heads * triton.cdiv(seq_len, block_n),)](
         rows,
         slot,
+        slot if first_token is None else first_token,
         x,
         seq_len,
         slot.shape[2],
@@ -115,6 +134,7 @@ def pull_rows(rows: Tensor, slot: Tensor, x: Tensor, geometry: Geometry, *, spok
         P=geometry.pooling_factor,
         CHUNKS=geometry.num_chunks,
         SPOKEN=spoken,
+        DOCUMENTS=first_token is not None,
         BLOCK_N=block_n,
         BLOCK_D=block_d,
         BATCH_HEADS=batch * heads,

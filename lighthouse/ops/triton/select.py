@@ -5,6 +5,8 @@ its candidates at each level, so no sort is needed: a threshold found by countin
 scores says what is refined, and prefix sums say where each entry goes.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -21,8 +23,9 @@ _BLOCK = 8192
 _BITS = 2
 
 # Keys are uint32 in the order of the scores; these three are the key of no number.
-_FIRST = tl.constexpr(2**32 - 1)
-_NAN = tl.constexpr(2**32 - 2)
+# None is the largest number: one more than a threshold must be one.
+_FIRST = tl.constexpr(2**32 - 2)
+_NAN = tl.constexpr(2**32 - 3)
 _EXCLUDED = tl.constexpr(0)
 
 
@@ -157,9 +160,19 @@ def _entries(
 
 
 @triton.jit
+def _is_first(b_e, mask, first_token, LEVEL: tl.constexpr, L: tl.constexpr, P: tl.constexpr):
+    """Whether a document or a chunk begins with entries ``b_e`` of the level."""
+    OF_COARSEST: tl.constexpr = P ** (L - 1 - LEVEL)
+    b_coarsest = b_e // OF_COARSEST
+    b_begin = tl.load(first_token + b_coarsest, mask=mask, other=-1)
+    return (b_e % OF_COARSEST == 0) & (b_begin == b_coarsest * P ** (L - 1))
+
+
+@triton.jit
 def _refine(
     query_maxima,
     key_maxima,
+    first_token,
     head_stride,
     slots_below,
     num_below,
@@ -177,6 +190,7 @@ def _refine(
     M: tl.constexpr,
     G: tl.constexpr,
     COVER_PREFIX: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
     CAUSAL: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_MAX: tl.constexpr,
@@ -198,10 +212,15 @@ def _refine(
         b_score = _score_of(query_maxima, b_e, in_i, chunk_start, UNDER, CAUSAL, G, head_stride)
         b_key_score = _score_of(key_maxima, b_e, in_i, chunk_start, UNDER, CAUSAL, 1, head_stride)
         b_query = _key_of(b_score)
-        if COVER_PREFIX:
+        b_key = _key_of(b_key_score)
+        if COVER_PREFIX and DOCUMENTS:
+            b_is_first = _is_first(b_e, in_i, first_token, LEVEL, L, P)
+            b_query = tl.where(b_is_first, _FIRST, b_query)
+            b_key = tl.where(b_is_first, _FIRST, b_key)
+        elif COVER_PREFIX:
             b_query = tl.where(b_e == chunk_first, _FIRST, b_query)
         b_query = tl.where(in_i, b_query, _EXCLUDED)
-        b_key = tl.where(in_i, _key_of(b_key_score), _EXCLUDED)
+        b_key = tl.where(in_i, b_key, _EXCLUDED)
         if not HELD:
             tl.store(queries + i, b_query, mask=in_i)
             tl.store(keys + i, b_key, mask=in_i)
@@ -293,6 +312,7 @@ def _place(
 def _select_kernel(
     query_maxima,
     key_maxima,
+    first_token,
     index,
     slot,
     scratch,
@@ -307,6 +327,8 @@ def _select_kernel(
     STRATA: tl.constexpr,  # per chunk
     CHUNKS: tl.constexpr,
     COVER_PREFIX: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
     CAUSAL: tl.constexpr,
     COARSEST_WIDTH: tl.constexpr,
     COARSEST_TILE: tl.constexpr,  # a power of two that holds the candidates of level L-1 ..
@@ -326,6 +348,7 @@ def _select_kernel(
     last = (chunk * per_chunk + (in_chunk + 1) * per_chunk // STRATA).to(tl.int32)
     query_maxima += i_bk * G * level1
     key_maxima += i_bk * level1
+    first_token += i_bk // KV_HEADS * (seq_len // COARSEST_WIDTH)
     index += i_bk * num_rows
     slot += i_bk * num_entries
     # Scratch of the program:
@@ -345,6 +368,7 @@ def _select_kernel(
         _refine(
             query_maxima,
             key_maxima,
+            first_token,
             level1,
             slot + _level_start(LEVEL - 1, P, seq_len) + first.to(tl.int64) * width_below,
             (last - first) * width_below,
@@ -362,6 +386,7 @@ def _select_kernel(
             M,
             G,
             COVER_PREFIX,
+            DOCUMENTS,
             CAUSAL,
             COARSEST_TILE if LEVEL == L - 1 else FINER_TILE,
             BLOCK_MAX,
@@ -390,11 +415,13 @@ def _select_kernel(
 
 
 @torch.library.custom_op("lighthouse::select", mutates_args=())
-def _select(query_maxima: Tensor, key_maxima: Tensor, geometry: list[int]) -> tuple[Tensor, Tensor]:
+def _select(
+    query_maxima: Tensor, key_maxima: Tensor, first_token: Tensor | None, geometry: list[int]
+) -> tuple[Tensor, Tensor]:
     g = Geometry(*geometry)
     batch, kv_heads, level1 = key_maxima.shape
     seq_len = level1 * g.pooling_factor
-    index, slot = _empty_outputs(query_maxima, key_maxima, geometry)
+    index, slot = _empty_outputs(query_maxima, key_maxima, first_token, geometry)
     strata = g.topk // g.stratum // g.num_chunks
     longest = triton.cdiv(seq_len // g.coarsest_width // g.num_chunks, strata)
     capacity = max(longest, g.stratum * g.pooling_factor)
@@ -405,6 +432,7 @@ def _select(query_maxima: Tensor, key_maxima: Tensor, geometry: list[int]) -> tu
     _select_kernel[(programs,)](
         query_maxima.contiguous(),
         key_maxima.contiguous(),
+        index if first_token is None else first_token.contiguous(),
         index,
         slot,
         scratch,
@@ -419,6 +447,8 @@ def _select(query_maxima: Tensor, key_maxima: Tensor, geometry: list[int]) -> tu
         STRATA=strata,
         CHUNKS=g.num_chunks,
         COVER_PREFIX=bool(g.cover_prefix),
+        DOCUMENTS=first_token is not None,
+        KV_HEADS=kv_heads,
         CAUSAL=bool(g.causal),
         COARSEST_WIDTH=g.coarsest_width,
         COARSEST_TILE=tiles[0],
@@ -432,7 +462,7 @@ def _select(query_maxima: Tensor, key_maxima: Tensor, geometry: list[int]) -> tu
 
 @_select.register_fake
 def _empty_outputs(
-    query_maxima: Tensor, key_maxima: Tensor, geometry: list[int]
+    query_maxima: Tensor, key_maxima: Tensor, _: Any, geometry: list[int]
 ) -> tuple[Tensor, Tensor]:
     g = Geometry(*geometry)
     batch, kv_heads, level1 = key_maxima.shape
@@ -445,6 +475,12 @@ def _empty_outputs(
     )
 
 
-def select(query_maxima_BHE: Tensor, key_maxima_BKE: Tensor, config: LighthouseConfig) -> Selection:
+def select(
+    query_maxima_BHE: Tensor,
+    key_maxima_BKE: Tensor,
+    config: LighthouseConfig,
+    first_token_BC: Tensor | None = None,
+) -> Selection:
     """As in the reference."""
-    return Selection(*_select(query_maxima_BHE, key_maxima_BKE, geometry_of(config)))
+    index, slot = _select(query_maxima_BHE, key_maxima_BKE, first_token_BC, geometry_of(config))
+    return Selection(index, slot, first_token_BC)

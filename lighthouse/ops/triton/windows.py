@@ -14,6 +14,7 @@ def _windows_kernel(
     x,
     coarsest,
     index,
+    first_token,
     rows,
     seq_len,
     num_rows,
@@ -27,6 +28,7 @@ def _windows_kernel(
     P: tl.constexpr,
     CHUNKS: tl.constexpr,
     SPOKEN: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BATCH_HEADS: tl.constexpr,
@@ -35,7 +37,7 @@ def _windows_kernel(
 
     Without SPOKEN a row is the mean of its entry's tokens, at the coarsest level read from
     ``coarsest``. With SPOKEN it is the sum of the tokens that the entry speaks for, which begin at
-    its last token, are as many as it has, and end with the chunk.
+    its last token, are as many as it has, and end with the chunk and the document.
     """
     i_bh = tl.program_id(0) % BATCH_HEADS
     i_s = tl.program_id(0) // BATCH_HEADS * BLOCK_S + tl.arange(0, BLOCK_S)
@@ -61,10 +63,19 @@ def _windows_kernel(
 
     b_first = b_entry * b_width
     if SPOKEN:
-        chunk_len = seq_len // CHUNKS
-        b_chunk_end = (b_first // chunk_len + 1) * chunk_len
+        if DOCUMENTS:
+            # Nothing ends inside a coarsest entry, so nothing does inside the tokens behind this.
+            b_behind = b_first + b_width
+            b_next = b_behind // width
+            in_next = in_s & (b_behind < seq_len)
+            p_next = first_token + i_b * (seq_len // width) + b_next
+            b_begin = tl.load(p_next, mask=in_next, other=seq_len)
+            b_count = tl.where(b_begin < b_behind, b_width, 1)
+        else:
+            chunk_len = seq_len // CHUNKS
+            b_chunk_end = (b_first // chunk_len + 1) * chunk_len
+            b_count = tl.minimum(b_width, b_chunk_end - b_first - b_width + 1)
         b_first += b_width - 1
-        b_count = tl.minimum(b_width, b_chunk_end - b_first)
         b_sum = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
     else:
         is_coarsest = b_width == width
@@ -88,13 +99,20 @@ def _windows_kernel(
     tl.store(p_rows, b_sum.to(rows.dtype.element_ty), mask=in_s[:, None] & in_d[None, :])
 
 
-def sum_windows(x: Tensor, coarsest: Tensor | None, index: Tensor, geometry: Geometry) -> Tensor:
+def sum_windows(
+    x: Tensor,
+    coarsest: Tensor | None,
+    index: Tensor,
+    geometry: Geometry,
+    first_token: Tensor | None = None,
+) -> Tensor:
     """Launch the kernel.
 
     Args:
         x: (B, H, N, D), any strides.
         coarsest: (B, H, n_{L-1}, D) contiguous, for means; None for sums over spoken-for tokens.
         index: int32 (B, Hkv, S), contiguous.
+        first_token: with documents, for sums: as in a selection, contiguous.
 
     Returns:
         (B, H, S, D), contiguous, in the dtype of ``x``.
@@ -109,6 +127,7 @@ def sum_windows(x: Tensor, coarsest: Tensor | None, index: Tensor, geometry: Geo
         x,
         x if coarsest is None else coarsest,
         index,
+        index if first_token is None else first_token,
         rows,
         seq_len,
         num_rows,
@@ -120,6 +139,7 @@ def sum_windows(x: Tensor, coarsest: Tensor | None, index: Tensor, geometry: Geo
         P=geometry.pooling_factor,
         CHUNKS=geometry.num_chunks,
         SPOKEN=coarsest is None,
+        DOCUMENTS=first_token is not None,
         BLOCK_S=block_s,
         BLOCK_D=block_d,
         BATCH_HEADS=batch * heads,

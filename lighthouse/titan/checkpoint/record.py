@@ -34,6 +34,7 @@ _DATA_BEFORE = {
     "training.dataset_order": "files",
     SOURCES: [],
     "training.task_rate": 0.0,
+    "training.document_mask": False,
 }
 
 
@@ -89,6 +90,7 @@ class RunRecord:
                 "training.dataset_order": training.dataset_order,
                 SOURCES: [[source.weight, source.text] for source in sources_of(job_config)],
                 "training.task_rate": training.task_rate,
+                "training.document_mask": training.document_mask,
                 "training.dataloader.num_workers": training.dataloader.num_workers,
                 # Which the tasks' lengths depend on.
                 **({"seq_len of the longest stage": stages.longest} if training.task_rate else {}),

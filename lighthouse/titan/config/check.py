@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lighthouse.titan.config.check_checkpoint import check_checkpoint
+from lighthouse.titan.config.check_documents import check_documents
 from lighthouse.titan.config.check_hugging_face import check_hugging_face
 from lighthouse.titan.config.check_layout import check_layout
 from lighthouse.titan.config.check_lighthouse import check_end, check_lighthouse, check_model
@@ -78,6 +79,7 @@ def _check_stage(job_config: "JobConfig", machine: Machine) -> None:
     check_layout(job_config, machine)
     check_llama3(job_config, machine)
     check_lighthouse(job_config, machine)
+    check_documents(job_config)
 
 
 def import_custom(job_config: "JobConfig") -> None:

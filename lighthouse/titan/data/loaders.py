@@ -19,6 +19,7 @@ from lighthouse.refusal import refusals
 from lighthouse.tasks import SHORTEST, mixed_in
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.dealt import Dealt, to_one_worker
+from lighthouse.titan.data.document_packing import Packing, SeparateDocuments
 from lighthouse.titan.data.mixture import Mixture, WeightedStream
 from lighthouse.titan.data.moved import Moved
 from lighthouse.titan.data.packing import PackedTextDataset
@@ -26,7 +27,7 @@ from lighthouse.titan.data.shuffled import ShuffledDocuments
 from lighthouse.titan.data.source_tables import sources_of
 from lighthouse.titan.data.sources import TextReader, checked_files, open_source
 from lighthouse.titan.data.staged import StagedLoader
-from lighthouse.titan.data.tally import Tally
+from lighthouse.titan.data.tally import OF_DOCUMENTS, OF_ROWS, Tally
 from lighthouse.titan.data.token_streams import (
     DocumentStream,
     Encoded,
@@ -69,6 +70,7 @@ class _Opener:
 
     Args:
         texts_of: the texts that a document's text gives.
+        apart: whether documents are told apart.
     """
 
     def __init__(
@@ -79,12 +81,14 @@ class _Opener:
         dp_world_size: int,
         dp_rank: int,
         texts_of: Callable[[str], Sequence[str]],
+        apart: bool,
     ) -> None:
         self._name, self._section = section_name, section
         self._tokenizer, self._texts_of = tokenizer, texts_of
         self._rank = dp_rank, dp_world_size
         self.share = f"data-parallel rank {dp_rank} of {dp_world_size}"
-        self.tally = Tally(section.dataloader.num_workers)
+        names = OF_ROWS + OF_DOCUMENTS if apart else OF_ROWS
+        self.tally = Tally(section.dataloader.num_workers, names)
 
     def ordered(self, path: str | None, column: str, key: str) -> TokenStream:
         """Documents in the order in which they are stored."""
@@ -105,13 +109,21 @@ class _Opener:
     def _encoded(self, documents: DocumentStream) -> TokenStream:
         return Encoded(documents, self._texts_of, self._tokenizer)
 
+    def packed(
+        self, tokens: TokenStream, seq_len: int, infinite: bool, packing: Packing | None
+    ) -> PackedTextDataset:
+        """Sequences of the tokens, by a packing where documents are told apart."""
+        if packing is None:
+            return PackedTextDataset(tokens, seq_len, self.share, infinite)
+        return SeparateDocuments(tokens, packing, self.share, infinite, self.tally)
+
     def loader(
-        self, tokens: TokenStream, section: Training | Validation, infinite: bool
+        self, sequences: PackedTextDataset, section: Training | Validation
     ) -> ParallelAwareDataloader:
-        """Its sequences, with the length and batch of a stage's section."""
+        """Sequences in the batch of a stage's section."""
         dp_rank, dp_world_size = self._rank
         return _PackedLoader(
-            PackedTextDataset(tokens, section.seq_len, self.share, infinite),
+            sequences,
             dp_rank=dp_rank,
             dp_world_size=dp_world_size,
             batch_size=section.local_batch_size,
@@ -162,19 +174,23 @@ def build_dataloader(
     longest_task = max(SHORTEST, stages.longest)
 
     texts_of = partial(_with_tasks, rate=training.task_rate, longest=longest_task)
-    opener = _Opener("training", training, tokenizer, dp_world_size, dp_rank, texts_of)
+    apart, ranks = training.document_mask, (dp_world_size, dp_rank)
+    opener = _Opener("training", training, tokenizer, *ranks, texts_of, apart)
 
-    of_upstream = _is_upstreams(training.dataset.lower(), tokenizer) and not training.task_rate
+    own = bool(training.task_rate) or apart
+    of_upstream = _is_upstreams(training.dataset.lower(), tokenizer) and not own
 
     def build(stage: Stage) -> ParallelAwareDataloader:
         job = stage.job(job_config)
         if of_upstream:
-            return upstream.build_text_dataloader(dp_world_size, dp_rank, tokenizer, job, infinite)
-        return opener.loader(_training_tokens(job, opener), job.training, infinite)
+            return upstream.build_text_dataloader(*ranks, tokenizer, job, infinite)
+        tokens, seq_len = _training_tokens(job, opener), job.training.seq_len
+        packing = Packing.of(job_config, [stage], seq_len) if apart else None
+        return opener.loader(opener.packed(tokens, seq_len, infinite, packing), job.training)
 
     loader = StagedLoader(build, stages.at(1)) if stages.listed else build(stages.at(1))
     loader.moves = not of_upstream
-    if training.dataset.lower() == "local":
+    if training.dataset.lower() == "local" or apart:
         loader.tally = opener.tally
     return loader
 
@@ -192,18 +208,20 @@ def build_validation_dataloader(
     Raises:
         Refusal: an unknown dataset, or a path without usable files.
     """
-    section = job_config.validation
+    section, apart = job_config.validation, job_config.training.document_mask
     dataset: Any
-    if _is_upstreams(section.dataset.lower(), tokenizer):
+    if _is_upstreams(section.dataset.lower(), tokenizer) and not apart:
         whole = (1, 0, tokenizer, job_config, infinite)
         dataset = upstream.build_text_validation_dataloader(*whole).dataset
         dataset.__class__ = _FromTheStart  # it is made with its loader
     else:
         texts_of = partial(_with_tasks, rate=0.0, longest=SHORTEST)
-        opener = _Opener("validation", section, tokenizer, 1, 0, texts_of)
+        opener = _Opener("validation", section, tokenizer, 1, 0, texts_of, apart)
         path, column = section.dataset_path, section.dataset_text
         tokens = opener.ordered(path, column, "validation.dataset_path")
-        dataset = PackedTextDataset(tokens, section.seq_len, opener.share, infinite)
+        seq_len, stages = section.seq_len, Stages.of(job_config)
+        packing = Packing.of(job_config, stages, seq_len) if apart else None
+        dataset = opener.packed(tokens, seq_len, infinite, packing)
     return ParallelAwareDataloader(
         Dealt(dataset, dp_rank, dp_world_size, section.local_batch_size),
         dp_rank=dp_rank,

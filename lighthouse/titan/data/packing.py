@@ -17,6 +17,9 @@ from lighthouse.refusal import Refusal
 from lighthouse.titan.data.moved import Moved
 from lighthouse.titan.data.token_streams import TokenStream
 
+PackedSequence = tuple[dict[str, torch.Tensor], torch.Tensor]
+"""What the model is called with, and labels."""
+
 
 class PackedTextDataset(IterableDataset, Stateful):
     """The tokens of documents, packed into sequences without a gap.
@@ -92,43 +95,49 @@ class PackedTextDataset(IterableDataset, Stateful):
             "offset": sys.maxsize if inside else 0,  # behind the end of any document
         }
 
-    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    def __iter__(self) -> Iterator[PackedSequence]:
         if not self._resume:
             self._state = _stream_start()
         self._resume = False
-        epoch, source = self._state["epoch"], self._state["source"]
-        offset, last_token = self._state["offset"], self._state["last_token"]
-        from_start = last_token is None
+        return self._sequences(self._state["last_token"])
 
+    def _sequences(self, last_token: int | None) -> Iterator[PackedSequence]:
+        """Those behind the state, which is set before each is given out."""
         sequence = np.empty(self._seq_len + 1, dtype=np.int64)
         filled = 0
         if last_token is not None:
             sequence[0] = last_token
             filled = 1
+        for tokens, epoch, source, offset in self._documents():
+            while offset < len(tokens):
+                taken = min(len(sequence) - filled, len(tokens) - offset)
+                sequence[filled : filled + taken] = tokens[offset : offset + taken]
+                filled += taken
+                offset += taken
+                if filled == len(sequence):
+                    last_token = int(sequence[-1])
+                    self._state = {
+                        "epoch": epoch,
+                        "source": source,
+                        "offset": offset,
+                        "last_token": last_token,
+                    }
+                    pair = torch.from_numpy(sequence)
+                    yield {"input": pair[:-1]}, pair[1:]
+                    sequence = np.empty_like(sequence)
+                    sequence[0] = last_token
+                    filled = 1
 
+    def _documents(self) -> Iterator[tuple[np.ndarray, int, Any, int]]:
+        """Tokens of each document behind the state, with its epoch, the stream's place before it,
+        and how many of the tokens are used already."""
+        epoch, source, offset = (self._state[key] for key in ("epoch", "source", "offset"))
         while True:
             whole_epoch = source is None and offset == 0
             epoch_tokens = 0
             for tokens, behind in self._tokens.read(epoch, source):
                 epoch_tokens += len(tokens)
-                while offset < len(tokens):
-                    taken = min(len(sequence) - filled, len(tokens) - offset)
-                    sequence[filled : filled + taken] = tokens[offset : offset + taken]
-                    filled += taken
-                    offset += taken
-                    if filled == len(sequence):
-                        last_token = int(sequence[-1])
-                        self._state = {
-                            "epoch": epoch,
-                            "source": source,
-                            "offset": offset,
-                            "last_token": last_token,
-                        }
-                        pair = torch.from_numpy(sequence)
-                        yield {"input": pair[:-1]}, pair[1:]
-                        sequence = np.empty_like(sequence)
-                        sequence[0] = last_token
-                        filled = 1
+                yield tokens, epoch, source, offset
                 source, offset = behind, 0
 
             # Of a shuffled order the share is another one in each epoch, and may be empty once.
@@ -138,10 +147,10 @@ class PackedTextDataset(IterableDataset, Stateful):
                     "data-parallel ranks and as many files as dataloader.num_workers"
                 )
             if not self._infinite:
-                if from_start and last_token is None:
+                if self._state == _stream_start():
                     raise Refusal(
-                        f"seq_len = {self._seq_len}: the dataset has only {filled} tokens for "
-                        f"{self._share}, {self._seq_len + 1} make one sequence"
+                        f"seq_len = {self._seq_len}: the dataset has only {epoch_tokens} tokens "
+                        f"for {self._share}, {self._seq_len + 1} make one sequence"
                     )
                 logger.info(f"The dataset has run out for {self._share}")
                 return

@@ -5,7 +5,9 @@ import torch.distributed as dist
 from torch.utils.data import get_worker_info
 
 SKIPPED, MENDED = "skipped_rows", "broken_utf8_rows"
-_NAMES = (SKIPPED, MENDED)
+PADDING, FULL = "padding_tokens", "sequences_full_of_documents"
+OF_ROWS = (SKIPPED, MENDED)
+OF_DOCUMENTS = (PADDING, FULL)
 
 
 class Tally:
@@ -13,21 +15,23 @@ class Tally:
 
     Args:
         workers: of the loader; each counts in memory of its own that all share.
+        names: of what is counted.
     """
 
-    def __init__(self, workers: int) -> None:
-        self._counts = torch.zeros(max(1, workers), len(_NAMES), dtype=torch.int64).share_memory_()
+    def __init__(self, workers: int, names: tuple[str, ...] = OF_ROWS) -> None:
+        self._names = names
+        self._counts = torch.zeros(max(1, workers), len(names), dtype=torch.int64).share_memory_()
 
-    def add(self, name: str) -> int:
-        """Count one, in a worker or without; returns this process's count."""
+    def add(self, name: str, many: int = 1) -> int:
+        """Count one or more, in a worker or without; returns this process's count."""
         worker = get_worker_info()
-        count = self._counts[0 if worker is None else worker.id, _NAMES.index(name)]
-        count += 1
+        count = self._counts[0 if worker is None else worker.id, self._names.index(name)]
+        count += many
         return int(count)
 
     def totals(self) -> dict[str, int]:
         """Of all workers."""
-        return dict(zip(_NAMES, self._counts.sum(0).tolist(), strict=True))
+        return dict(zip(self._names, self._counts.sum(0).tolist(), strict=True))
 
     def metrics(self, device: torch.device, batch_degree: int) -> dict[str, int]:
         """Of all ranks; a collective.
@@ -38,4 +42,4 @@ class Tally:
         counts = self._counts.sum(0).to(device)
         dist.all_reduce(counts)
         counts //= dist.get_world_size() // batch_degree
-        return {f"data/{n}": count for n, count in zip(_NAMES, counts.tolist(), strict=True)}
+        return {f"data/{n}": count for n, count in zip(self._names, counts.tolist(), strict=True)}

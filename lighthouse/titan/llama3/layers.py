@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lighthouse.attention import LighthouseAttention
 from lighthouse.config import LighthouseConfig, WindowConfig
+from lighthouse.documents import check_document_starts, document_attention
 from lighthouse.titan.config.section import LayerConfig, layer_configs, num_chunks
 from lighthouse.titan.config.stages import Stage, Stages
 
@@ -43,6 +44,29 @@ class StagedAttention(LighthouseAttention):
             self.config = config
 
 
+class DenseInDocuments(nn.Module):
+    """Around the attention of a layer that is always dense, to end it where a document ends."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(
+        self,
+        q_BHND: Tensor,
+        k_BHND: Tensor,
+        v_BHND: Tensor,
+        *,
+        enable_gqa: bool = False,
+        document_starts: Tensor | None = None,
+    ) -> Tensor:
+        """As :class:`LighthouseAttention`; without documents ``inner``."""
+        if document_starts is None:
+            return self.inner(q_BHND, k_BHND, v_BHND, enable_gqa=enable_gqa)
+        check_document_starts(document_starts, q_BHND.shape[0], q_BHND.shape[2])
+        return document_attention(q_BHND, k_BHND, v_BHND, document_starts[:, None])
+
+
 def _of_a_rank(config: LayerConfig, ranks: int, head_ranks: int) -> LayerConfig:
     return config.local(ranks, head_ranks) if isinstance(config, LighthouseConfig) else config
 
@@ -71,15 +95,17 @@ def apply_lighthouse(model: Any, job_config: "JobConfig") -> None:
     for block, by_stage, otherwise in zip(model.layers.values(), by_layer, unused, strict=True):
         local = [_of_a_rank(config, ranks, head_ranks) for config in (*by_stage, otherwise)]
         shown = next((config for config in local if config is not None), None)
+        inner = block.attention.inner_attention
         if shown is not None:
-            inner = block.attention.inner_attention
             attention = StagedAttention(local[:-1], shown, inner, section.impl)
             block.attention.inner_attention = attention
+        elif job_config.training.document_mask:
+            block.attention.inner_attention = DenseInDocuments(inner)
 
 
 def dense_module(inner_attention: nn.Module) -> nn.Module:
     """The dense attention module of a layer, wrapped or not."""
-    if isinstance(inner_attention, LighthouseAttention):
+    if isinstance(inner_attention, LighthouseAttention | DenseInDocuments):
         return inner_attention.inner
     return inner_attention
 
@@ -129,13 +155,13 @@ def stage_metrics(model_parts: Iterable[nn.Module]) -> dict[str, int]:
 
 
 def operators_to_save() -> set[Any]:
-    """Operators whose results selective activation checkpointing keeps: selections and windows.
+    """Operators whose results selective activation checkpointing keeps: selections and attention.
 
     A selection is small, and the only step of Lighthouse Attention whose time is not in moving
-    tensors. Attention in a window is kept as dense attention is. Where there is no Triton there is
-    no operator that selects.
+    tensors. Attention in a window or in documents is kept as dense attention is. Where there is no
+    Triton there is no operator that selects.
     """
-    operators = {torch.ops.lighthouse.window.default}
+    operators = {torch.ops.lighthouse.window.default, torch.ops.lighthouse.documents.default}
     if importlib.util.find_spec("triton") is not None:
         import lighthouse.ops.triton  # noqa: F401  (registers the operators)
 

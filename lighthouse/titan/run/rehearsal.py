@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lighthouse.titan.config.stages import Stage
+from lighthouse.titan.data.document_packing import Packing, one_document
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -59,9 +60,14 @@ def _step(trainer: Any, stage: Stage) -> None:
     rows = stage.job(trainer.job_config).training.local_batch_size
     shape = rows, stage.seq_len
     tokens = torch.zeros(shape, dtype=torch.int64, device=trainer.device)
+    inputs = {"input": tokens}
+    if trainer.job_config.training.document_mask:
+        packing = Packing.of(trainer.job_config, [stage], stage.seq_len)
+        of_rows = one_document(packing, rows)
+        inputs = {name: x.to(trainer.device) for name, x in of_rows.items()}
     trainer.optimizers.zero_grad()
     trainer.forward_backward_step(
-        input_dict={"input": tokens},
+        input_dict=inputs,
         labels=tokens.clone(),
         global_valid_tokens=torch.tensor(float(tokens.numel()), device=trainer.device),
     )

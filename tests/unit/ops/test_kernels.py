@@ -146,11 +146,27 @@ def special_scores(shape: tuple[int, ...], seed: int) -> Tensor:
     return values[torch.randint(len(values), shape, generator=generator)]
 
 
+def random_documents(config: LighthouseConfig, batch: int, seq_len: int, seed: int) -> Tensor:
+    """The first token of the document, or chunk, of each coarsest entry, int32 (B, C).
+
+    A third of the entries begin a document, so that some strata have more than places.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    token_C = torch.arange(0, seq_len, config.coarsest_width)
+    begins = torch.rand((batch, len(token_C)), generator=generator) < 1 / 3
+    begins |= token_C % (seq_len // config.num_chunks) == 0
+    return torch.where(begins, token_C, 0).cummax(dim=1).values.int().to(DEVICE)
+
+
 def assert_selects_as_reference(
-    config: LighthouseConfig, query_maxima_BHE: Tensor, key_maxima_BKE: Tensor
+    config: LighthouseConfig,
+    query_maxima_BHE: Tensor,
+    key_maxima_BKE: Tensor,
+    first_token_BC: Tensor | None = None,
 ) -> None:
     maxima = query_maxima_BHE.to(DEVICE), key_maxima_BKE.to(DEVICE)
-    got, want = triton.select(*maxima, config), reference.select(*maxima, config)
+    got, want = (ops.select(*maxima, config, first_token_BC) for ops in (triton, reference))
+    assert got.first_token is want.first_token is first_token_BC
     assert got.index.dtype == got.slot.dtype == torch.int32
     assert torch.equal(got.index, want.index)
     assert torch.equal(got.slot, want.slot)
@@ -217,6 +233,27 @@ def test_selection_among_more_candidates_than_a_block(
     monkeypatch.setattr(SELECT, "_BITS", bits)
     shape = 1, 1, seq_len // config.pooling_factor
     assert_selects_as_reference(config, scores(shape, 3), scores(shape, 4))
+
+
+@pytest.mark.parametrize(
+    "scores, cover_prefix", [(distinct_scores, True), (tied_scores, True), (tied_scores, False)]
+)
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_selection_with_documents(
+    name: str,
+    scores: Callable[[tuple[int, ...], int], Tensor],
+    cover_prefix: bool,
+    poisoned_memory: None,
+) -> None:
+    seq_len, batch, kv_heads, group, given_config = SELECTIONS[name]
+    config = replace(given_config, cover_prefix=cover_prefix)
+    level1 = seq_len // config.pooling_factor
+    assert_selects_as_reference(
+        config,
+        scores((batch, kv_heads * group, level1), 1),
+        scores((batch, kv_heads, level1), 2),
+        random_documents(config, batch, seq_len, 3),
+    )
 
 
 @settings(max_examples=10)
@@ -318,10 +355,19 @@ def test_gather(name: str, dtype: torch.dtype, poisoned_memory: None) -> None:
         assert token_major(grad_x)
 
 
-@EACH_SHAPE_AND_DTYPE
-def test_scatter(name: str, dtype: torch.dtype, poisoned_memory: None) -> None:
+@pytest.mark.parametrize(
+    "name, dtype, documents",
+    [
+        *((name, dtype, False) for name, dtype in SHAPES_AND_DTYPES),
+        *((name, torch.bfloat16, True) for name in SHAPES),
+    ],
+)
+def test_scatter(name: str, dtype: torch.dtype, documents: bool, poisoned_memory: None) -> None:
     config, inputs = make(name, dtype)
     selection = reference_selection(name, inputs)
+    if documents:
+        batch, _, seq_len, _ = inputs[0].shape
+        selection = replace(selection, first_token=random_documents(config, batch, seq_len, 3))
     grad = inputs[0]
     rows = random((*grad.shape[:2], selection.index.shape[2], grad.shape[3]), dtype, 7)
     tokens, _ = assert_step(scattered, rows, grad, selection, config)
@@ -587,7 +633,10 @@ def test_operators() -> None:
         kind = geometry_of(replace(config, selection=selection_kind))
         torch.library.opcheck(ops.summarize.default, (x, kind, True))
     torch.library.opcheck(ops.summarize.default, (x, geometry, False))
-    torch.library.opcheck(ops.select.default, (maxima, maxima, geometry))
+    first_token = random_documents(config, x.shape[0], seq_len, 3)
+    for documents in (None, first_token):
+        torch.library.opcheck(ops.select.default, (maxima, maxima, documents, geometry))
+        torch.library.opcheck(ops.scatter_backward.default, (x, index, documents, geometry))
     for in_order in (True, False):
         torch.library.opcheck(
             ops.gather.default, (x_leaf, coarsest, index, slot, geometry, in_order)
@@ -596,9 +645,9 @@ def test_operators() -> None:
             ops.gather_backward.default, (rows, slot, seq_len, geometry, in_order)
         )
         torch.library.opcheck(
-            ops.scatter.default, (rows_leaf, index, slot, seq_len, geometry, in_order)
+            ops.scatter.default,
+            (rows_leaf, index, slot, first_token, seq_len, geometry, in_order),
         )
-    torch.library.opcheck(ops.scatter_backward.default, (x, index, geometry))
 
 
 def module_and_inputs(name: str) -> tuple[Callable[..., Tensor], QKV]:

@@ -58,6 +58,7 @@ def test_a_record_under_its_first_name_is_read(job: JobConfig, tmp_path: Path) -
         "training.dataset_order": "files",
         "weights and texts of training.sources": [],
         "training.task_rate": 0.0,
+        "training.document_mask": False,
     }
     assert RunRecord.read(tmp_path) == replace(record, data=before, **later)
 

@@ -375,6 +375,55 @@ def test_wrong_type_names_key_and_value(parse, key, value):
             "parallelism.context_parallel_load_balancer = 'tailhead'",
             "'headtail', 'none'",
         ),
+        ({"training.max_documents": 3}, "training.max_documents = 3", "document_mask = true"),
+        (
+            {"training.document_positions": "restart"},
+            "training.document_positions = 'restart'",
+            "document_mask = true",
+        ),
+        (
+            {"training.document_mask": True, "training.max_documents": 0},
+            "training.max_documents = 0",
+            "at most training.seq_len = 256",
+        ),
+        (
+            {
+                "training.document_mask": True,
+                "lighthouse.enable": False,
+                "model.flavor": "debugmodel_flex_attn",
+            },
+            "model.flavor = 'debugmodel_flex_attn'",
+            "training.document_mask needs sdpa",
+        ),
+        (
+            {
+                "training.document_mask": True,
+                "parallelism.context_parallel_degree": 2,
+                "lighthouse.enable": False,
+            },
+            "parallelism.context_parallel_degree = 2",
+            "document_mask = false",
+        ),
+        (
+            {"training.document_mask": True, "lighthouse.scorer": "dilated"},
+            "lighthouse.scorer = 'dilated'",
+            "'norm'",
+        ),
+        (
+            {"training.document_mask": True, "training.task_rate": 0.1},
+            "training.task_rate = 0.1",
+            "0.0",
+        ),
+        (
+            {
+                "training.document_mask": True,
+                "lighthouse.validate_leak": 1,
+                "validation.enable": True,
+                "validation.seq_len": 256,
+            },
+            "lighthouse.validate_leak = 1",
+            "use 0",
+        ),
         ({"training.dataset": "c5"}, "training.dataset = 'c5'", "'python'"),
         ({"training.dataset": "local"}, "training.dataset_path is not set", "folder or a file"),
         (

@@ -131,3 +131,45 @@ def test_each_stage_is_the_model_of_its_own_configuration() -> None:
         set_stage([staged], stage)
         tokens = torch.randint(0, 256, (1, stage.seq_len), generator=torch.manual_seed(1))
         assert torch.equal(staged(tokens), alone(tokens))
+
+
+def test_a_document_is_what_it_is_alone_in_dense_and_window_layers() -> None:
+    """The first layer is always dense, the others are windows, and then dense in another stage."""
+    job, model = build(
+        *"--model.flavor tiny_byte --training.seq_len 64 --training.document_mask".split(),
+        *"--lighthouse.enable --lighthouse.dense_layers 0 --lighthouse.window 5".split(),
+        *"--lighthouse.window_layers 1 2 3 --lighthouse.dense_from_step 5".split(),
+    )
+    torch.manual_seed(0)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        model.init_weights()
+    tokens = torch.randint(256, (1, 64))
+    starts = torch.tensor([[0, 1, 30, 64]], dtype=torch.int32)
+    positions = torch.cat([torch.arange(n) for n in (1, 29, 34)])[None]
+    for step in (1, 5):
+        set_stage([model], Stages.of(job).at(step))
+        packed = model(tokens, attention_masks=starts, positions=positions)
+        for start, end in ((0, 1), (1, 30), (30, 64)):
+            alone = model(tokens[:, start:end])
+            torch.testing.assert_close(packed[:, start:end], alone)
+
+
+def test_documents_reach_lighthouse_layers_in_a_model() -> None:
+    """What is in one document changes nothing in the tokens of another, where all is selected."""
+    job, model = build(
+        *"--model.flavor tiny_byte --training.seq_len 64 --training.document_mask".split(),
+        *"--lighthouse.enable --lighthouse.topk 16 --lighthouse.stratum 16".split(),
+        *"--lighthouse.num_levels 2".split(),
+    )
+    torch.manual_seed(0)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        model.init_weights()
+    set_stage([model], Stages.of(job).at(1))
+    tokens = torch.randint(256, (1, 64))
+    starts = torch.tensor([[0, 32]], dtype=torch.int32)
+    changed = torch.cat([tokens[:, :32].flip(1), tokens[:, 32:]], dim=1)
+    one, other = (model(x, attention_masks=starts) for x in (tokens, changed))
+    assert torch.equal(one[:, 32:], other[:, 32:])
+    assert not torch.equal(model(tokens)[:, 32:], model(changed)[:, 32:])

@@ -1,0 +1,256 @@
+"""Attention that ends where a document ends (docs/method.md, section 10).
+
+A sequence packs documents one behind another. Where they begin is said by ``document_starts``,
+int32 (B, M): the first token of each document in rising order, of which the first is 0; places
+without a document hold the length N. M bounds the number of documents, and shapes are made by it,
+so that nothing waits for the device.
+
+Shape suffixes: B batch, H heads (query or key/value), K key/value heads, G groups of heads that are
+cut alike, N tokens or rows, M documents, C coarsest entries, D head dimension.
+"""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import varlen
+
+import lighthouse.window  # noqa: F401  (registers the operators that attend to a document)
+from lighthouse.config import LighthouseConfig, WindowConfig
+from lighthouse.inputs import check_inputs
+from lighthouse.pyramid import Pyramid, Selection
+
+# Grouped heads have to be said from some release of PyTorch on, and can't be before it.
+_GROUPED: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
+)
+
+_MOST_PIECES = 2**15
+"""Of a call: CUDA's grids have at most 65,535 in their lesser dimensions."""
+
+
+def check_document_starts(
+    document_starts_BM: Tensor, batch: int, seq_len: int, multiple: int = 1
+) -> None:
+    """Refuse what can't say where documents begin.
+
+    Args:
+        multiple: what starts must be multiples of.
+
+    Raises:
+        ValueError: for another shape or dtype; on the CPU also for other values, for which a GPU
+            would have to be waited for.
+    """
+    starts = document_starts_BM
+    if starts.ndim != 2 or starts.shape[0] != batch or not starts.shape[1]:
+        raise ValueError(
+            f"document_starts: must be (B, M) = ({batch}, at least 1), got {tuple(starts.shape)}"
+        )
+    if starts.dtype != torch.int32:
+        raise ValueError(f"document_starts: must be int32, got {starts.dtype}")
+    if starts.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    unused = starts == seq_len
+    rises = ((starts[:, 1:] > starts[:, :-1]) | unused[:, 1:]).all()
+    if (starts[:, 0] != 0).any() or not rises or (starts > seq_len).any():
+        raise ValueError(
+            "document_starts: each row must begin with 0, rise, and hold the length "
+            f"{seq_len} in places without a document"
+        )
+    if ((starts % multiple != 0) & ~unused).any():
+        raise ValueError(
+            "document_starts: Lighthouse needs multiples of pooling_factor ** (num_levels - 1) = "
+            f"{multiple}, so that no pooled entry mixes two documents; pad documents to them"
+        )
+
+
+def document_attention(
+    q_BHND: Tensor,
+    k_BHND: Tensor,
+    v_BHND: Tensor,
+    starts_BGM: Tensor,
+    *,
+    window: int | None = None,
+) -> Tensor:
+    """Causal attention inside each document.
+
+    Args:
+        q_BHND: queries (B, Hq, N, D); any strides.
+        k_BHND: keys (B, Hkv, N, D); Hq is a multiple of Hkv.
+        v_BHND: values (B, Hkv, N, D). The three agree in floating dtype and device.
+        starts_BGM: int32, where documents begin, in the heads of each of G groups; G divides Hkv.
+            Each row is as ``document_starts``, but a document may be empty.
+        window: tokens that a token sees, its own among them; None for all of its document.
+
+    Returns:
+        (B, Hq, N, D) in the dtype of the inputs. With gradients of first order in reverse mode.
+        No value and no gradient crosses a border, not even NaN. On GPUs by PyTorch's kernel for
+        sequences of many lengths, and as deterministic as that is. On CPUs, in fp32 and in float64
+        document by document, which waits for a GPU.
+
+    Raises:
+        ValueError: for inputs that don't fit each other, or a window below 1.
+    """
+    check_inputs(q_BHND, k_BHND, v_BHND)
+    if window is not None:
+        WindowConfig(window)
+    batch, kv_heads = k_BHND.shape[:2]
+    groups = starts_BGM.shape[1]
+    if starts_BGM.shape[0] != batch or kv_heads % groups:
+        raise ValueError(
+            f"starts must be (B, G, M) with B = {batch} and G a divisor of Hkv = {kv_heads}, got "
+            f"{tuple(starts_BGM.shape)}"
+        )
+    seq_len, head_dim = q_BHND.shape[2:]
+    window = min(window or seq_len, seq_len)
+    half = q_BHND.dtype in (torch.bfloat16, torch.float16)
+    if q_BHND.is_cuda and half and head_dim % 8 == 0 and head_dim <= 256:
+        return _by_lengths(q_BHND, k_BHND, v_BHND, starts_BGM, window)
+    out: Tensor = _documents(q_BHND, k_BHND, v_BHND, starts_BGM, window)[0]
+    return out
+
+
+def first_tokens(document_starts_BM: Tensor, seq_len: int, config: LighthouseConfig) -> Tensor:
+    """Where the document of each coarsest entry begins, or its chunk if that is later.
+
+    Returns:
+        int32 (B, C), in tokens.
+    """
+    width = config.coarsest_width
+    entry_C = torch.arange(0, seq_len, width, device=document_starts_BM.device, dtype=torch.int32)
+    starts_BM = document_starts_BM.contiguous()
+    entry_BC = entry_C.expand(starts_BM.shape[0], -1).contiguous()
+    document_BC = torch.searchsorted(starts_BM, entry_BC, right=True) - 1
+    chunk_len = seq_len // config.num_chunks
+    return starts_BM.gather(1, document_BC).maximum(entry_C // chunk_len * chunk_len)
+
+
+def row_starts(
+    selection: Selection, document_starts_BM: Tensor, seq_len: int, config: LighthouseConfig
+) -> Tensor:
+    """Where each document's rows begin in the sub-sequence of each key/value head, int32 (B, K, M).
+
+    A row belongs to the document of its window, and rows are ordered by window ends.
+    """
+    pyramid = Pyramid(seq_len, config.num_levels, config.pooling_factor)
+    index_BKS = selection.index
+    end_BKS = index_BKS + 1
+    for offset, width in zip(pyramid.offsets[1:], pyramid.widths[1:], strict=True):
+        end_BKS = torch.where(index_BKS < offset, end_BKS, (index_BKS - offset + 1) * width)
+    starts_BKM = document_starts_BM[:, None].expand(-1, index_BKS.shape[1], -1).contiguous()
+    return torch.searchsorted(end_BKS, starts_BKM, right=True, out_int32=True)
+
+
+# On GPUs: all documents of all heads in one call --------------------------------------------------
+
+
+def _by_lengths(
+    q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, starts_BGM: Tensor, window: int
+) -> Tensor:
+    batch, groups, bound = starts_BGM.shape
+    seq_len = q_BHND.shape[2]
+    if batch * groups * bound > _MOST_PIECES and groups > 1:
+        heads = (x.chunk(groups, dim=1) for x in (q_BHND, k_BHND, v_BHND, starts_BGM))
+        of_groups = zip(*heads, strict=True)
+        return torch.cat([_by_lengths(q, k, v, s, window) for q, k, v, s in of_groups], dim=1)
+    line = torch.arange(batch * groups, device=starts_BGM.device, dtype=torch.int32) * seq_len
+    starts = (starts_BGM.flatten(0, 1) + line[:, None]).flatten()
+    lengths = torch.cat([starts, starts.new_full((1,), batch * groups * seq_len)])
+
+    def packed(x_BHND: Tensor) -> Tensor:
+        """(B G N, H / G, D): a view where memory allows it."""
+        return x_BHND.unflatten(1, (groups, -1)).transpose(2, 3).flatten(0, 2)
+
+    q, k, v = (packed(x) for x in (q_BHND, k_BHND, v_BHND))
+    seen = (-1 if window == seq_len else window - 1, 0)
+    grouped = _GROUPED if q_BHND.shape[1] != k_BHND.shape[1] else {}
+    out = varlen.varlen_attn(
+        q, k, v, lengths, lengths, seq_len, seq_len, window_size=seen, **grouped
+    )
+    assert isinstance(out, Tensor)  # no log-sum-exp is asked for
+    return out.unflatten(0, (batch, groups, seq_len)).transpose(2, 3).flatten(1, 2)
+
+
+# Elsewhere: one document after another ------------------------------------------------------------
+
+_Piece = tuple[slice, slice, slice]
+
+
+def _pieces(starts_BGM: Tensor, heads: int, seq_len: int) -> Iterator[_Piece]:
+    """Rows of the batch, heads and tokens of each document; of no head twice."""
+    of_group = heads // starts_BGM.shape[1]
+    for row, of_row in enumerate(starts_BGM.tolist()):
+        for group, starts in enumerate(of_row):
+            for start, end in zip(starts, [*starts[1:], seq_len], strict=True):
+                if end > start:
+                    head = group * of_group
+                    yield slice(row, row + 1), slice(head, head + of_group), slice(start, end)
+
+
+def _paired(starts: Tensor, q: Tensor, k: Tensor) -> Iterator[tuple[_Piece, _Piece]]:
+    """Each document's place in queries, and in keys and values."""
+    seq_len = q.shape[2]
+    of_queries = _pieces(starts, q.shape[1], seq_len)
+    return zip(of_queries, _pieces(starts, k.shape[1], seq_len), strict=True)
+
+
+@torch.library.custom_op("lighthouse::documents", mutates_args=())
+def _documents(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, window: int
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp (B, H, N)."""
+    out = q.new_empty(q.shape)
+    lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    for of_q, of_k in _paired(starts, q, k):
+        parts = torch.ops.lighthouse.window(q[of_q], k[of_k], v[of_k], window, False)
+        out[of_q], lse[of_q] = parts
+    return out, lse
+
+
+@_documents.register_fake
+def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    lse_dtype = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=lse_dtype)
+
+
+@torch.library.custom_op("lighthouse::documents_backward", mutates_args=())
+def _documents_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    starts: Tensor,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    totals = tuple(x.new_empty(x.shape) for x in (q, k, v))
+    for of_q, of_k in _paired(starts, q, k):
+        places = zip(totals, (of_q, of_k, of_k), strict=True)
+        of_document = (grad[of_q], q[of_q], k[of_k], v[of_k], out[of_q], lse[of_q])
+        parts = torch.ops.lighthouse.window_backward(*of_document, window, False)
+        for (total, place), part in zip(places, parts, strict=True):
+            total[place] = part
+    dq, dk, dv = totals
+    return dq, dk, dv
+
+
+@_documents_backward.register_fake
+def _(_g: Any, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, starts, ctx.window = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, out, lse, starts)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    return *_documents_backward(grad, *ctx.saved_tensors, ctx.window), None, None
+
+
+_documents.register_autograd(_backward, setup_context=_setup)

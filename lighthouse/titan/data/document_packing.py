@@ -1,0 +1,177 @@
+"""Documents packed into sequences in which attention ends where a document ends."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lighthouse.config import LighthouseConfig
+from lighthouse.titan.config.model_args import model_args_of
+from lighthouse.titan.config.stages import Stage
+from lighthouse.titan.data.packing import PackedSequence, PackedTextDataset
+from lighthouse.titan.data.tally import FULL, PADDING, Tally
+from lighthouse.titan.data.token_streams import TokenStream
+from lighthouse.titan.llama3.chunked_loss import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
+
+_TOKENS_PER_DOCUMENT = 256
+"""That there is room for at least, unless ``training.max_documents`` is set."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How documents stand in a sequence.
+
+    Attributes:
+        seq_len: tokens of a sequence.
+        multiple: documents begin at multiples of it, behind padding.
+        most: documents of a sequence; the rest of one that has as many is padding.
+        keep_end_label: whether the label of a document's last token is the next one's first token;
+            otherwise there is none.
+        restart_positions: whether each document's positions begin with 0.
+    """
+
+    seq_len: int
+    multiple: int
+    most: int
+    keep_end_label: bool
+    restart_positions: bool
+
+    @classmethod
+    def of(cls, job_config: "JobConfig", stages: Iterable[Stage], seq_len: int) -> "Packing":
+        """That of sequences which each of these stages can take."""
+        training = job_config.training
+        layers = model_args_of(job_config).n_layers
+        widths = {
+            config.coarsest_width
+            for stage in stages
+            for config in stage.layers(job_config, layers)
+            if isinstance(config, LighthouseConfig)
+        }
+        return cls(
+            seq_len=seq_len,
+            multiple=math.lcm(*widths),
+            most=training.max_documents or -(-seq_len // _TOKENS_PER_DOCUMENT),
+            keep_end_label=training.document_end_label == "keep",
+            restart_positions=training.document_positions == "restart",
+        )
+
+    def inputs(self, tokens_N: np.ndarray, starts: list[int]) -> dict[str, torch.Tensor]:
+        """What the model is called with: tokens and positions int64 (N,), starts int32 (M,).
+
+        The starts are what its forward calls ``attention_masks``. Without ``positions`` they are
+        those in the sequence.
+        """
+        starts_M = np.full(self.most, self.seq_len, dtype=np.int32)
+        starts_M[: len(starts)] = starts
+        arrays = {"input": tokens_N, "attention_masks": starts_M}
+        if self.restart_positions:
+            token_N = np.arange(self.seq_len)
+            document_N = np.searchsorted(starts, token_N, side="right") - 1
+            arrays["positions"] = token_N - np.asarray(starts)[document_N]
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+class SeparateDocuments(PackedTextDataset):
+    """As its base, but a token belongs to one sequence alone, and documents are told apart.
+
+    What a document has left where a sequence ends is a document of the next one. Padding repeats a
+    document's last token, is its end, and has no label.
+
+    Args:
+        tally: counts padding, and sequences that ended because they had ``packing.most`` documents.
+
+    Yields:
+        (``packing.inputs``, label int64 (seq_len,)).
+    """
+
+    def __init__(
+        self, tokens: TokenStream, packing: Packing, share: str, infinite: bool, tally: Tally
+    ) -> None:
+        super().__init__(tokens, packing.seq_len, share, infinite)
+        self._packing = packing
+        self._tally = tally
+
+    def _sequences(self, last_token: int | None) -> Iterator[PackedSequence]:
+        del last_token  # of a sequence without a border
+        sequence = _Sequence(self._packing)
+        for tokens, epoch, source, offset in self._documents():
+            inside = False
+            while offset < len(tokens):
+                if not sequence.has_room(inside):
+                    # Not before: the label of the last token is the next one.
+                    self._state = _place(epoch, source, offset)
+                    yield sequence.finished(int(tokens[offset]), self._tally)
+                    sequence, inside = _Sequence(self._packing), False
+                offset += sequence.add(tokens, offset, inside)
+                inside = True
+
+
+def _place(epoch: int, source: Any, offset: int) -> dict[str, Any]:
+    return {"epoch": epoch, "source": source, "offset": offset, "last_token": None}
+
+
+class _Sequence:
+    """One that is being filled."""
+
+    def __init__(self, packing: Packing) -> None:
+        self._packing = packing
+        self._tokens = np.empty(packing.seq_len, dtype=np.int64)
+        self._labels = np.full(packing.seq_len, IGNORE_INDEX, dtype=np.int64)
+        self._starts: list[int] = []
+        self._filled = 0
+        self._padding = 0
+
+    def has_room(self, inside: bool) -> bool:
+        """For a token of the last document, or of another."""
+        if inside:
+            return self._filled < self._packing.seq_len
+        return self._next_start < self._packing.seq_len and len(self._starts) < self._packing.most
+
+    @property
+    def _next_start(self) -> int:
+        return -(-self._filled // self._packing.multiple) * self._packing.multiple
+
+    def add(self, tokens: np.ndarray, offset: int, inside: bool) -> int:
+        """As many tokens of a document as there is room for; returns how many."""
+        if not inside:
+            self._end_document(int(tokens[offset]))
+            self._pad(self._next_start)
+            self._starts.append(self._filled)
+        taken = min(self._packing.seq_len - self._filled, len(tokens) - offset)
+        labels = tokens[offset + 1 : offset + taken + 1]
+        self._tokens[self._filled : self._filled + taken] = tokens[offset : offset + taken]
+        self._labels[self._filled : self._filled + len(labels)] = labels
+        self._filled += taken
+        return taken
+
+    def _end_document(self, next_token: int) -> None:
+        if self._filled and self._packing.keep_end_label:
+            self._labels[self._filled - 1] = next_token
+
+    def _pad(self, end: int) -> None:
+        if end > self._filled:
+            self._tokens[self._filled : end] = self._tokens[self._filled - 1]
+            self._padding += end - self._filled
+            self._filled = end
+
+    def finished(self, next_token: int, tally: Tally) -> PackedSequence:
+        """The sequence, padded to its end."""
+        if self._next_start < self._packing.seq_len:
+            tally.add(FULL)
+        self._end_document(next_token)
+        self._pad(self._packing.seq_len)
+        tally.add(PADDING, self._padding)
+        inputs = self._packing.inputs(self._tokens, self._starts)
+        return inputs, torch.from_numpy(self._labels)
+
+
+def one_document(packing: Packing, rows: int) -> dict[str, torch.Tensor]:
+    """A batch of which each row is one long document: the most that attention can have to do."""
+    inputs = packing.inputs(np.zeros(packing.seq_len, dtype=np.int64), [0])
+    return {name: x.expand(rows, -1).contiguous() for name, x in inputs.items()}
