@@ -99,6 +99,7 @@ class Victim:
             return 0
 
     def start(self, *flags: str, forked: bool = True, **environment: str) -> None:
+        """Start the trainer; one that is forked does not see that its launcher is gone."""
         command = [python() if forked else sys.executable, "-m", "lighthouse.launch"]
         options = ["--processes", "1", "--job.config_file", str(self.folder.parent / "run.toml")]
         with self.log.open("wb") as out:
@@ -143,6 +144,8 @@ class Victim:
             raise ChaosError(f"it does not end: {self.output()[-2000:]}") from error
         worker = self.owner()
         self.wait_until(lambda: worker is None or not _alive(worker))
+        # A worker without its launcher may only be about to own the folder.
+        self.wait_until(lambda: not _started_for(self.folder))
         return code
 
     def refused(self) -> str:
@@ -164,6 +167,15 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def _started_for(folder: Path) -> bool:
+    """Whether a process is there whose command line names a folder."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if os.fsencode(str(folder)) in file.read_bytes().split(b"\0"):
+                return True
+    return False
 
 
 def _kill(pid: int | None) -> None:
@@ -196,7 +208,7 @@ def kill_launcher(victim: Victim) -> bool:
 
 
 def kill_both(victim: Victim) -> bool:
-    _at_random(victim)
+    _at_random(victim, forked=False)
     assert victim.process is not None
     victim.process.kill()
     _kill(victim.owner())
