@@ -59,6 +59,7 @@ _BY_ITSELF = {
     "training.dataset": "RunRecord.data and text",
     "training.sources": "RunRecord.data and text",
     "training.task_rate": "RunRecord.data",
+    "training.document_mask": "RunRecord.data",
     "model.tokenizer": "RunRecord.tokenizer",
     "model.hf_assets_path": "RunRecord.tokenizer and model",
     "model.args.": "RunRecord.model",
