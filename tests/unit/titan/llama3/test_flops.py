@@ -21,7 +21,8 @@ def build(*args: str, n_kv_heads: int = 8):
     from torchtitan.config import ConfigManager
     from torchtitan.protocols.train_spec import get_train_spec
 
-    job = ConfigManager().parse_args(["--model.flavor", "530M_byte", *args])
+    model = "--model.flavor 530M_byte --model.tokenizer byte".split()
+    job = ConfigManager().parse_args([*model, *args])
     spec = get_train_spec("llama3")
     model_args = dataclasses.replace(spec.model_args["530M_byte"], n_kv_heads=n_kv_heads)
     with torch.device("meta"):
