@@ -185,9 +185,13 @@ def _kill(pid: int | None) -> None:
 
 
 def _at_random(victim: Victim, *flags: str, forked: bool = True, **environment: str) -> None:
-    """Start, and let it come to a random moment: of its start, or of its steps."""
+    """Start, and let it come to a random moment: of its start, or of its steps.
+
+    A worker that loses its launcher while it is about to meet it waits for it, up to
+    ``comm.init_timeout_seconds``. So the launcher is killed in steps alone.
+    """
     victim.start(*flags, forked=forked, **environment)
-    if victim.draw.random() < 0.2:
+    if victim.draw.random() < 0.2 and forked:
         time.sleep(victim.draw.uniform(0, 3))
     else:
         victim.wait_for_steps(victim.draw.randint(1, 6))
