@@ -321,9 +321,8 @@ def hit(victim: Victim, event: Callable[[Victim], bool]) -> bool:
         victim.process = None
     after = victim.finished()
     kept = [step for step in before if step not in victim.damaged]
-    newer = [step for step in after if step not in before]
     lost = [step for step in kept if step not in after]
-    if len(lost) > len(newer) or (kept and not after):
+    if any(sum(newer > step for newer in after) < KEPT for step in lost):
         raise ChaosError(f"{event.__name__}: {before} were finished, {after} are")
     said = _refusals(victim.output())
     if len(said) > 1:
