@@ -1,9 +1,20 @@
 """Keys and types of the values in a TOML file, which torchtitan takes as they come."""
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+
+def under_dotted_keys(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a table and of all tables in it, by keys such as ``training.steps``."""
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        is_table = isinstance(value, dict)
+        key = f"{prefix}{name}"
+        values |= under_dotted_keys(value, f"{key}.") if is_table else {key: value}
+    return values
 
 
 def check_toml_types(config_cls: type, values: dict[str, Any], path: str = "") -> None:

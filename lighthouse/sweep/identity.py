@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lighthouse.runs.folder import RESOLVED_FILE
+from lighthouse.toml_types import under_dotted_keys
 
 VERSION = 2
 
@@ -34,7 +35,7 @@ Values = dict[str, Any]
 
 def values_of(config_toml: str) -> Values:
     """The values of a resolved configuration that decide what is trained."""
-    flat = _flat(tomllib.loads(config_toml))
+    flat = under_dotted_keys(tomllib.loads(config_toml))
     return {k: v for k, v in flat.items() if k == _BUT or not k.startswith(_NOT_TRAINED)}
 
 
@@ -67,11 +68,3 @@ def is_first_versions(
     return all(values.get(key) == value for key, value in was.items()) and all(
         values[key] == value for key, value in newer.items() if key in named
     )
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Values:
-    flat: Values = {}
-    for name, value in table.items():
-        is_table = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{name}.") if is_table else {f"{prefix}{name}": value}
-    return flat

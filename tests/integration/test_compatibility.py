@@ -13,6 +13,7 @@ import pytest
 from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import llama3_args
 
+from lighthouse.toml_types import under_dotted_keys
 from tests.support import ROOT
 from tests.support.processes import python, run_module
 from tests.support.trainer import Run
@@ -62,15 +63,7 @@ def sweep(folder: Path, *arguments: str) -> str:
 
 def settings(file: Path) -> dict[str, Any]:
     """What a TOML says, under dotted keys."""
-    return flat(tomllib.loads(file.read_text()))
-
-
-def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        is_table = isinstance(value, dict)
-        values |= flat(value, f"{prefix}{key}.") if is_table else {f"{prefix}{key}": value}
-    return values
+    return under_dotted_keys(tomllib.loads(file.read_text()))
 
 
 def test_a_stopped_run_goes_on_through_the_switch_as_if_never_stopped(v1):
@@ -125,7 +118,7 @@ def test_every_key_of_a_resolved_configuration_is_read(v1, run, monkeypatch):
     monkeypatch.delitem(sys.modules, "small_model", raising=False)
     before = settings(v1 / run / "config.toml")
     config = ConfigManager().parse_args(["--job.config_file", f"{run}/config.toml"])
-    now = flat(config.to_dict())
+    now = under_dotted_keys(config.to_dict())
     assert {key: now.get(key) for key in before} == before
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lighthouse.titan.config.section import num_chunks
 from lighthouse.titan.config.stage_tables import OF_LIGHTHOUSE, OF_TRAINING
 from lighthouse.titan.config.stages import Stage, Stages
+from lighthouse.toml_types import under_dotted_keys
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -91,7 +92,7 @@ _BATCH = ("training.global_batch_size", "training.local_batch_size")
 
 def settings_of(job_config: "JobConfig") -> dict[str, Any]:
     """The settings that steps depend on, under dotted keys and as JSON has them."""
-    values = _flat(job_config.to_dict())
+    values = under_dotted_keys(job_config.to_dict())
     left_out = (*_NO_INFLUENCE, *_BY_ITSELF)
     found = {k: v for k, v in values.items() if k in _BUT or not k.startswith(left_out)}
     if job_config.model.name == "llama3":
@@ -162,11 +163,3 @@ def name_of(key: str) -> str:
 
 
 _OF_SCHEDULE = ("lr_factor", "warmup_steps")
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        is_table = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{name}.") if is_table else {f"{prefix}{name}": value}
-    return flat
