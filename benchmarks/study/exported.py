@@ -1,10 +1,10 @@
 """Does what a run hands back compute what the trainer did? On one device, in float32.
 
-    python -m benchmarks.study.exported RUN [--out FILE]
+    python -m benchmarks.study.exported RUN [--text FOLDER] [--out FILE]
 
 Exports the last checkpoint and loads it with transformers: the largest difference of logits on
-held-out text, at the run's longest sequence and at 2,048 tokens, and how many tokens of a greedy
-generation are the same. Writes JSON.
+held-out text (the run's, or the files of FOLDER), at the run's longest sequence and at 2,048 tokens,
+and how many tokens of a greedy generation are the same. Writes JSON.
 """
 
 import argparse
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
+from torchtitan.models.attention import ScaledDotProductAttentionWrapper
 from transformers import AutoModelForCausalLM
 
 from benchmarks.provenance import gpu
@@ -24,14 +26,19 @@ POSITIONS = 256
 PROMPT, NEW = 2048, 64
 
 
-def compare(run: Path, device: torch.device) -> dict[str, object]:
+def compare(run: Path, device: torch.device, text: Path | None = None) -> dict[str, object]:
     """Differences between a run's model and its export, both in float32."""
-    overrides = (
+    overrides = [
         "--training.mixed_precision_param",
         "float32",
         "--validation.local_batch_size",
         "1",
-    )
+    ]
+    if text is not None:
+        overrides += ["--validation.dataset", "local", "--validation.dataset_path", str(text)]
+    # The trainer's own kernels take half precision: in float32 it would write out all scores.
+    backends = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    ScaledDotProductAttentionWrapper.sdpa_backends = backends
     ours, held_out = of_run(run, None, device, *overrides)
     tokens = held_out(1, device)[0][0]
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +53,7 @@ def compare(run: Path, device: torch.device) -> dict[str, object]:
         return (theirs.lm_head(hidden) - ours.logits(of, at)).abs().max().item()
 
     found = {str(len(of)): difference(of) for of in (tokens[:PROMPT], tokens)}
-    prompt = tokens[:PROMPT]
+    prompt = tokens[: min(PROMPT, len(tokens) - NEW)]
     generated = theirs.generate(
         prompt[None], max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
     )[0]
@@ -59,7 +66,7 @@ def compare(run: Path, device: torch.device) -> dict[str, object]:
     return {
         "run": run.name,
         "largest_logit_difference_by_length": found,
-        "greedy_tokens_equal": int((own == generated)[PROMPT:].sum()),
+        "greedy_tokens_equal": int((own == generated)[len(prompt) :].sum()),
         "greedy_tokens": NEW,
     }
 
@@ -67,11 +74,12 @@ def compare(run: Path, device: torch.device) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
+    parser.add_argument("--text", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
-    found = compare(options.run, torch.device(options.device))
+    found = compare(options.run, torch.device(options.device), options.text)
     if options.device == "cuda":
         found |= gpu()
     print(json.dumps(found, indent=1))

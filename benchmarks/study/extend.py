@@ -68,7 +68,7 @@ def main() -> None:
     if start(work, job, gpu=0).wait() != 0:
         sys.exit(f"the training ended badly: {work}/run.log")
     after = evaluated(work / "run", text, lengths)
-    exported = compare(work / "run", torch.device("cuda"))
+    exported = compare(work / "run", torch.device("cuda"), text / "val")
     found = {**gpu(), "before": before, "after": after, "exported": exported}
     (work / "extend.json").write_text(json.dumps(found, indent=1) + "\n")
 
