@@ -3,8 +3,8 @@
     python -m benchmarks.study.exported RUN [--text FOLDER] [--out FILE]
 
 Exports the last checkpoint and loads it with transformers: the largest difference of logits on
-held-out text (the run's, or the files of FOLDER), at the run's longest sequence and at 2,048 tokens,
-and how many tokens of a greedy generation are the same. Writes JSON.
+held-out text (the run's, or FOLDER's), at the run's longest sequence and at 2,048 tokens, and how
+many tokens of a greedy generation are the same. Writes JSON.
 """
 
 import argparse

@@ -9,6 +9,7 @@ Writes ``extend.json`` into the work folder. One GPU.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,7 @@ def main() -> None:
 
     config = ROOT / "train_configs/extend_hf.toml"
     job = training(work, "run", flags(options.seq_len, begun, text), config=config)
-    if start(work, job, gpu=0).wait() != 0:
+    if start(work, job, os.environ.get("CUDA_VISIBLE_DEVICES", "0")).wait() != 0:
         sys.exit(f"the training ended badly: {work}/run.log")
     after = evaluated(work / "run", text, lengths)
     exported = compare(work / "run", torch.device("cuda"), text / "val")

@@ -75,12 +75,12 @@ def run(study: Path, jobs: Sequence[Job], gpus: int, a_gpu: int) -> None:
             if slot not in slots and ready:
                 job = ready[0]
                 waiting.remove(job)
-                slots[slot] = job, start(study, job, gpu=slot[0]), time.time()
+                slots[slot] = job, start(study, job, str(slot[0])), time.time()
                 say(f"start   {job.name} on GPU {slot[0]}")
         time.sleep(0.5)
 
 
-def start(study: Path, job: Job, gpu: int) -> subprocess.Popen[bytes]:
+def start(study: Path, job: Job, gpu: str) -> subprocess.Popen[bytes]:
     """Begin a job, its output going to ``NAME.log``."""
     single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     environment = {
@@ -88,7 +88,7 @@ def start(study: Path, job: Job, gpu: int) -> subprocess.Popen[bytes]:
         **single,
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": "0",
-        "CUDA_VISIBLE_DEVICES": str(gpu),
+        "CUDA_VISIBLE_DEVICES": gpu,
         "TORCHINDUCTOR_CACHE_DIR": str(study / "compiled"),
         "TRITON_CACHE_DIR": str(study / "triton"),
         "TORCHINDUCTOR_COMPILE_THREADS": "6",

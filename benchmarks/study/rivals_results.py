@@ -1,6 +1,6 @@
 """The runs of ``benchmarks.study.rivals``: from their folders to JSON, from that to docs/study.md.
 
-python -m benchmarks.study.rivals_results collect STUDY_FOLDER --device NAME --torch VERSION
+python -m benchmarks.study.rivals_results collect STUDY --device NAME --torch VERSION [--machine N]
 python -m benchmarks.study.rivals_results page
 """
 
@@ -26,8 +26,9 @@ TEMPLATE = Path(__file__).with_name("page.md")
 Run = dict[str, Any]
 
 
-def collect(study: Path, device: str, torch: str) -> dict[str, Run]:
+def collect(study: Path, device: str, torch: str, machine: int) -> dict[str, Run]:
     """Runs that were evaluated: where they began, stages, seconds, losses, what they can do."""
+    where = f"{device}, machine {machine}" if machine > 1 else device
     found: dict[str, Run] = {}
     for path in sorted(study.glob("*/evaluate-step-*.json")):
         name = path.parent.name
@@ -38,7 +39,7 @@ def collect(study: Path, device: str, torch: str) -> dict[str, Run]:
             continue
         records = read_metrics(path.parent)
         asked = json.loads(path.read_text())
-        found[f"{name} on {device}"] = {
+        found[f"{name} on {where}"] = {
             **match.groupdict(),
             "begun_at": _short_stage_loss(study, match["setting"], int(match["seed"])),
             "stages": _stages(records, SETTINGS[match["setting"]], match["recipe"]),
@@ -49,6 +50,7 @@ def collect(study: Path, device: str, torch: str) -> dict[str, Run]:
             ],
             **{key: asked[key] for key in ("positions", "needle", "recall", "variables")},
             "device": device,
+            "machine": machine,
             "torch": torch,
             "commit": commit(),
         }
@@ -175,13 +177,18 @@ def stages_in_words(stages: Sequence[dict[str, Any]], seq_len: int) -> str:
     return ", ".join(words)
 
 
-def by_device(runs: dict[str, Run], setting: str) -> dict[str, list[Run]]:
-    """Runs of a setting: each card has its speeds, and short stages of its own."""
+def by_machine(runs: dict[str, Run], setting: str) -> dict[tuple[str, int], list[Run]]:
+    """Runs of a setting: each machine has its speeds, and short stages of its own."""
     found = defaultdict(list)
     for run in runs.values():
         if run["setting"] == setting:
-            found[run["device"]].append(run)
+            found[run["device"], run["machine"]].append(run)
     return dict(found)
+
+
+def picture(setting: str, device: str, machine: int) -> Path:
+    card = device.split()[1].lower()
+    return RESULTS.with_name(f"recipes_{setting}_{card}{f'_{machine}' if machine > 1 else ''}.png")
 
 
 def frontier(runs: Sequence[Run], setting: str, device: str, path: Path) -> None:
@@ -228,9 +235,13 @@ def page(runs: dict[str, Run]) -> str:
     """docs/study.md: the template with a table and a picture of each setting."""
     filled = TEMPLATE.read_text(encoding="utf-8")
     for setting, at in SETTINGS.items():
+        of = by_machine(runs, setting)
         shown = [
-            f"On one {device}:\n\n{table(of_device, at.recipes, at.seq_len)}"
-            for device, of_device in by_device(runs, setting).items()
+            f"On {'another' if (device, 1) in of and machine > 1 else 'one'} {device}:\n\n"
+            f"![Loss against seconds, and by position](../benchmarks/results/"
+            f"{picture(setting, device, machine).name})\n\n"
+            f"{table(found, at.recipes, at.seq_len)}"
+            for (device, machine), found in of.items()
         ]
         filled = filled.replace(f"{{{setting}}}", "\n\n".join(shown) or "Not measured yet.")
     return filled
@@ -243,16 +254,16 @@ def main() -> None:
     collecting.add_argument("study", type=Path)
     collecting.add_argument("--device", required=True)
     collecting.add_argument("--torch", required=True)
+    collecting.add_argument("--machine", type=int, default=1, help="of several with such a GPU")
     commands.add_parser("page", help="write the page and its pictures")
     options = parser.parse_args()
     runs = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.command == "collect":
-        runs |= collect(options.study, options.device, options.torch)
+        runs |= collect(options.study, options.device, options.torch, options.machine)
         RESULTS.write_text(json.dumps(runs, indent=1) + "\n")
     for setting in SETTINGS:
-        for device, of_device in by_device(runs, setting).items():
-            card = device.split()[1].lower()
-            frontier(of_device, setting, device, RESULTS.with_name(f"recipes_{setting}_{card}.png"))
+        for (device, machine), found in by_machine(runs, setting).items():
+            frontier(found, setting, device, picture(setting, device, machine))
     PAGE.write_text(page(runs), encoding="utf-8")
 
 
