@@ -51,7 +51,8 @@ class Machine:
 def check_job(job_config: "JobConfig", machine: Machine) -> None:
     """Refuse a job that could not run there, or whose checkpoints could not be resumed.
 
-    Nothing is built. Sizes of the model are looked up, and text files are looked for.
+    Nothing is built. Sizes of the model are looked up, the tokenizer is read, and text files are
+    looked for.
 
     Args:
         job_config: merged from TOML and command line.
@@ -70,6 +71,10 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
     _check_positions(job_config)
     check_end(job_config)
     if job_config.model.name == "llama3":
+        # Not imported above, as torchtitan's configuration imports this module.
+        from lighthouse.titan.data.tokenizer import check_tokenizer
+
+        check_tokenizer(job_config)
         check_texts(job_config)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torchtitan.components.tokenizer import BaseTokenizer, build_hf_tokenizer
 from torchtitan.config import JobConfig
+from torchtitan.tools.logging import logger
 
 from lighthouse.refusal import refusals
 from lighthouse.titan.config.model_args import model_args_of
@@ -124,8 +125,33 @@ def build_tokenizer(job_config: JobConfig) -> BaseTokenizer:
     """
     if job_config.model.tokenizer == "byte":
         return ByteTokenizer()
-    tokenizer = build_hf_tokenizer(job_config)
+    return _hf_tokenizer(job_config)
+
+
+def check_tokenizer(job_config: JobConfig) -> None:
+    """Read the tokenizer as a run will, without a word.
+
+    Raises:
+        ValueError: as :func:`build_tokenizer`.
+    """
+    if job_config.model.tokenizer == "byte":
+        return
+    logger.disabled, was = True, logger.disabled
+    try:
+        _hf_tokenizer(job_config)
+    finally:
+        logger.disabled = was
+
+
+def _hf_tokenizer(job_config: JobConfig) -> BaseTokenizer:
     section = job_config.model
+    try:
+        tokenizer = build_hf_tokenizer(job_config)
+    except Exception as error:  # which is what tokenizers raises
+        raise ValueError(
+            f"model.hf_assets_path = {section.hf_assets_path!r}: its tokenizer can't be read: "
+            f"{error}; fetch it again, or name another"
+        ) from error
     settle_documents(tokenizer, Path(section.hf_assets_path))
     known = model_args_of(job_config).vocab_size
     needed = 1 + max(tokenizer.get_vocab().values())  # ids may have gaps

@@ -12,6 +12,7 @@ import torch
 from lighthouse.cost.sizes import Layout, Work
 from lighthouse.titan.config.check import Machine
 from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.distributed.layout import layout_of
 from lighthouse.titan.llama3.layers import set_stage
 from lighthouse.titan.plan import Plan, machine_of, main, model_of, parse, plan, table, work_of
@@ -353,7 +354,7 @@ def test_it_says_how_many_loader_workers_keep_the_gpus_busy(tmp_path):
     bytes_ = planned(BASE)
     assert bytes_.loader_workers == 1
     assert "loader            1 worker a rank: each has " in table(bytes_)
-    (tmp_path / "tokenizer.json").touch()
+    ByteTokenizer().save_pretrained(tmp_path)
     hf = planned(MILLION, "--model.tokenizer=hf", f"--model.hf_assets_path={tmp_path}")
     # Eight GPUs work on what one rank reads.
     needed = 8 * max(stage.tokens_per_second for stage in hf.stages) / hf.loader_rate

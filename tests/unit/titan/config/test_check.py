@@ -6,6 +6,7 @@ Parsing builds neither a model nor a process group, so passing here means failin
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from lighthouse.refusal import Refusal
 from lighthouse.titan.config.check import Machine
 from lighthouse.titan.config.section import Lighthouse, num_chunks
+from lighthouse.titan.data.tokenizer import ByteTokenizer
 
 GOOD = {
     "model": {"name": "llama3", "flavor": "tiny_byte", "tokenizer": "byte"},
@@ -557,3 +559,21 @@ def test_a_tokenizer_that_is_not_there_is_refused_by_its_key(parse, tmp_path, ma
     (tmp_path / "assets/tokenizer").mkdir(parents=True)
     with pytest.raises(Refusal, match=r"^model\.hf_assets_path = '.*': has none of tokenizer.json"):
         parse(changes, machine=machine)
+
+
+def test_a_tokenizer_that_does_not_do_is_refused_with_the_configuration(
+    parse: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "tokenizer"
+    ByteTokenizer().save_pretrained(folder)
+    changes = {"model.tokenizer": "hf", "model.hf_assets_path": str(folder)}
+    parse(changes)
+    assert not caplog.text  # the trainer's own reading says what there is to say
+    with pytest.raises(Refusal, match=r"^model\.hf_assets_path = .* has 264 tokens, .* only 260;"):
+        parse(changes, "--model.args.vocab_size", "260")
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(Refusal, match=r"tokenizer_config.json is missing: documents would run "):
+        parse(changes)
+    (folder / "tokenizer.json").write_text("")
+    with pytest.raises(Refusal, match=r"^model\.hf_assets_path = .*: its tokenizer can't be read"):
+        parse(changes)
