@@ -27,28 +27,22 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.training_cases import Run, sizes, tokens_per_step
 from lighthouse.config import LighthouseConfig
 from lighthouse.cost.memory import GIB
 from lighthouse.cost.rates import RATES_FILE, Rates
 from lighthouse.cost.seconds import BACKWARD_MATMULS, elements_around, elements_in_windows
-from lighthouse.cost.sizes import Layout, Model, Work, window_square
+from lighthouse.cost.sizes import Model, window_square
 from lighthouse.cost.step import cost
-from lighthouse.titan.config.stages import Stages
-from lighthouse.titan.distributed.layout import layout_of
-from lighthouse.titan.plan import machine_of, model_of, parse, work_of
 
 RESULTS = Path(__file__).parent / "results"
-BASE = Path(__file__).parents[1] / "train_configs" / "530M_byte_98k.toml"
 REFERENCE = "h100"
 BODY = Model(dim=1024, layers=1, heads=8, kv_heads=8, ffn_dim=1536, vocab_size=264)
-
-Run = dict[str, Any]
 
 # What no run here has measured: from the makers' data sheets, bytes/s in one direction. Memory is
 # what torch reports. Relative compute and bandwidth are to the reference.
@@ -169,32 +163,15 @@ def config_of(values: dict[str, Any]) -> LighthouseConfig:
     return LighthouseConfig(**{name: values[name] for name in names})
 
 
-def job(run: Run) -> tuple[Model, Layout, Work]:
-    """What :func:`lighthouse.cost.step.cost` takes for a result of ``training.py``."""
-    return _job(run["flags"], run["gpus"])
-
-
-@cache
-def _job(flags: str, gpus: int) -> tuple[Model, Layout, Work]:
-    one_micro_batch = ["--training.global_batch_size", "-1"]
-    args = ["--job.config_file", str(BASE), *one_micro_batch, *flags.split()]
-    job_config = parse(args, machine_of(REFERENCE, gpus))
-    model, layout = model_of(job_config), layout_of(job_config, gpus)
-    layers = Stages.of(job_config).at(1).layers(job_config, model.layers)
-    return model, layout, work_of(job_config, layout, tuple(layers))
-
-
 def step_seconds(run: Run) -> float:
-    _, layout, work = job(run)
-    tokens = work.local_batch * layout.batch * work.accumulation * work.seq_len
-    return tokens / layout.gpus / run["tokens_per_second"]
+    return tokens_per_step(run) / run["gpus"] / run["tokens_per_second"]
 
 
 def fit_steps(rates: Rates, runs: list[Run]) -> Rates:
     """The rates of linear layers and of elementwise work."""
     columns, target = [], []
     for run in runs:
-        parts = cost(*job(run), replace(rates, matmul=1.0, elementwise=1.0)).seconds
+        parts = cost(*sizes(run), replace(rates, matmul=1.0, elementwise=1.0)).seconds
         matmuls = parts.pop("matmuls")
         elementwise = parts.pop("elementwise") + parts.pop("loss")
         # The rest is known: one process, so nothing depends on these two rates.
@@ -215,7 +192,7 @@ def fit_factors(rates: Rates, runs: list[Run]) -> tuple[float, float]:
     """How much more the device computes and moves than the one that ``rates`` are of."""
     columns = []
     for run in runs:
-        parts = cost(*job(run), rates).seconds
+        parts = cost(*sizes(run), rates).seconds
         compute = sum(parts[name] for name in COMPUTE_PARTS)
         columns.append([compute, sum(parts.values()) - compute])
     slower, _ = least_squares(columns, [step_seconds(run) for run in runs])
@@ -235,7 +212,7 @@ def fit_link(rates: Rates, pairs: list[tuple[Run, Run]]) -> Rates:
 
     def error(link: float) -> float:
         tried = replace(rates, nvlink=link)
-        modelled = (beyond(lambda run: cost(*job(run), tried).step_seconds, p) for p in pairs)
+        modelled = (beyond(lambda run: cost(*sizes(run), tried).step_seconds, p) for p in pairs)
         return sum(
             ((ring - extra) / step_seconds(several)) ** 2
             for ring, extra, (_, several) in zip(modelled, measured, pairs, strict=True)
@@ -251,7 +228,7 @@ def fit_memory(rates: Rates, runs: list[Run]) -> Rates:
     for mode in rates.activations:
         ratios = []
         for run in runs:
-            model, layout, work = job(run)
+            model, layout, work = sizes(run)
             if work.checkpointing == mode and "memory_gib" in run:
                 parts = cost(model, layout, work, replace(rates, activations={mode: 1.0})).memory
                 counted = parts.pop("activations")
@@ -262,7 +239,7 @@ def fit_memory(rates: Rates, runs: list[Run]) -> Rates:
 
 def compare(rates: Rates, runs: list[Run]) -> None:
     for run in runs:
-        predicted = cost(*job(run), rates)
+        predicted = cost(*sizes(run), rates)
         ratio = step_seconds(run) / predicted.step_seconds
         rate = run["tokens_per_second"]
         memory = ""

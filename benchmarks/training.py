@@ -1,189 +1,169 @@
-"""Speed and memory of the trainer, through torchrun, and where a step's time goes.
+"""Speed and memory of the trainer, by the launcher, and where a step's time goes.
 
-    python benchmarks/training.py OUT.json CASE [CASE ...] [--profile CASE ...]
+    python -m benchmarks.training OUT.json CASE[:STAGE,...] ... [--seconds S]
+    python -m benchmarks.training_plan h100 CASE ...        # what to expect; needs no GPU
 
-Each case is a fresh ``torchrun -m torchtitan.train`` of ``train_configs/530M_byte_98k.toml`` with
-a few flags, one sequence a step, the same ones in each. Speed is the median of the steps after the
-first three; memory is the largest that the allocator reserved in them. A profiled case adds each
-rank's GPU time of one step by kind of kernel. Results are written after each case, so an
-interrupted run keeps them.
+Each case of ``training_cases.py`` is a fresh run of ``train_configs/530M_byte_98k.toml`` with a few
+flags, one sequence a step, random weights, Python's sources as bytes. Some are a run of several
+``[[stages]]``, of which the command line may name a few, and each is a result of its own.
+
+Speed is the median of the steps behind the warmup but the last; memory is the largest that rank 0's
+allocator reserved in them. The last step is traced: each rank's GPU time by kind of kernel.
+``causal_mfu_percent`` counts the products of causal attention once and nothing that runs again,
+``mfu_percent``, the trainer's, those under the mask too. Communication is the time in which NCCL
+has a kernel running, of the rank that has the least of it, since the others also wait in theirs;
+``exposed`` is where nothing else runs beside.
+
+``--seconds`` ends the measurement: no case begins that would last longer by the plan, and one that
+does is stopped. Results are written after each case, with the steps that it has finished, and the
+reason where it failed.
 """
 
 import argparse
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
+import threading
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import tomli_w
 import torch
 
 from benchmarks.provenance import gpu
+from benchmarks.training_cases import BASE, Case, Run, named
+from benchmarks.training_plan import expectations, planned
+from benchmarks.training_trace import summarise
+from lighthouse.cost.rates import devices, load_rates
+from lighthouse.launch import environment
 
 ROOT = Path(__file__).parents[1]
-WARMUP_STEPS = 3
-
-# Kernel names, in the order they are tried.
-KINDS = {
-    "attention": r"fmha|flash|sdpa",
-    "lighthouse": r"_summarize_kernel|_select_kernel|_windows_kernel|_pull_kernel",
-    "matmul": r"gemm|nvjet|cutlass|cublas|splitK",
-    "communication": r"nccl",
-    "compiled elementwise": r"^triton_",
-    "optimizer": r"multi_tensor|adam|lpnorm",
-    "copies": r"Mem(cpy|set)|copy|CatArray",
-    "other": r"",
-}
-
-NO_AC = "--activation_checkpoint.mode none"
-OP_AC = "--activation_checkpoint.mode selective --activation_checkpoint.selective_ac_option op"
-FULL_AC = "--activation_checkpoint.mode full"
-DENSE = "--lighthouse.no-enable"
-WINDOWS = "--lighthouse.dense_layers --lighthouse.window_layers 0 1 28 29 --lighthouse.window 4096"
-REAL_VOCABULARY = "--model.flavor 530M --training.loss_chunk_tokens 8192"
-LONG = "--training.loss_chunk_tokens 65536 --lighthouse.dense_layers " + FULL_AC
-MILLION = f"--lighthouse.num_levels 4 --lighthouse.topk 4096 {LONG}"
-RING = "--parallelism.context_parallel_degree"
-ALL_TO_ALL = "--parallelism.context_parallel_rotate_method alltoall"
 
 
-class Case(NamedTuple):
-    """What is run: on how many GPUs, with which flags, for how many steps."""
+def run(name: str, case: Case, left: float = float("inf")) -> list[Run]:
+    """One case in processes of its own: a result for each stage that has measured steps.
 
-    gpus: int
-    flags: str
-    steps: int = 12
+    Args:
+        left: seconds until it is stopped.
 
-
-def cases() -> dict[str, Case]:
-    """The runs by name. Runs on several GPUs have one of the same chunks on one beside them."""
-    known = {
-        "98k": Case(1, NO_AC),
-        "98k-op": Case(1, OP_AC),
-        "98k-full": Case(1, FULL_AC),
-        "98k-autocast": Case(1, f"--parallelism.no-fsdp_on_one_rank {NO_AC}"),
-        "98k-windows": Case(1, f"{WINDOWS} {NO_AC}"),
-        "98k-all": Case(1, f"--lighthouse.dense_layers {NO_AC}"),
-        "98k-dense": Case(1, f"{DENSE} {NO_AC}"),
-        "98k-dense-op": Case(1, f"{DENSE} {OP_AC}"),
-        "98k-dense-full": Case(1, f"{DENSE} {FULL_AC}"),
-        "98k-530M": Case(1, f"{REAL_VOCABULARY} {NO_AC}"),
-        "98k-530M-op": Case(1, f"{REAL_VOCABULARY} {OP_AC}"),
-    }
-    for length in (262144, 524288, 786432, 851968, 917504, 1048576):
-        known[f"{length}-L4"] = Case(1, f"--training.seq_len {length} {MILLION}", steps=7)
-
-    shared = f"--training.seq_len 196608 --lighthouse.topk 3072 --lighthouse.num_chunks 4 {OP_AC}"
-    half = f"--training.seq_len 262144 --lighthouse.topk 4096 --lighthouse.num_chunks 4 {LONG}"
-    whole = f"--training.seq_len 524288 --lighthouse.topk 8192 {LONG} --lighthouse.num_chunks"
-    known |= {
-        "196k-one": Case(1, shared),
-        "196k-cp2": Case(2, f"{shared} {RING} 2"),
-        "196k-cp2-alltoall": Case(2, f"{shared} {RING} 2 {ALL_TO_ALL}"),
-        "196k-dense-one": Case(1, f"{shared} {DENSE}", steps=5),
-        "196k-dense-cp2": Case(2, f"{shared} {DENSE} {RING} 2", steps=5),
-        "262k-one": Case(1, half, steps=7),
-        "524k-one": Case(1, f"{whole} 4", steps=7),
-        "524k-cp2": Case(2, f"{whole} 4 {RING} 2", steps=7),
-        "524k-cp2-alltoall": Case(2, f"{whole} 4 {RING} 2 {ALL_TO_ALL}", steps=7),
-        "524k-one-8": Case(1, f"{whole} 8", steps=7),
-        "524k-cp4": Case(4, f"{whole} 8 {RING} 4", steps=7),
-        "524k-cp4-alltoall": Case(4, f"{whole} 8 {RING} 4 {ALL_TO_ALL}", steps=7),
-    }
-    return known
-
-
-def run(name: str, case: Case, profiled: bool) -> dict[str, Any]:
-    """One case in processes of its own; ``error`` instead of figures where it fails."""
-    gpus, flags, steps = case
+    Returns:
+        The results; the last has an ``error`` where the run did not end well.
+    """
     with tempfile.TemporaryDirectory() as folder:
+        tables = case.tables()
+        file = Path(folder) / "job.toml"
+        file.write_text(tomli_w.dumps({"job": {"extends": str(BASE)}, "stages": tables}))
+        ends = [sum(t["steps"] for t in tables[: i + 1]) for i in range(len(tables))]
+        ends = ends or [case.steps]
         command = [
-            *f"{sys.executable} -m torch.distributed.run --standalone".split(),
-            *f"--nproc_per_node={gpus} -m torchtitan.train".split(),
-            *f"--job.config_file {ROOT}/train_configs/530M_byte_98k.toml".split(),
-            *f"--job.dump_folder {folder} --training.dataset python --training.steps".split(),
-            *f"{steps} --training.global_batch_size -1 --checkpoint.no-enable".split(),
-            *"--metrics.log_freq 1 --metrics.no-enable_tensorboard --debug.seed 1".split(),
-            *flags.split(),
+            *f"{sys.executable} -m lighthouse.launch --processes {case.gpus} --".split(),
+            *f"--job.config_file {file if tables else BASE} --job.dump_folder {folder}".split(),
+            *"--training.dataset python --training.global_batch_size -1".split(),
+            *"--training.rehearse_stages False --checkpoint.no-enable --metrics.log_freq 1".split(),
+            *"--metrics.no-enable_tensorboard --metrics.disable_color_printing".split(),
+            "--debug.seed=1",
+            *"--experimental.custom_import benchmarks.trace_step".split(),
+            *([] if tables else f"--training.steps {case.steps}".split()),
+            *case.flags.split(),
         ]
-        if profiled:
-            command += "--profiling.enable_profiling --profiling.profiler_warmup 1".split()
-            command += f"--profiling.profile_freq {steps - 1}".split()
-        done = subprocess.run(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        result: dict[str, Any] = {"case": name, "gpus": gpus, "flags": flags}
-        if done.returncode != 0:
-            errors = re.findall(r"^refused: .*|.*Error: .*", done.stdout, re.MULTILINE)
-            return result | {"error": (errors or done.stdout.splitlines())[-1][-400:]}
-        lines = list(map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines()))
-        measured = [line for line in lines if line["step"] > WARMUP_STEPS]
-        # The profiler's own steps are slow: its warmup, the profiled one, and where it writes.
-        speeds = [line["tokens_per_second"] for line in measured][: -3 if profiled else None]
+        # Where a rank fails, the others wait for it in a kernel, and hear no signal.
+        variables = {"PET_SHUTDOWN_TIMEOUT": "5", "TRACE_STEPS": " ".join(map(str, ends))}
+        error = _run(command, environment(os.environ | variables), left)
+        file = Path(folder) / "metrics.jsonl"
+        lines = list(map(json.loads, file.read_text().splitlines())) if file.exists() else []
+        results = []
+        for number, end in enumerate(ends, start=1):
+            result: Run = {"case": name, "gpus": case.gpus, "flags": case.flags}
+            of_stage = lines
+            if tables:
+                result["case"] = f"{name}:{[*case.stages][number - 1]}"
+                result["stage_table"] = tables[number - 1]
+                of_stage = [line for line in lines if line["stage_number"] == number]
+            traces = sorted(Path(folder).glob(f"trace/{end}-*.json"))
+            profile = [summarise(json.loads(trace.read_text())) for trace in traces]
+            results.append(result | measured(case, of_stage, end, profile))
+            if error is not None and (not of_stage or of_stage[-1]["step"] < end):
+                results[-1]["error"] = error
+                break
+        return results
+
+
+def _run(command: list[str], variables: dict[str, str], left: float) -> str | None:
+    """Run a command until its end, and show its steps; why it failed, if it did."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    out_of_time = threading.Event()
+
+    def stop() -> None:
+        out_of_time.set()
+        process.send_signal(signal.SIGTERM)
+
+    timer = threading.Timer(min(left, threading.TIMEOUT_MAX), stop)
+    timer.start()
+    printed: list[str] = []
+    shown: set[str] = set()
+    assert process.stdout is not None
+    for line in process.stdout:
+        printed.append(line.rstrip())
+        found = re.search(r"step: +\d+ |^refused: .*|\w*Error: .*", line)
+        if found and found[0] not in shown:  # each rank says it
+            shown.add(found[0])
+            print(f"  {line[found.start() :].rstrip()[:160]}", flush=True)
+    code = process.wait()
+    timer.cancel()
+    if out_of_time.is_set():
+        return f"stopped after {left:.0f} seconds"
+    if code == 0:
+        return None
+    errors = [line for line in printed if re.search(r"^refused: |Error: ", line)]
+    return (errors or printed or [f"exit code {code}"])[0 if errors else -1][-400:]
+
+
+def measured(case: Case, lines: list[Run], end: int, profile: list[Run]) -> Run:
+    """What the lines of a stage's steps say; nothing where none was measured.
+
+    Args:
+        end: its last step, which was traced.
+        profile: of each rank in that step.
+    """
+    steps = lines[case.warmup :]
+    untraced = [line for line in steps if line["step"] < end]
+    result: Run = {"losses": [round(line["loss"], 5) for line in lines]}
+    if untraced:
+        speeds = [line["tokens_per_second"] for line in untraced]
         result |= {
             "tokens_per_second": round(statistics.median(speeds)),
             "slowest_and_fastest": [round(min(speeds)), round(max(speeds))],
-            "memory_gib": round(max(line["memory/max_reserved(GiB)"] for line in measured), 2),
-            "active_gib": round(max(line["memory/max_active(GiB)"] for line in measured), 2),
-            "mfu_percent": round(measured[0]["mfu(%)"], 1),
-            "losses": [round(line["loss"], 5) for line in lines],
+            "memory_gib": round(max(line["memory/max_reserved(GiB)"] for line in steps), 2),
+            "active_gib": round(max(line["memory/max_active(GiB)"] for line in steps), 2),
+            "data_loading_percent": round(steps[0]["time_metrics/data_loading(%)"], 2),
         }
-        if profiled:
-            traces = sorted(Path(folder).rglob("rank*_trace.json"))
-            result["profile"] = [summarise(json.loads(trace.read_text())) for trace in traces]
-        return result
-
-
-def summarise(trace: dict[str, Any]) -> dict[str, Any]:
-    """GPU milliseconds of one step by kind, and the longest kernels.
-
-    ``idle_ms`` has no kernel running, ``not_computing_ms`` none or only communication.
-    """
-    kernels = [
-        event
-        for event in trace["traceEvents"]
-        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
-    ]
-    by_kind: dict[str, float] = defaultdict(float)
-    by_name: dict[str, list[float]] = defaultdict(list)
-    computing = []
-    for event in kernels:
-        kind = next(k for k, pattern in KINDS.items() if re.search(pattern, event["name"]))
-        by_kind[kind] += event["dur"] / 1000
-        by_name[event["name"]].append(event["dur"] / 1000)
-        if kind != "communication":
-            computing.append(event)
-    longest = sorted(by_name.items(), key=lambda item: -sum(item[1]))[:12]
-    start = min(event["ts"] for event in kernels)
-    span = (max(event["ts"] + event["dur"] for event in kernels) - start) / 1000
-    return {
-        "span_ms": round(span, 1),
-        "idle_ms": round(span - busy_ms(kernels), 1),
-        "not_computing_ms": round(span - busy_ms(computing), 1),
-        "by_kind_ms": {kind: round(ms, 1) for kind, ms in by_kind.items()},
-        "kernels": [[name[:120], len(ms), round(sum(ms), 2)] for name, ms in longest],
-    }
-
-
-def busy_ms(kernels: list[dict[str, Any]]) -> float:
-    """Milliseconds in which at least one of the kernels ran."""
-    busy = busy_until = 0.0
-    for event in sorted(kernels, key=lambda event: event["ts"]):
-        end = event["ts"] + event["dur"]
-        busy += max(0.0, end - max(event["ts"], busy_until)) / 1000
-        busy_until = max(busy_until, end)
-    return busy
+        if "mfu(%)" in untraced[0]:
+            result["mfu_percent"] = round(untraced[0]["mfu(%)"], 1)
+    if profile:
+        for what in ("communication", "exposed_communication"):
+            shares = [rank[f"{what}_ms"] / rank["span_ms"] for rank in profile]
+            result[f"{what}_percent"] = round(100 * min(shares), 1)
+        result["profile"] = profile
+    return result
 
 
 def machine() -> dict[str, Any]:
     return {
         **gpu(),
-        "alloc_conf": os.environ.get("PYTORCH_ALLOC_CONF", ""),
+        "alloc_conf": environment()["PYTORCH_ALLOC_CONF"],
         "matmul_tflops": round(matmul_rate(), 1),
     }
 
@@ -205,15 +185,28 @@ def matmul_rate() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("cases", nargs="+", choices=list(cases()), metavar="CASE")
-    parser.add_argument("--profile", nargs="*", default=[], metavar="CASE")
+    parser.add_argument("cases", nargs="+", type=named, metavar="CASE[:STAGE,...]")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
     args = parser.parse_args()
+    end = time.monotonic() + args.seconds
     report: dict[str, Any] = {**machine(), "results": []}
-    for name in args.cases:
-        result = run(name, cases()[name], profiled=name in args.profile)
-        report["results"].append(result)
-        shown = {k: v for k, v in result.items() if k != "profile"}
-        print(json.dumps(shown), flush=True)
+    (device,) = (name for name in devices() if name in report["device"].lower())
+    rates = load_rates(device)
+    for name, case in args.cases:
+        seconds, lines = expectations(name, case, rates)
+        left = end - time.monotonic()
+        print("\n".join(lines), flush=True)
+        print(f"  about {seconds:.0f} s in all, {left:.0f} are left", flush=True)
+        if seconds > left:
+            results: list[Run] = [
+                {"case": name, "error": f"not begun: {left:.0f} s left, {seconds:.0f} wanted"}
+            ]
+        else:
+            results = [result | planned(result, rates) for result in run(name, case, left)]
+        report["results"] += results
+        for result in results:
+            shown = {k: v for k, v in result.items() if k not in ("profile", "flags", "losses")}
+            print(json.dumps(shown), flush=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -25,7 +25,7 @@ def test_the_rates_are_those_of_the_results():
 def test_measured_steps_are_predicted():
     for device in ("h100", "h200"):
         for run in fit_cost.runs_of(device):
-            predicted = cost(*fit_cost.job(run), load_rates(device))
+            predicted = cost(*fit_cost.sizes(run), load_rates(device))
             assert predicted.step_seconds == pytest.approx(fit_cost.step_seconds(run), rel=0.06)
             assert predicted.peak_bytes / GIB == pytest.approx(run["memory_gib"], rel=0.08)
 
@@ -36,7 +36,7 @@ def test_a_fit_finds_the_rates_that_made_the_steps():
     runs = [{"gpus": 1, "flags": f"{dense} {mode}"} for mode in ("none", "full")]
     runs.append({"gpus": 1, "flags": "--activation_checkpoint.mode none"})
     for run in runs:
-        seconds = cost(*fit_cost.job(run), truth).step_seconds
+        seconds = cost(*fit_cost.sizes(run), truth).step_seconds
         run["tokens_per_second"] = N / seconds
     fitted = fit_cost.fit_steps(RATES, runs)
     assert fitted.matmul == pytest.approx(truth.matmul, rel=1e-6)
@@ -51,7 +51,7 @@ def test_the_link_is_fitted_to_what_a_ring_takes_beyond_its_share():
     alone = {"gpus": 1, "flags": ""}
     ring = {"gpus": 2, "flags": "--parallelism.context_parallel_degree 2"}
     for run in (alone, ring):
-        seconds = cost(*fit_cost.job(run), truth).step_seconds
+        seconds = cost(*fit_cost.sizes(run), truth).step_seconds
         run["tokens_per_second"] = N / run["gpus"] / seconds
     fitted = fit_cost.fit_link(RATES, [(alone, ring)])
     assert fitted.nvlink == pytest.approx(truth.nvlink, rel=0.03)

@@ -1,0 +1,174 @@
+"""What ``training.py`` measures: cases, and each as the sizes that the cost model takes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lighthouse.cost.sizes import Layout, Model, Work
+from lighthouse.titan.config.stages import Stage, Stages
+from lighthouse.titan.distributed.layout import layout_of
+from lighthouse.titan.plan import machine_of, model_of, parse, work_of
+
+BASE = Path(__file__).parents[1] / "train_configs" / "530M_byte_98k.toml"
+
+NO_AC = "--activation_checkpoint.mode none"
+OP_AC = "--activation_checkpoint.mode selective --activation_checkpoint.selective_ac_option op"
+FULL_AC = "--activation_checkpoint.mode full"
+DENSE = "--lighthouse.no-enable"
+WINDOWS = "--lighthouse.dense_layers --lighthouse.window_layers 0 1 28 29 --lighthouse.window 4096"
+REAL_VOCABULARY = "--model.flavor 530M --training.loss_chunk_tokens 8192"
+LONG = "--training.loss_chunk_tokens 65536 --lighthouse.dense_layers " + FULL_AC
+MILLION = f"--lighthouse.num_levels 4 --lighthouse.topk 4096 {LONG}"
+RING = "--parallelism.context_parallel_degree"
+ALL_TO_ALL = "--parallelism.context_parallel_rotate_method alltoall"
+SHORT = 8192
+
+Table = dict[str, Any]
+Run = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run: on how many GPUs, with which flags, for how many steps.
+
+    Attributes:
+        steps: of the run, or of each stage whose table does not say it.
+        warmup: steps of each stage that are not measured.
+        stages: tables of ``[[stages]]`` by name; none for a run without.
+    """
+
+    gpus: int
+    flags: str
+    steps: int = 12
+    warmup: int = 3
+    stages: dict[str, Table] = field(default_factory=dict)
+
+    def tables(self) -> list[Table]:
+        """Its ``[[stages]]``."""
+        return [{"steps": self.steps} | table for table in self.stages.values()]
+
+    def only(self, names: Sequence[str]) -> "Case":
+        """The case with some of its stages, in that order; all of them where none is named.
+
+        Raises:
+            ValueError: it has no stage of that name.
+        """
+        unknown = [name for name in names if name not in self.stages]
+        if unknown:
+            there = ", ".join(self.stages) or "none"
+            raise ValueError(f"stage {unknown[0]!r}: the case has these: {there}")
+        return replace(self, stages={name: self.stages[name] for name in names or self.stages})
+
+
+def cases() -> dict[str, Case]:
+    """The runs by name. Runs on several GPUs have one of the same chunks on one beside them."""
+    known = {
+        "98k": Case(1, NO_AC),
+        "98k-op": Case(1, OP_AC),
+        "98k-full": Case(1, FULL_AC),
+        "98k-autocast": Case(1, f"--parallelism.no-fsdp_on_one_rank {NO_AC}"),
+        "98k-windows": Case(1, f"{WINDOWS} {NO_AC}"),
+        "98k-all": Case(1, f"--lighthouse.dense_layers {NO_AC}"),
+        "98k-dense": Case(1, f"{DENSE} {NO_AC}"),
+        "98k-dense-op": Case(1, f"{DENSE} {OP_AC}"),
+        "98k-dense-full": Case(1, f"{DENSE} {FULL_AC}"),
+        "98k-530M": Case(1, f"{REAL_VOCABULARY} {NO_AC}"),
+        "98k-530M-op": Case(1, f"{REAL_VOCABULARY} {OP_AC}"),
+    }
+    for length in (262144, 524288, 786432, 851968, 917504, 1048576):
+        known[f"{length}-L4"] = Case(1, f"--training.seq_len {length} {MILLION}", steps=7)
+
+    shared = f"--training.seq_len 196608 --lighthouse.topk 3072 --lighthouse.num_chunks 4 {OP_AC}"
+    half = f"--training.seq_len 262144 --lighthouse.topk 4096 --lighthouse.num_chunks 4 {LONG}"
+    whole = f"--training.seq_len 524288 --lighthouse.topk 8192 {LONG} --lighthouse.num_chunks"
+    known |= {
+        "196k-one": Case(1, shared),
+        "196k-cp2": Case(2, f"{shared} {RING} 2"),
+        "196k-cp2-alltoall": Case(2, f"{shared} {RING} 2 {ALL_TO_ALL}"),
+        "196k-dense-one": Case(1, f"{shared} {DENSE}", steps=5),
+        "196k-dense-cp2": Case(2, f"{shared} {DENSE} {RING} 2", steps=5),
+        "262k-one": Case(1, half, steps=7),
+        "524k-one": Case(1, f"{whole} 4", steps=7),
+        "524k-cp2": Case(2, f"{whole} 4 {RING} 2", steps=7),
+        "524k-cp2-alltoall": Case(2, f"{whole} 4 {RING} 2 {ALL_TO_ALL}", steps=7),
+        "524k-one-8": Case(1, f"{whole} 8", steps=7),
+        "524k-cp4": Case(4, f"{whole} 8 {RING} 4", steps=7),
+        "524k-cp4-alltoall": Case(4, f"{whole} 8 {RING} 4 {ALL_TO_ALL}", steps=7),
+    }
+    return known | _staged_cases()
+
+
+def named(word: str) -> tuple[str, Case]:
+    """A case by what the command line calls it: ``CASE``, or ``CASE:STAGE,...``.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    name, _, stages = word.partition(":")
+    known = cases()
+    if name not in known:
+        raise ValueError(f"case {name!r}: there are {', '.join(known)}")
+    return name, known[name].only(stages.split(",") if stages else [])
+
+
+def _staged_cases() -> dict[str, Case]:
+    """A recipe's stages in one run on several GPUs, beside dense attention at full length.
+
+    Parameters and optimizer are sharded over the context-parallel ranks.
+    """
+    million = "--lighthouse.num_levels 4 --lighthouse.topk 4096 --training.loss_chunk_tokens 65536"
+    large = "--model.flavor 8B --training.loss_chunk_tokens 4096"
+    four_levels = "--lighthouse.num_levels 4 --lighthouse.topk 4096"
+    case = _staged
+    return {
+        "530M-524k-cp4": case(4, 524288, 30, million),
+        "530M-1m-cp8": case(8, 1048576, 30, million),
+        "8B-131k-cp4": case(4, 131072, 32, f"{large} --lighthouse.topk 2048"),
+        "8B-262k-cp4": case(4, 262144, 32, f"{large} --lighthouse.topk 4096"),
+        "8B-524k-cp4": case(4, 524288, 32, f"{large} {four_levels}"),
+        "8B-131k-cp2": case(2, 131072, 32, f"{large} --lighthouse.topk 2048"),
+        "8B-262k-cp2": case(2, 262144, 32, f"{large} --lighthouse.topk 4096"),
+        "8B-524k-cp2": case(2, 524288, 32, f"{large} {four_levels}"),
+    }
+
+
+def _staged(gpus: int, seq_len: int, layers: int, flags: str) -> Case:
+    ends = [0, 1, layers - 2, layers - 1]
+    sparse = {"attention": "lighthouse"}
+    stages: dict[str, Table] = {
+        "published": {**sparse, "selection": "published", "dense_layers": ends},
+        "lighthouse": {**sparse, "dense_layers": []},
+        "window": {"attention": "window", "window": SHORT},
+        "short": {"attention": "dense", "seq_len": SHORT, "local_batch_size": seq_len // SHORT},
+        "dense": {"attention": "dense", "steps": 3},
+    }
+    flags = f"--training.seq_len {seq_len} {flags} {FULL_AC} {RING} {gpus}"
+    return Case(gpus, flags, steps=5, warmup=1, stages=stages)
+
+
+def sizes(run: Run) -> tuple[Model, Layout, Work]:
+    """What :func:`lighthouse.cost.step.cost` takes for a result of ``training.py``."""
+    return _sizes(run["flags"], run["gpus"], json.dumps(run.get("stage_table", {})))
+
+
+@cache
+def _sizes(flags: str, gpus: int, table_json: str) -> tuple[Model, Layout, Work]:
+    one_micro_batch = ["--training.global_batch_size", "-1"]
+    args = ["--job.config_file", str(BASE), *one_micro_batch, *flags.split()]
+    job_config = parse(args, machine_of("h100", gpus))
+    model, layout = model_of(job_config), layout_of(job_config, gpus)
+    stage = Stages.of(job_config).at(1)
+    if table := json.loads(table_json):
+        seq_len = table.get("seq_len", job_config.training.seq_len)
+        stage = Stage(1, table["attention"], 1, table["steps"], seq_len, table=table)
+    layers = stage.layers(job_config, model.layers)
+    return model, layout, work_of(stage.job(job_config), layout, tuple(layers))
+
+
+def tokens_per_step(run: Run) -> int:
+    """Of all GPUs."""
+    _, layout, work = sizes(run)
+    return work.local_batch * layout.batch * work.accumulation * work.seq_len
