@@ -1,6 +1,6 @@
 """Fit the rates of ``lighthouse/cost/`` to the measurements in ``benchmarks/results/``.
 
-    python benchmarks/fit_cost.py        # prints residuals, writes lighthouse/cost/rates.json
+    python -m benchmarks.fit_cost        # prints residuals, writes lighthouse/cost/rates.json
 
 Reads ``attention_*.json`` and ``training_*.json``, as ``attention.py`` and ``training.py`` write
 them. Of the latter it needs ``device``, and of each result ``gpus``, ``flags`` (those of the

@@ -136,15 +136,36 @@ def one_process_bf16(tmp_path_factory: pytest.TempPathFactory, options: list[str
     return train(tmp_path_factory.mktemp("bf16"), *options, *BF16, "--training.local_batch_size=4")
 
 
-@pytest.mark.parametrize("layout", [FSDP, TP])
-def test_two_processes_agree_with_one_in_bfloat16(
-    tmp_path: Path, options: list[str], one_process: Run, one_process_bf16: Run, layout: str
+def on_gpus(number: int, *layout: str) -> object:
+    """A layout that is tried where there are so many; in float32 CPUs have it above."""
+    few = pytest.mark.skipif(torch.cuda.device_count() < number, reason=f"needs {number} GPUs")
+    return pytest.param(number, layout, marks=(pytest.mark.gpu, few))
+
+
+@pytest.mark.parametrize(
+    ("processes", "layout"),
+    [
+        (2, (FSDP,)),
+        (2, (TP,)),
+        on_gpus(2, HSDP),
+        on_gpus(4, HSDP, FSDP, "--training.local_batch_size=1"),
+        on_gpus(4, TP, CP),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_processes_agree_with_one_in_bfloat16(
+    tmp_path: Path,
+    options: list[str],
+    one_process: Run,
+    one_process_bf16: Run,
+    processes: int,
+    layout: tuple[str, ...],
 ) -> None:
     """Layouts round in different places.
 
     So two runs in bfloat16 may be as far from each other as both from float32 together.
     """
-    run = train(tmp_path, *options, *BF16, layout, processes=2)
+    run = train(tmp_path, *options, *BF16, *layout, processes=processes)
     for got, expected, exact in zip(
         columns(run), columns(one_process_bf16), columns(one_process), strict=True
     ):
