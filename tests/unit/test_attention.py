@@ -70,7 +70,7 @@ def run_oracle(config: LighthouseConfig, inputs: QKV) -> Tensor:
 
 
 def gradients(output: Tensor, inputs: QKV, seed: int = 17) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(output, inputs, normal(tuple(output.shape), seed).to(output.dtype))
+    return torch.autograd.grad(output, inputs, normal(tuple(output.shape), seed).to(output))
 
 
 def float64_budget(config: LighthouseConfig, inputs: QKV) -> float:
