@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from lighthouse.config import LighthouseConfig
 from lighthouse.titan.config.model_args import model_args_of
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 _TOKENS_PER_DOCUMENT = 256
 """That there is room for at least, unless ``training.max_documents`` is set."""
+
+FEWEST_PLACES = 32
+"""For documents, of a batch with room for as many."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,20 @@ class _Sequence:
         tally.add(PADDING, self._padding)
         inputs = self._packing.inputs(self._tokens, self._starts)
         return inputs, torch.from_numpy(self._labels)
+
+
+def batch_of(rows: list[PackedSequence]) -> PackedSequence:
+    """A batch with a power of two of places for documents, or all there are, as these rows need.
+
+    A kernel starts programs for each place, as many as for the longest document that there could
+    be. Few numbers of places, since code is compiled for each.
+    """
+    inputs, labels = default_collate(rows)
+    starts_BM = inputs["attention_masks"]
+    most = int((starts_BM < labels.shape[1]).sum(dim=1).max())
+    places = max(FEWEST_PLACES, 1 << (most - 1).bit_length())
+    inputs["attention_masks"] = starts_BM[:, :places].contiguous()
+    return inputs, labels
 
 
 def one_document(packing: Packing, rows: int) -> dict[str, torch.Tensor]:

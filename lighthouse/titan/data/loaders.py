@@ -19,7 +19,7 @@ from lighthouse.refusal import refusals
 from lighthouse.tasks import SHORTEST, mixed_in
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.dealt import Dealt, to_one_worker
-from lighthouse.titan.data.document_packing import Packing, SeparateDocuments
+from lighthouse.titan.data.document_packing import Packing, SeparateDocuments, batch_of
 from lighthouse.titan.data.mixture import Mixture, WeightedStream
 from lighthouse.titan.data.moved import Moved
 from lighthouse.titan.data.packing import PackedTextDataset
@@ -60,6 +60,10 @@ class _PackedLoader(ParallelAwareDataloader):
         self.dataset.go_on_from(sources)
 
 
+def _collate(apart: bool) -> dict[str, Any]:
+    return {"collate_fn": batch_of} if apart else {}
+
+
 # A function of the module, since workers that are not forked get it pickled.
 def _with_tasks(text: str, rate: float, longest: int) -> list[str]:
     return [text, *mixed_in(text, rate, longest)]
@@ -86,6 +90,7 @@ class _Opener:
         self._name, self._section = section_name, section
         self._tokenizer, self._texts_of = tokenizer, texts_of
         self._rank = dp_rank, dp_world_size
+        self.collate = _collate(apart)
         self.share = f"data-parallel rank {dp_rank} of {dp_world_size}"
         names = OF_ROWS + OF_DOCUMENTS if apart else OF_ROWS
         self.tally = Tally(section.dataloader.num_workers, names)
@@ -127,6 +132,7 @@ class _Opener:
             dp_rank=dp_rank,
             dp_world_size=dp_world_size,
             batch_size=section.local_batch_size,
+            **self.collate,
             **asdict(section.dataloader),
         )
 
@@ -227,5 +233,6 @@ def build_validation_dataloader(
         dp_rank=dp_rank,
         dp_world_size=dp_world_size,
         batch_size=section.local_batch_size,
+        **_collate(apart),
         **to_one_worker(asdict(section.dataloader)),
     )

@@ -21,14 +21,16 @@ def prepare_to_compile(model: Any) -> None:
 
 
 def compile_each_stage(job_config: "JobConfig") -> None:
-    """Let torch.compile take the shapes of each stage as they are.
+    """Let torch.compile take the shapes of each stage as they are, and each batch's of documents.
 
     From the second length on it would make them variable, which is slower, and other in a process
     that has seen the first one than in one that goes on from a checkpoint behind it.
     """
-    stages = Stages.of(job_config)
+    stages, config = Stages.of(job_config), torch._dynamo.config
+    if job_config.compile.enable and job_config.training.document_mask:
+        # Each kind of layer is compiled for each number of places for documents, which are few.
+        config.recompile_limit = config.accumulated_recompile_limit
     if job_config.compile.enable and stages.listed:
-        config = torch._dynamo.config
         config.automatic_dynamic_shapes = False
         config.recompile_limit = max(config.recompile_limit, 8 + 4 * len(list(stages)))
 

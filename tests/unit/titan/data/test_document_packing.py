@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchtitan.config import JobConfig
 
-from lighthouse.titan.data.document_packing import Packing, one_document
+from lighthouse.titan.data.document_packing import FEWEST_PLACES, Packing, batch_of, one_document
 from lighthouse.titan.data.loaders import build_dataloader, build_validation_dataloader
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.llama3.chunked_loss import IGNORE_INDEX
@@ -158,6 +158,26 @@ def test_without_the_mask_a_batch_has_nothing_new(tmp_path: Path) -> None:
     read = loader(config)
     assert list(next(iter(read))[0]) == ["input"]
     assert list(read.tally.totals()) == ["skipped_rows", "broken_utf8_rows"]
+
+
+def test_a_batch_has_few_places_more_than_documents() -> None:
+    config = config_of(Path("nowhere"), lighthouse=False)
+    seq_len = 98304
+    for most, counts, places in (
+        (384, (1, 2), FEWEST_PLACES),
+        (384, (3, FEWEST_PLACES), FEWEST_PLACES),
+        (384, (FEWEST_PLACES + 1, 1), 2 * FEWEST_PLACES),
+        (384, (1, 380), 384),
+        (9, (1, 4), 9),
+    ):
+        packing = replace(Packing.of(config, [], seq_len), most=most)
+        tokens = torch.zeros(seq_len, dtype=torch.int64)
+        of_rows = [packing.inputs(tokens.numpy(), list(range(count))) for count in counts]
+        inputs, _ = batch_of([(row, tokens) for row in of_rows])
+        starts = inputs["attention_masks"]
+        assert starts.shape == (2, places)
+        assert (starts < seq_len).sum(dim=1).tolist() == list(counts)
+        assert list(inputs) == ["input", "attention_masks"]
 
 
 def test_room_for_documents_grows_with_the_sequence() -> None:
