@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.provenance import gpu
 from lighthouse import LighthouseConfig, lighthouse_attention
+from lighthouse.documents import first_tokens, row_starts
 from lighthouse.ops import Implementation, implementation
 from lighthouse.ops.triton.geometry import geometry_of
+from lighthouse.pyramid import Selection
 from lighthouse.scorers import level0_scores, level1_maxima
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -163,8 +166,10 @@ def check(config: LighthouseConfig, inputs: Inputs) -> None:
             raise AssertionError(f"{config}: {name} is off by {error:.2e}, reference {allowed:.2e}")
 
 
-def stage_times(inputs: Inputs, config: LighthouseConfig) -> dict[str, float]:
-    """Each step on its own, forward and, where it has one, backward."""
+def stage_times(
+    inputs: Inputs, config: LighthouseConfig, starts_BM: Tensor | None = None
+) -> dict[str, float]:
+    """Each step on its own, forward and, where it has one, backward; with documents if told."""
     q, k, v = (x.detach() for x in inputs)
     ops = implementation("triton", q.device, q.dtype)
     (q_c, q_m), (k_c, k_m), (v_c, _) = (
@@ -178,8 +183,17 @@ def stage_times(inputs: Inputs, config: LighthouseConfig) -> dict[str, float]:
     if config.scorer != "norm":
         times["scores"] = median_ms(without_grad(level0_scores, q, k, v, config), graph=False)
         q_m, k_m = (level1_maxima(x, config) for x in level0_scores(q, k, v, config))
-    selection = ops.select(q_m, k_m, config)
-    times["select"] = median_ms(lambda: ops.select(q_m, k_m, config))
+    select: Callable[[], Selection] = partial(ops.select, q_m, k_m, config)
+    if starts_BM is not None:
+        seq_len = q.shape[2]
+        first = first_tokens(starts_BM, seq_len, config)
+        times["first tokens"] = median_ms(lambda: first_tokens(starts_BM, seq_len, config))
+        select = partial(ops.select, q_m, k_m, config, first)
+    selection = select()
+    times["select"] = median_ms(select)
+    if starts_BM is not None:
+        cut = partial(row_starts, selection, starts_BM, seq_len, config)
+        times["row starts"] = median_ms(cut)
     pairs = ((q, q_c), (k, k_c), (v, v_c))
     times["gather"] = median_ms(lambda: [ops.gather(x, c, selection, config) for x, c in pairs])
     rows = [ops.gather(x, c, selection, config) for x, c in pairs]
@@ -189,7 +203,7 @@ def stage_times(inputs: Inputs, config: LighthouseConfig) -> dict[str, float]:
     geometry = geometry_of(config)
     operators = torch.ops.lighthouse
     times["scatter backward"] = median_ms(
-        lambda: operators.scatter_backward(grad, selection.index, geometry)
+        lambda: operators.scatter_backward(grad, selection.index, selection.first_token, geometry)
     )
     times["gather backward"] = median_ms(
         lambda: [
