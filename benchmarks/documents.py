@@ -2,12 +2,13 @@
 
     python -m benchmarks.documents [--seq-len 98304] [--mean 4096] [--seconds 80] [--out FILE]
 
-Documents' lengths are log-normal with sigma 1, one draw of them, with as many places as a batch of
-the loader has, and with one for each 256 tokens. Dense attention and a Lighthouse layer with and
-without documents, forward and forward + backward; attention on the sub-sequence alone; each step
-around it; FlexAttention with a mask of documents in its place. Times are medians in milliseconds
-from one process; of replayed CUDA graphs unless a row says eager. What fails has a reason in its
-row. Writes JSON after each row; from ``--seconds`` on what is left is left out.
+Documents' lengths are log-normal with sigma 1: by default 24 documents, which leave 0.109 of the
+pairs of a causal sequence; the mean over draws is 0.095. They get as many places as a batch of the
+loader has, and one for each 256 tokens. Dense attention and a Lighthouse layer with and without
+documents, forward and forward + backward; attention on the sub-sequence alone; each step around it;
+FlexAttention with a mask of documents in its place. Times are medians in milliseconds from one
+process; of replayed CUDA graphs unless a row says eager. What fails has a reason in its row. Writes
+JSON after each row; from ``--seconds`` on what is left is left out.
 """
 
 import argparse
@@ -265,7 +266,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=98304)
     parser.add_argument("--mean", type=int, default=4096)
     parser.add_argument("--topk", type=int, default=1536)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=80)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/documents_h100.json"))
     options = parser.parse_args()

@@ -103,21 +103,39 @@ class SeparateDocuments(PackedTextDataset):
 
     def _sequences(self, last_token: int | None) -> Iterator[PackedSequence]:
         del last_token  # of a sequence without a border
-        sequence = _Sequence(self._packing)
+        packer = Packer(self._packing, self._tally)
         for tokens, epoch, source, offset in self._documents():
-            inside = False
-            while offset < len(tokens):
-                if not sequence.has_room(inside):
-                    # Not before: the label of the last token is the next one.
-                    self._state = _place(epoch, source, offset)
-                    yield sequence.finished(int(tokens[offset]), self._tally)
-                    sequence, inside = _Sequence(self._packing), False
-                offset += sequence.add(tokens, offset, inside)
-                inside = True
+            for behind, sequence in packer.add(tokens, offset):
+                self._state = _place(epoch, source, behind)
+                yield sequence
 
 
 def _place(epoch: int, source: Any, offset: int) -> dict[str, Any]:
     return {"epoch": epoch, "source": source, "offset": offset, "last_token": None}
+
+
+class Packer:
+    """Puts documents into sequences, one behind the other.
+
+    Args:
+        tally: counts padding, and sequences that ended because they had ``packing.most`` documents.
+    """
+
+    def __init__(self, packing: Packing, tally: Tally) -> None:
+        self._packing, self._tally = packing, tally
+        self._sequence = _Sequence(packing)
+
+    def add(self, tokens: np.ndarray, offset: int = 0) -> Iterator[tuple[int, PackedSequence]]:
+        """Add a document from a token on; yields what it completes, and its first token that isn't
+        in there."""
+        inside = False
+        while offset < len(tokens):
+            if not self._sequence.has_room(inside):
+                # Not before: the label of the last token is the next one.
+                yield offset, self._sequence.finished(int(tokens[offset]), self._tally)
+                self._sequence, inside = _Sequence(self._packing), False
+            offset += self._sequence.add(tokens, offset, inside)
+            inside = True
 
 
 class _Sequence:

@@ -4,24 +4,53 @@ import hashlib
 import sys
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer
 
+from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.data.document_packing import Packer, Packing
 from lighthouse.titan.data.rows import Block
 from lighthouse.titan.data.source_tables import Source, sources_of
 from lighthouse.titan.data.sources import TextReader, checked_files
-from lighthouse.titan.data.tally import MENDED, SKIPPED, Tally
+from lighthouse.titan.data.tally import FULL, MENDED, OF_DOCUMENTS, PADDING, SKIPPED, Tally
 from lighthouse.titan.data.text_files import unread_files
 from lighthouse.titan.data.token_streams import encoded
 from lighthouse.titan.data.tokenizer import ByteTokenizer, build_tokenizer
 from lighthouse.titan.data.tokenizer_checks import settle_documents
 
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
+
 PERCENTILES = (0, 1, 10, 50, 90, 99, 100)
 _SECONDS_BETWEEN = 1.0
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What ``training.document_mask`` makes of a source, in the order of its files.
+
+    Attributes:
+        seq_len: tokens of a sequence.
+        multiple: what documents begin at multiples of.
+        sequences: that are filled; the last, incomplete one is not counted.
+        documents: of a sequence, on average; the parts of one that is cut count each.
+        padding: share of the sequences' tokens.
+        full: share of the sequences that end because they hold ``training.max_documents``.
+        pairs: share of the pairs of causal attention that documents leave.
+    """
+
+    seq_len: int
+    multiple: int
+    sequences: int
+    documents: float
+    padding: float
+    full: float
+    pairs: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +66,7 @@ class Survey:
         bad_rows, broken_utf8: rows that are no text, and texts with bytes that are not UTF-8.
         share: of a run's tokens; None where there is no run.
         epochs: that the run's steps make of it.
+        packed: of each kind of sequences that the run has, if it tells documents apart.
     """
 
     path: str
@@ -51,6 +81,7 @@ class Survey:
     broken_utf8: int
     share: float | None = None
     epochs: float | None = None
+    packed: tuple[Packed, ...] = ()
 
 
 def survey_of_path(path: Path, column: str, tokenizer: str) -> list[Survey]:
@@ -90,14 +121,56 @@ def survey_of_toml(file: Path, gpus: int) -> list[Survey]:
     stages = plan(job, gpus, CPU).stages
     # Tasks are mixed in by characters.
     of_text = (1 - training.task_rate) * sum(s.steps * s.tokens_per_step for s in stages)
-    tokenizer, hashes = build_tokenizer(job), _Hashes()
+    tokenizer, hashes, packings = build_tokenizer(job), _Hashes(), _packings_of(job)
     weights = sum(source.weight for source in sources)
     found = []
     for number, source in enumerate(sources, start=1):
         key = f"training.sources.{number}.path" if listed else "training.dataset_path"
         share = source.weight / weights
-        found.append(_survey(source, key, tokenizer, hashes, share, share * of_text))
+        of_run = share, share * of_text, packings
+        found.append(_survey(source, key, tokenizer, hashes, *of_run))
     return found
+
+
+def _packings_of(job: "JobConfig") -> list[Packing]:
+    """Of the run's sequences, each once; none where documents are not told apart."""
+    if not job.training.document_mask:
+        return []
+    stages = Stages.of(job)
+    read = list(stages) if stages.listed else [stages.at(1)]
+    return list(dict.fromkeys(Packing.of(job, [s], s.job(job).training.seq_len) for s in read))
+
+
+class _Packed:
+    """Counts what a packing makes of documents."""
+
+    def __init__(self, packing: Packing) -> None:
+        self._packing, self._tally = packing, Tally(0, OF_DOCUMENTS)
+        self._packer = Packer(packing, self._tally)
+        self._sequences = self._documents = self._pairs = 0
+
+    def add(self, tokens: np.ndarray) -> None:
+        seq_len = self._packing.seq_len
+        for _, (inputs, _) in self._packer.add(tokens):
+            starts = inputs["attention_masks"].numpy()
+            used = starts[starts < seq_len]
+            lengths = np.diff(used, append=seq_len).astype(np.int64)
+            self._sequences += 1
+            self._documents += len(used)
+            self._pairs += int((lengths * (lengths + 1)).sum())
+
+    def counted(self) -> Packed:
+        seq_len, counts = self._packing.seq_len, self._tally.totals()
+        many = max(1, self._sequences)
+        return Packed(
+            seq_len=seq_len,
+            multiple=self._packing.multiple,
+            sequences=self._sequences,
+            documents=self._documents / many,
+            padding=counts[PADDING] / (many * seq_len),
+            full=counts[FULL] / many,
+            pairs=self._pairs / (many * seq_len * (seq_len + 1)),
+        )
 
 
 class _Hashes:
@@ -120,23 +193,28 @@ def _survey(
     hashes: _Hashes,
     share: float | None = None,
     wanted: float | None = None,
+    packings: Iterable[Packing] = (),
 ) -> Survey:
     """Read a source; `hashes` has documents of the ones before."""
     tally = Tally(workers=0)
     reader = TextReader(key, source.text, skip_bad=True, tally=tally)
     files = checked_files(key, source.path, reader)
     lengths, digests, size, said = array("q"), array("Q"), 0, time.monotonic()
+    packed = [_Packed(packing) for packing in packings]
     for at, file in enumerate(files):
         for text, _ in reader.texts(Block(file)):
             data = text.encode(errors="replace")
-            lengths.append(len(encoded(tokenizer, text)))
+            tokens = encoded(tokenizer, text)
+            lengths.append(len(tokens))
+            for one in packed:
+                one.add(tokens)
             size += len(data)
             digests.frombytes(hashlib.blake2b(data, digest_size=8).digest())
             if time.monotonic() - said > _SECONDS_BETWEEN:
                 said = time.monotonic()
                 progress = f"file {at + 1} of {len(files)}, {len(lengths):,} documents"
                 print(f"{source.path}: {progress}, {size / 1e6:,.0f} MB", file=sys.stderr)
-    counts, tokens = tally.totals(), sum(lengths)
+    counts, total = tally.totals(), sum(lengths)
     at_percentiles = np.percentile(lengths, PERCENTILES, method="nearest").tolist()
     return Survey(
         path=source.path,
@@ -144,13 +222,14 @@ def _survey(
         unread=len(unread_files(Path(source.path))),
         documents=len(lengths),
         bytes=size,
-        tokens=tokens,
+        tokens=total,
         lengths=dict(zip(PERCENTILES, at_percentiles, strict=True)),
         duplicates=hashes.add(digests),
         bad_rows=counts[SKIPPED],
         broken_utf8=counts[MENDED],
         share=share,
-        epochs=None if wanted is None else wanted / tokens,
+        epochs=None if wanted is None else wanted / total,
+        packed=tuple(one.counted() for one in packed),
     )
 
 
@@ -173,6 +252,16 @@ def table(found: Sequence[Survey]) -> str:
     if any(one.share is not None for one in found):
         rows.append(("share of the run", [f"{one.share or 0:.1%}" for one in found]))
         rows.append(("epochs in the run", [f"{one.epochs or 0:.3g}" for one in found]))
+    for number in range(len(found[0].packed)):
+        packed = [one.packed[number] for one in found]
+        of = f"at {packed[0].seq_len:,} tokens, documents at multiples of {packed[0].multiple}"
+        rows += [
+            (f"{of}: sequences", [f"{one.sequences:,}" for one in packed]),
+            ("documents of a sequence", [f"{one.documents:.1f}" for one in packed]),
+            ("padding", [f"{one.padding:.2%}" for one in packed]),
+            ("sequences with max_documents", [f"{one.full:.1%}" for one in packed]),
+            ("pairs of causal attention that are left", [f"{one.pairs:.1%}" for one in packed]),
+        ]
     lines = [["", *(one.path for one in found)], ["---", *("---" for _ in found)]]
     lines += [[name, *cells] for name, cells in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

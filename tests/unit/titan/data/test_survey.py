@@ -56,6 +56,40 @@ def test_a_toml(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert second["epochs"] == pytest.approx(20 * 128 * 2 * 4 / 4 / second["tokens"])
 
 
+def test_what_documents_apart_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two stages, of a Lighthouse layer's multiple of 16 and of none; documents of 20 tokens."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", ["x" * 18] * 40)
+    toml = tmp_path / "run.toml"
+    toml.write_text(
+        '[model]\nname = "llama3"\ntokenizer = "byte"\nflavor = "tiny_byte"\n[training]\n'
+        f'dataset = "local"\ndataset_path = "{folder}"\ndocument_mask = true\n'
+        "steps = 2\nseq_len = 256\nlocal_batch_size = 1\nmax_documents = 8\n"
+        "[lighthouse]\nenable = true\ntopk = 8\nstratum = 8\n"
+        '[[stages]]\nattention = "lighthouse"\nsteps = 1\n'
+        '[[stages]]\nattention = "dense"\nsteps = 1\nseq_len = 128\n'
+    )
+    (one,) = found(capsys, str(toml))
+    by_lighthouse, dense = one["packed"]
+    # 8 documents of 20 and 12 of padding each fill 256; 40 make 5, the last of which nothing ends.
+    assert by_lighthouse == {
+        "seq_len": 256,
+        "multiple": 16,
+        "sequences": 4,
+        "documents": 8.0,
+        "padding": 8 * 12 / 256,
+        "full": 0.0,
+        "pairs": 8 * 32 * 33 / (256 * 257),
+    }
+    # 128 tokens hold 6 documents and 8 tokens of the next one, which is a document after that.
+    assert (dense["seq_len"], dense["multiple"], dense["sequences"]) == (128, 1, 6)
+    assert (dense["padding"], dense["full"]) == (0, 0)
+    assert dense["documents"] == pytest.approx(7.2, abs=0.3)
+    main(["check", str(toml)])
+    assert "| padding | 37.50% |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
