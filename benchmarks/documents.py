@@ -35,9 +35,8 @@ from benchmarks.attention import (
 )
 from benchmarks.provenance import gpu
 from lighthouse import LighthouseConfig, lighthouse_attention
-from lighthouse.documents import document_attention, first_tokens, row_starts
+from lighthouse.documents import document_attention, first_tokens, places_for, row_starts
 from lighthouse.ops import implementation
-from lighthouse.titan.data.document_packing import FEWEST_PLACES
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -177,8 +176,9 @@ class Layer:
     def __init__(self, kv_heads: int, config: LighthouseConfig, starts: list[int], seq_len: int):
         self.config, self.kv_heads = config, kv_heads
         self.inputs = make_inputs(seq_len, 8, kv_heads, 128, torch.bfloat16)
-        fitting = max(FEWEST_PLACES, 1 << (len(starts) - 1).bit_length())
-        self.places = {m: tensor_of(starts, seq_len, m) for m in (fitting, seq_len // 256)}
+        most = seq_len // 256
+        fitting = places_for(len(starts), most)
+        self.places = {m: tensor_of(starts, seq_len, m) for m in (fitting, most)}
         self.starts = self.places[fitting]
         self.rows, self.cut = sub_sequence(self.inputs, config, self.starts)
 

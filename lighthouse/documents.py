@@ -30,6 +30,18 @@ _GROUPED: dict[str, Any] = (
 _MOST_PIECES = 2**15
 """Of a call: CUDA's grids have at most 65,535 in their lesser dimensions."""
 
+_FEWEST_PLACES = 32
+
+
+def places_for(documents: int, most: int) -> int:
+    """How many places ``document_starts`` should have for so many documents, ``most`` at most.
+
+    A GPU's kernel starts programs for each place, as many as for the longest document that there
+    could be, so that places without a document cost time. The numbers are few, powers of two from
+    32 on, since code is compiled for each.
+    """
+    return min(most, max(_FEWEST_PLACES, 1 << (documents - 1).bit_length()))
+
 
 def check_document_starts(
     document_starts_BM: Tensor, batch: int, seq_len: int, multiple: int = 1

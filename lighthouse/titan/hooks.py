@@ -27,6 +27,7 @@ from lighthouse.titan.config.resolved_toml import write_resolved
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.moved import go_on_reading
 from lighthouse.titan.data.staged import StagedLoader
+from lighthouse.titan.data.tally import PairsLeft
 from lighthouse.titan.distributed.layout import accumulation_of
 from lighthouse.titan.distributed.window_exchange import exchange_windows
 from lighthouse.titan.llama3.chunked_loss import apply_chunked_loss
@@ -69,6 +70,7 @@ class RunHooks:
         self._job_config = job_config
         self._stages = Stages.of(job_config)
         self._stage: Stage | None = None
+        self._pairs_left = PairsLeft()
 
     @refusals()
     def distributed(self, batch_degree: int) -> None:
@@ -196,16 +198,26 @@ class RunHooks:
         set_stage(self._model_parts, stage)
         if stage.table:
             trainer.gradient_accumulation_steps = accumulation_of(job, self._batch_degree)
+        self._count_flops()
+
+    def _count_flops(self) -> None:
+        """FLOPs per token of the stage, of the pairs that documents left since the last log."""
+        assert self._stage is not None
+        trainer, left = self._trainer, 1.0
+        if self._job_config.training.document_mask:
+            left = self._pairs_left.share(trainer.dataloader.tally)
         trainer.metrics_processor.num_flops_per_token = flops_per_token(
             self._model_parts,
             self._dense_flops_per_token,
             trainer.model_args,
-            job,
+            self._stage.job(self._job_config),
             self._job_config.training.seq_len,
+            left,
         )
 
     def metrics(self, step: int) -> dict[str, float]:
-        """What to log at ``step`` besides upstream's metrics; a collective."""
+        """What to log at ``step`` besides upstream's metrics, and its FLOPs; a collective."""
+        self._count_flops()
         return {
             **stage_metrics(self._model_parts),
             **self._observer.metrics(),

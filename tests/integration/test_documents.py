@@ -36,4 +36,6 @@ def test_a_run_of_stages_resumes_exactly(tmp_path: Path, text: Path) -> None:
     assert len(whole.losses()) == 6
     assert parts.losses() == whole.losses()
     assert whole.values("data/padding_tokens")[6] > 0
+    left, pairs = (whole.values(f"data/pairs_in_{x}")[6] for x in ("documents", "sequences"))
+    assert 0 < left < pairs
     assert len(whole.values("validation_metrics/loss")) == 4

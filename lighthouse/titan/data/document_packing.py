@@ -10,10 +10,11 @@ import torch
 from torch.utils.data import default_collate
 
 from lighthouse.config import LighthouseConfig
+from lighthouse.documents import places_for
 from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.stages import Stage
 from lighthouse.titan.data.packing import PackedSequence, PackedTextDataset
-from lighthouse.titan.data.tally import FULL, PADDING, Tally
+from lighthouse.titan.data.tally import FULL, LEFT, PADDING, PAIRS, Tally
 from lighthouse.titan.data.token_streams import TokenStream
 from lighthouse.titan.llama3.chunked_loss import IGNORE_INDEX
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 _TOKENS_PER_DOCUMENT = 256
 """That there is room for at least, unless ``training.max_documents`` is set."""
-
-FEWEST_PLACES = 32
-"""For documents, of a batch with room for as many."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class SeparateDocuments(PackedTextDataset):
     document's last token, is its end, and has no label.
 
     Args:
-        tally: counts padding, and sequences that ended because they had ``packing.most`` documents.
+        tally: counts what its ``OF_DOCUMENTS`` names.
 
     Yields:
         (``packing.inputs``, label int64 (seq_len,)).
@@ -114,11 +112,16 @@ def _place(epoch: int, source: Any, offset: int) -> dict[str, Any]:
     return {"epoch": epoch, "source": source, "offset": offset, "last_token": None}
 
 
+def _pairs(lengths: np.ndarray) -> int:
+    """Of a query and a key in causal attention."""
+    return int((lengths * (lengths + 1)).sum()) // 2
+
+
 class Packer:
     """Puts documents into sequences, one behind the other.
 
     Args:
-        tally: counts padding, and sequences that ended because they had ``packing.most`` documents.
+        tally: counts what its ``OF_DOCUMENTS`` names.
     """
 
     def __init__(self, packing: Packing, tally: Tally) -> None:
@@ -189,20 +192,19 @@ class _Sequence:
         self._end_document(next_token)
         self._pad(self._packing.seq_len)
         tally.add(PADDING, self._padding)
+        lengths = np.diff(self._starts, append=self._packing.seq_len).astype(np.int64)
+        tally.add(LEFT, _pairs(lengths))
+        tally.add(PAIRS, _pairs(np.array([self._packing.seq_len])))
         inputs = self._packing.inputs(self._tokens, self._starts)
         return inputs, torch.from_numpy(self._labels)
 
 
 def batch_of(rows: list[PackedSequence]) -> PackedSequence:
-    """A batch with a power of two of places for documents, or all there are, as these rows need.
-
-    A kernel starts programs for each place, as many as for the longest document that there could
-    be. Few numbers of places, since code is compiled for each.
-    """
+    """A batch with as many places for documents as these rows need."""
     inputs, labels = default_collate(rows)
     starts_BM = inputs["attention_masks"]
-    most = int((starts_BM < labels.shape[1]).sum(dim=1).max())
-    places = max(FEWEST_PLACES, 1 << (most - 1).bit_length())
+    documents = int((starts_BM < labels.shape[1]).sum(dim=1).max())
+    places = places_for(documents, starts_BM.shape[1])
     inputs["attention_masks"] = starts_BM[:, :places].contiguous()
     return inputs, labels
 

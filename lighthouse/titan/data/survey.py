@@ -17,7 +17,16 @@ from lighthouse.titan.data.document_packing import Packer, Packing
 from lighthouse.titan.data.rows import Block
 from lighthouse.titan.data.source_tables import Source, sources_of
 from lighthouse.titan.data.sources import TextReader, checked_files
-from lighthouse.titan.data.tally import FULL, MENDED, OF_DOCUMENTS, PADDING, SKIPPED, Tally
+from lighthouse.titan.data.tally import (
+    FULL,
+    LEFT,
+    MENDED,
+    OF_DOCUMENTS,
+    PADDING,
+    PAIRS,
+    SKIPPED,
+    Tally,
+)
 from lighthouse.titan.data.text_files import unread_files
 from lighthouse.titan.data.token_streams import encoded
 from lighthouse.titan.data.tokenizer import ByteTokenizer, build_tokenizer
@@ -147,17 +156,12 @@ class _Packed:
     def __init__(self, packing: Packing) -> None:
         self._packing, self._tally = packing, Tally(0, OF_DOCUMENTS)
         self._packer = Packer(packing, self._tally)
-        self._sequences = self._documents = self._pairs = 0
+        self._sequences = self._documents = 0
 
     def add(self, tokens: np.ndarray) -> None:
-        seq_len = self._packing.seq_len
         for _, (inputs, _) in self._packer.add(tokens):
-            starts = inputs["attention_masks"].numpy()
-            used = starts[starts < seq_len]
-            lengths = np.diff(used, append=seq_len).astype(np.int64)
             self._sequences += 1
-            self._documents += len(used)
-            self._pairs += int((lengths * (lengths + 1)).sum())
+            self._documents += int((inputs["attention_masks"] < self._packing.seq_len).sum())
 
     def counted(self) -> Packed:
         seq_len, counts = self._packing.seq_len, self._tally.totals()
@@ -169,7 +173,7 @@ class _Packed:
             documents=self._documents / many,
             padding=counts[PADDING] / (many * seq_len),
             full=counts[FULL] / many,
-            pairs=self._pairs / (many * seq_len * (seq_len + 1)),
+            pairs=counts[LEFT] / max(1, counts[PAIRS]),
         )
 
 

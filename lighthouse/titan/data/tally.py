@@ -6,8 +6,9 @@ from torch.utils.data import get_worker_info
 
 SKIPPED, MENDED = "skipped_rows", "broken_utf8_rows"
 PADDING, FULL = "padding_tokens", "sequences_full_of_documents"
+LEFT, PAIRS = "pairs_in_documents", "pairs_in_sequences"
 OF_ROWS = (SKIPPED, MENDED)
-OF_DOCUMENTS = (PADDING, FULL)
+OF_DOCUMENTS = (PADDING, FULL, LEFT, PAIRS)
 
 
 class Tally:
@@ -43,3 +44,20 @@ class Tally:
         dist.all_reduce(counts)
         counts //= dist.get_world_size() // batch_degree
         return {f"data/{n}": count for n, count in zip(self._names, counts.tolist(), strict=True)}
+
+
+class PairsLeft:
+    """Which share of the pairs of causal attention documents leave, from one look to the next."""
+
+    def __init__(self) -> None:
+        self._left = self._pairs = 0
+        self._share = 1.0
+
+    def share(self, tally: Tally) -> float:
+        """Of what this rank has read since the last look; as before if that is nothing."""
+        totals = tally.totals()
+        left, pairs = totals[LEFT] - self._left, totals[PAIRS] - self._pairs
+        if pairs:
+            self._left, self._pairs = totals[LEFT], totals[PAIRS]
+            self._share = left / pairs
+        return self._share

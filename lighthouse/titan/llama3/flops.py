@@ -20,6 +20,7 @@ def flops_per_token(
     model_args: Any,
     job_config: "JobConfig",
     counted_seq_len: int | None = None,
+    pairs_left: float = 1.0,
 ) -> int:
     """FLOPs per token and step in the present stage, by torchtitan's conventions.
 
@@ -35,6 +36,8 @@ def flops_per_token(
         job_config: torchtitan's ``JobConfig`` of the present stage, for N and the ranks that share
             a sequence.
         counted_seq_len: the N that ``dense_flops_per_token`` is for; None for the stage's.
+        pairs_left: the share of the N x N that documents leave. A Lighthouse layer is taken to have
+            the same share of its S x S, and a window as much of its pairs as there is room for.
     """
     seq_len, ranks = job_config.training.seq_len, job_config.parallelism.context_parallel_degree
     head_ranks = job_config.parallelism.tensor_parallel_degree
@@ -43,6 +46,8 @@ def flops_per_token(
         flops += 6 * model_args.dim * model_args.vocab_size
     if counted_seq_len not in (None, seq_len):
         flops += 12 * model_args.n_layers * model_args.dim * (seq_len - counted_seq_len)
+    if pairs_left != 1.0:
+        flops += 12 * model_args.n_layers * model_args.dim * (pairs_left - 1) * seq_len
     for module in wrapped_modules(model_parts):
         if module.dense:
             continue
@@ -50,10 +55,12 @@ def flops_per_token(
         near = window_share(module.config, (model_args.n_kv_heads or heads) // head_ranks)
         square = 0.0
         if module.config.window is not None:
-            square += near * window_square(module.config.window, seq_len)
+            of_window = window_square(module.config.window, seq_len)
+            square += near * min(of_window, pairs_left * seq_len**2)
         if isinstance(module.config, LighthouseConfig):
-            square += (1 - near) * (ranks * module.config.gathered_len(seq_len // ranks)) ** 2
+            rows = ranks * module.config.gathered_len(seq_len // ranks)
+            square += (1 - near) * pairs_left * rows**2
             scoring = scoring_flops_per_token(module.config, seq_len // ranks, heads, head_dim)
             flops += (1 - near) * scoring
-        flops += 12 * model_args.dim * (square / seq_len - seq_len)
+        flops += 12 * model_args.dim * (square / seq_len - pairs_left * seq_len)
     return round(flops)

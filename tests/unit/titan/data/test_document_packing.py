@@ -11,8 +11,9 @@ import pytest
 import torch
 from torchtitan.config import JobConfig
 
-from lighthouse.titan.data.document_packing import FEWEST_PLACES, Packing, batch_of, one_document
+from lighthouse.titan.data.document_packing import Packing, batch_of, one_document
 from lighthouse.titan.data.loaders import build_dataloader, build_validation_dataloader
+from lighthouse.titan.data.tally import OF_DOCUMENTS, PairsLeft, Tally
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.llama3.chunked_loss import IGNORE_INDEX
 from tests.support.text import SEQ_LEN, Letters, config_for, loader, stream, texts, write_jsonl
@@ -116,6 +117,22 @@ def test_a_sequence_full_of_documents_is_padded_and_counted(tmp_path: Path) -> N
     totals = read.tally.totals()
     assert totals["padding_tokens"] == 2 * (1 + SEQ_LEN - 9)
     assert totals["sequences_full_of_documents"] == 2
+    assert totals["pairs_in_documents"] == 2 * (pairs(5) + pairs(SEQ_LEN - 5))
+    assert totals["pairs_in_sequences"] == 2 * pairs(SEQ_LEN)
+
+
+def pairs(tokens: int) -> int:
+    return tokens * (tokens + 1) // 2
+
+
+def test_the_share_of_pairs_is_that_since_the_last_look() -> None:
+    tally, left = Tally(0, OF_DOCUMENTS), PairsLeft()
+    assert left.share(tally) == 1.0
+    for of_documents, expected in ((3, 0.3), (5, 0.5)):
+        tally.add("pairs_in_documents", of_documents)
+        tally.add("pairs_in_sequences", 10)
+        assert left.share(tally) == expected
+    assert left.share(tally) == 0.5
 
 
 def replace_max(config: JobConfig, most: int) -> JobConfig:
@@ -164,9 +181,9 @@ def test_a_batch_has_few_places_more_than_documents() -> None:
     config = config_of(Path("nowhere"), lighthouse=False)
     seq_len = 98304
     for most, counts, places in (
-        (384, (1, 2), FEWEST_PLACES),
-        (384, (3, FEWEST_PLACES), FEWEST_PLACES),
-        (384, (FEWEST_PLACES + 1, 1), 2 * FEWEST_PLACES),
+        (384, (1, 2), 32),
+        (384, (3, 32), 32),
+        (384, (33, 1), 64),
         (384, (1, 380), 384),
         (9, (1, 4), 9),
     ):

@@ -10,7 +10,7 @@ from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.distributed.layout import layout_of
 from lighthouse.titan.llama3.flops import flops_per_token
-from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage
+from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, wrapped_modules
 from lighthouse.titan.plan import model_of, work_of
 from tests.support.models import on_meta
 
@@ -86,6 +86,29 @@ def test_windows_count_the_pairs_that_they_are_of_all():
     job, model, model_args = build(*args)
     found = flops_per_token([model], 30 * 12 * 1024 * N, model_args, job)
     assert found == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("windows", ["", WINDOWS])
+def test_documents_leave_a_share_of_the_pairs(windows):
+    args = f"--training.seq_len {N} --lighthouse.enable {windows}".split()
+    job, model, model_args = build(*args)
+    parameters, left = 6 * 10**8, 0.1
+    layers = 30
+    dense = parameters + layers * 12 * 1024 * N
+    found = flops_per_token([model], dense, model_args, job, pairs_left=left)
+    near = min(2 * 4096 * N - 4096**2, left * N**2)
+    squares = layers * left * S**2
+    if windows:
+        squares = 2 * near + 28 * (near / 4 + left * S**2 * 3 / 4)
+    assert found == pytest.approx(parameters + 12 * 1024 * squares / N, rel=1e-6)
+    set_dense(model)
+    found = flops_per_token([model], dense, model_args, job, pairs_left=left)
+    assert found == pytest.approx(parameters + left * layers * 12 * 1024 * N, rel=1e-9)
+
+
+def set_dense(model):
+    for module in wrapped_modules([model]):
+        module.dense = True
 
 
 def test_tensor_parallel_ranks_count_the_same_windows():
