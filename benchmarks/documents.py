@@ -285,10 +285,9 @@ def main() -> None:
     print(json.dumps(head), flush=True)
     report = Report(options.out, options.seconds, head)
     layers = [Layer(kv_heads, config, starts, seq_len) for kv_heads in (8, 2)]
-    for layer in layers:
-        measure(report, layer)
-    for layer in layers:
-        measure_flex(report, layer)
+    for step in (measure, measure_flex):
+        for layer in layers:
+            step(report, layer)
 
 
 if __name__ == "__main__":
