@@ -412,3 +412,19 @@ def test_is_no_worse_than_its_dtype(
     for got, want in zip(found, wanted, strict=True):
         assert got.dtype == dtype and got.shape == want.shape
         assert (got.double() - want).norm() <= allowed * want.norm()
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_no_nan_crosses_a_border_in_low_precision(window: int | None) -> None:
+    documents = [[0, 1, 130, 700], [0, 999]]
+    starts = tensor_of(documents, 1000).to(DEVICE)[:, None]
+    inputs = leaves(to(tuple(x.to(DEVICE) for x in qkv((2, 1000, 64), (8, 2), 1)), torch.bfloat16))
+    grad = torch.ones_like(inputs[0])
+    elsewhere = torch.ones(2, 1000, dtype=torch.bool, device=DEVICE)
+    elsewhere[0, 130:700] = False
+    with torch.no_grad():
+        for x in (*inputs, grad):
+            x[0, :, 130:700] = torch.nan
+    out = document_attention(*inputs, starts, window=window)
+    for x in (out, *torch.autograd.grad(out, inputs, grad)):
+        assert x.isfinite().all(-1).all(1)[elsewhere].all()
