@@ -38,11 +38,6 @@ def check_documents(job_config: "JobConfig") -> None:
             f"training.max_documents = {most}: must be at least 1 and at most training.seq_len = "
             f"{training.seq_len}; leave it out for one for each 256 tokens"
         )
-    if training.task_rate:
-        raise ValueError(
-            f"training.task_rate = {training.task_rate}: tasks are not told apart from the "
-            "document that they stand behind; use 0.0, or training.document_mask = false"
-        )
     degree = job_config.parallelism.context_parallel_degree
     if degree > 1:
         raise ValueError(

@@ -82,8 +82,8 @@ class Packing:
 class SeparateDocuments(PackedTextDataset):
     """As its base, but a token belongs to one sequence alone, and documents are told apart.
 
-    What a document has left where a sequence ends is a document of the next one. Padding repeats a
-    document's last token, is its end, and has no label.
+    Each of a document's texts is one of its own, and so is, in the next sequence, what one has left
+    where a sequence ends. Padding repeats a document's last token, is its end, and has no label.
 
     Args:
         tally: counts what its ``OF_DOCUMENTS`` names.
@@ -102,10 +102,13 @@ class SeparateDocuments(PackedTextDataset):
     def _sequences(self, last_token: int | None) -> Iterator[PackedSequence]:
         del last_token  # of a sequence without a border
         packer = Packer(self._packing, self._tally)
-        for tokens, epoch, source, offset in self._documents():
-            for behind, sequence in packer.add(tokens, offset):
-                self._state = _place(epoch, source, behind)
-                yield sequence
+        for texts, epoch, source, offset in self._documents():
+            begin = 0
+            for tokens in texts:
+                for behind, sequence in packer.add(tokens, max(0, offset - begin)):
+                    self._state = _place(epoch, source, begin + behind)
+                    yield sequence
+                begin += len(tokens)
 
 
 def _place(epoch: int, source: Any, offset: int) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Mixture:
         total = sum(source.weight for source in sources)
         self._weights = [source.weight / total for source in sources]
 
-    def read(self, epoch: int, place: tuple | None) -> Iterator[tuple[np.ndarray, tuple]]:
+    def read(self, epoch: int, place: tuple | None) -> Iterator[tuple[list[np.ndarray], tuple]]:
         """A place has each source's epoch, its place in that, and its tokens so far.
 
         Raises:
@@ -64,10 +64,11 @@ class Mixture:
                 streams[i] = self._sources[i].tokens.read(of_source, None)
                 if of_source & (of_source - 1) == 0:  # rarer and rarer
                     logger.info(f"{name} starts over for {self._share}: epoch {of_source}")
-            tokens, at = found
-            progress[i] = (of_source, at, count + len(tokens))
-            given += len(tokens)
-            yield tokens, tuple(progress)
+            texts, at = found
+            tokens = sum(map(len, texts))
+            progress[i] = (of_source, at, count + tokens)
+            given += tokens
+            yield texts, tuple(progress)
 
     def moved(
         self, epoch: int, place: tuple | None, sources: Sequence[Sequence[Moved]]

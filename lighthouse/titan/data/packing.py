@@ -108,7 +108,8 @@ class PackedTextDataset(IterableDataset, Stateful):
         if last_token is not None:
             sequence[0] = last_token
             filled = 1
-        for tokens, epoch, source, offset in self._documents():
+        for texts, epoch, source, offset in self._documents():
+            tokens = texts[0] if len(texts) == 1 else np.concatenate(texts)
             while offset < len(tokens):
                 taken = min(len(sequence) - filled, len(tokens) - offset)
                 sequence[filled : filled + taken] = tokens[offset : offset + taken]
@@ -128,16 +129,16 @@ class PackedTextDataset(IterableDataset, Stateful):
                     sequence[0] = last_token
                     filled = 1
 
-    def _documents(self) -> Iterator[tuple[np.ndarray, int, Any, int]]:
-        """Tokens of each document behind the state, with its epoch, the stream's place before it,
-        and how many of the tokens are used already."""
+    def _documents(self) -> Iterator[tuple[list[np.ndarray], int, Any, int]]:
+        """Tokens of the texts of each document behind the state, with its epoch, the stream's place
+        before it, and how many of the tokens are used already."""
         epoch, source, offset = (self._state[key] for key in ("epoch", "source", "offset"))
         while True:
             whole_epoch = source is None and offset == 0
             epoch_tokens = 0
-            for tokens, behind in self._tokens.read(epoch, source):
-                epoch_tokens += len(tokens)
-                yield tokens, epoch, source, offset
+            for texts, behind in self._tokens.read(epoch, source):
+                epoch_tokens += sum(map(len, texts))
+                yield texts, epoch, source, offset
                 source, offset = behind, 0
 
             # Of a shuffled order the share is another one in each epoch, and may be empty once.

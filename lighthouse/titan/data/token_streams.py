@@ -37,9 +37,9 @@ class DocumentStream(Protocol):
 
 
 class TokenStream(Protocol):
-    """As `DocumentStream`, with the tokens of documents."""
+    """As `DocumentStream`, with the tokens of each of a document's texts."""
 
-    def read(self, epoch: int, place: Any) -> Iterator[tuple[np.ndarray, Any]]: ...
+    def read(self, epoch: int, place: Any) -> Iterator[tuple[list[np.ndarray], Any]]: ...
 
     def moved(
         self, epoch: int, place: Any, sources: Sequence[Sequence[Moved]]
@@ -96,10 +96,9 @@ class Encoded:
         self._texts_of = texts_of
         self._tokenizer = tokenizer
 
-    def read(self, epoch: int, place: Any) -> Iterator[tuple[np.ndarray, Any]]:
+    def read(self, epoch: int, place: Any) -> Iterator[tuple[list[np.ndarray], Any]]:
         for text, behind in self._documents.read(epoch, place):
-            parts = [encoded(self._tokenizer, part) for part in self._texts_of(text)]
-            yield parts[0] if len(parts) == 1 else np.concatenate(parts), behind
+            yield [encoded(self._tokenizer, part) for part in self._texts_of(text)], behind
 
     def moved(
         self, epoch: int, place: Any, sources: Sequence[Sequence[Moved]]

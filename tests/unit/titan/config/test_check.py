@@ -412,11 +412,6 @@ def test_wrong_type_names_key_and_value(parse, key, value):
             "'norm'",
         ),
         (
-            {"training.document_mask": True, "training.task_rate": 0.1},
-            "training.task_rate = 0.1",
-            "0.0",
-        ),
-        (
             {
                 "training.document_mask": True,
                 "lighthouse.validate_leak": 1,

@@ -162,6 +162,25 @@ def test_resumes_exactly_and_again(tmp_path: Path, workers: int, cuts: tuple[int
     assert state is not None and len(state) <= 2000
 
 
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_tasks_are_documents_of_their_own(tmp_path: Path, cut: int) -> None:
+    config = config_of(write(tmp_path, texts(16)), task_rate=0.9)
+    first = loader(config)
+    rows = list(map(row_of, islice(first, cut)))
+    resumed = loader(config)
+    resumed.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
+    rows += map(row_of, islice(resumed, 100 - cut))
+    assert rows == list(map(row_of, islice(loader(config), 100)))
+    begun = 0
+    for row in rows:
+        for tokens, _ in documents_of(row):
+            assert ByteTokenizer.bos_id not in tokens[1:]
+            begun += tokens[0] == ByteTokenizer.bos_id
+    flat = bytes(token for row in rows for token in row["input"] if token < 256)
+    tasks = flat.count(b"\nget ") + flat.count(b"hidden digit is")
+    assert tasks > 2 and begun > 16
+
+
 def test_validation_text_is_told_apart_too(tmp_path: Path) -> None:
     config = config_of(write(tmp_path, ["ab", "c" * 99]))
     config.validation.dataset_path = config.training.dataset_path
