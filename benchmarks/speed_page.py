@@ -46,6 +46,20 @@ choice. cuDNN's, the fastest, adds up gradients in no fixed order: two runs on a
 rounding.
 `--debug.deterministic` makes torch take flash attention's, which is slower.
 
+## Documents
+
+The same layer, causal selection, with and without [documents](method.md#10-documents):
+{documents} in {tokens:,} tokens, of log-normal lengths with sigma 1, the longest {longest:,}, which
+leave {share:.1%} of the pairs of a causal sequence. `python -m benchmarks.documents` on one
+{documents_device} ([results](../benchmarks/results/documents_h100.json)).
+
+{documents_ms}
+
+{documents_parts}
+
+With documents over without, forward + backward, of 8 and 2 key/value heads: the layer
+{documents_layer}, all around attention {documents_around}, a dense layer {documents_dense}.
+
 ## Training
 
 The trainer, `530M_byte` at 98,304 tokens a sequence, k=1536, layers 0, 1, 28 and 29 dense, blocks
@@ -93,6 +107,28 @@ def select_rows(results: dict[str, Any]) -> str:
     )
 
 
+def documents(results: dict[str, Any]) -> dict[str, Any]:
+    """The values of the section on documents."""
+    bars = [r for r in results["rows"] if r["what"] == "with documents over without"]
+    return {
+        "documents": results["documents"],
+        "documents_device": results["device"],
+        "tokens": results["seq_len"],
+        "longest": results["longest"],
+        "share": results["share_of_pairs"],
+        "documents_ms": table.documents_table(results),
+        "documents_parts": table.documents_parts(results),
+        **{
+            f"documents_{name}": " and ".join(f"{row[key]:.2f}" for row in bars if key in row)
+            for name, key in (
+                ("layer", "layer"),
+                ("around", "around attention"),
+                ("dense", "dense"),
+            )
+        },
+    }
+
+
 def page() -> str:
     """The page's text."""
     attention, h100 = load("attention_h100.json"), load("training_h100.json")
@@ -106,6 +142,7 @@ def page() -> str:
         layers=table.table(attention),
         steps=table.step_table(attention),
         select=select_rows(load("select_h100.json")),
+        **documents(load("documents_h100.json")),
         training=training_table.speed_table(h100),
         gains=training_table.gains(h100),
         matmul=h100["matmul_tflops"],

@@ -64,3 +64,40 @@ def step_table(report: dict[str, Any]) -> str:
         share = f"{rate:.2f} | {rate / report['copy_tb_per_s']:.0%}" if rate else "- | -"
         lines.append(f"| {step} | {ms:.3f} | {share} |")
     return "\n".join(lines)
+
+
+def documents_table(report: dict[str, Any]) -> str:
+    """Markdown rows of documents.py's results: forward / forward + backward, and the bars."""
+    shown = (
+        ("dense", "dense", None),
+        ("dense, documents", "dense, documents", 0),
+        ("the same by FlexAttention", "flex, documents", None),
+        ("Lighthouse", "Lighthouse", None),
+        ("Lighthouse, documents", "Lighthouse, documents", 0),
+        ("the same with a place for each 256 tokens", "Lighthouse, documents", 1),
+        ("attention on S", "attention on S", None),
+        ("attention on S, documents", "attention on S, documents", 0),
+        ("the same by FlexAttention, its mask included", "flex on S, documents", None),
+    )
+    lines = ["| ms | 8 key/value heads | 2 |", "| --- | --- | --- |"]
+    for name, what, nth in shown:
+        cells = []
+        for kv_heads in (8, 2):
+            rows = [r for r in report["rows"] if (r["what"], r["kv_heads"]) == (what, kv_heads)]
+            ms = rows[nth or 0].get("ms") if len(rows) > (nth or 0) else None
+            cells.append(pair(ms) if ms else "not run")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def documents_parts(report: dict[str, Any]) -> str:
+    """Markdown rows of each step around attention, without documents and with them."""
+    without, with_them = (
+        next(r["ms"] for r in report["rows"] if r["what"] == what)
+        for what in ("parts", "parts, documents")
+    )
+    lines = ["| step, ms | without | with documents |", "| --- | --- | --- |"]
+    for step, ms in with_them.items():
+        before = f"{without[step]:.3f}" if step in without else "-"
+        lines.append(f"| {step} | {before} | {ms:.3f} |")
+    return "\n".join(lines)
