@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("--topk", type=int, default=1536)
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=80)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/documents_h100.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/documents.json"))
     options = parser.parse_args()
     seq_len, config = options.seq_len, LighthouseConfig(topk=options.topk)
     starts = draw_starts(seq_len, options.mean, config.coarsest_width, options.seed)

@@ -51,14 +51,16 @@ rounding.
 The same layer, causal selection, with and without [documents](method.md#10-documents):
 {documents} in {tokens:,} tokens, of log-normal lengths with sigma 1, the longest {longest:,}, which
 leave {share:.1%} of the pairs of a causal sequence. `python -m benchmarks.documents` on one
-{documents_device} ([results](../benchmarks/results/documents_h100.json)).
+{documents_device} ([results](../benchmarks/results/documents_h200.json)).
 
 {documents_ms}
 
 {documents_parts}
 
 With documents over without, forward + backward, of 8 and 2 key/value heads: the layer
-{documents_layer}, all around attention {documents_around}, a dense layer {documents_dense}.
+{documents_layer}, a dense layer {documents_dense}. All around attention {documents_around} as what
+the layer takes beside it, and {documents_steps} as the sum of its
+steps, each alone.
 
 ## Training
 
@@ -110,6 +112,10 @@ def select_rows(results: dict[str, Any]) -> str:
 def documents(results: dict[str, Any]) -> dict[str, Any]:
     """The values of the section on documents."""
     bars = [r for r in results["rows"] if r["what"] == "with documents over without"]
+    without, with_them = (
+        [sum(r["ms"].values()) for r in results["rows"] if r["what"] == what]
+        for what in ("parts", "parts, documents")
+    )
     return {
         "documents": results["documents"],
         "documents_device": results["device"],
@@ -117,6 +123,9 @@ def documents(results: dict[str, Any]) -> dict[str, Any]:
         "longest": results["longest"],
         "share": results["share_of_pairs"],
         "documents_ms": table.documents_table(results),
+        "documents_steps": " and ".join(
+            f"{new / old:.2f}" for new, old in zip(with_them, without, strict=True)
+        ),
         "documents_parts": table.documents_parts(results),
         **{
             f"documents_{name}": " and ".join(f"{row[key]:.2f}" for row in bars if key in row)
@@ -142,7 +151,7 @@ def page() -> str:
         layers=table.table(attention),
         steps=table.step_table(attention),
         select=select_rows(load("select_h100.json")),
-        **documents(load("documents_h100.json")),
+        **documents(load("documents_h200.json")),
         training=training_table.speed_table(h100),
         gains=training_table.gains(h100),
         matmul=h100["matmul_tflops"],

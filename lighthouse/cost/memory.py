@@ -32,12 +32,13 @@ def memory(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str, 
 
     all_tokens = work.local_batch * work.seq_len / layout.cp
     at_a_time = min(work.loss_chunk_tokens or all_tokens, all_tokens)
-    # Two layers gathered and one's gradient, or the embedding and output with theirs.
+    # Two layers gathered and one's gradient, beside the output layer with its own. The embedding is
+    # gathered at other times.
     layer = model.layer_matrices * (2 * work.element_bytes + 4)
-    ends = 2 * model.dim * model.vocab_size * (work.element_bytes + 4)
+    output = model.dim * model.vocab_size * (work.element_bytes + 4)
     return {
         "parameters and optimizer": STATE_BYTES * model.parameters / layout.fsdp / layout.tp,
-        "gathered parameters": (layer + ends) / layout.tp,
+        "gathered parameters": (layer + output) / layout.tp,
         "activations": rates.activations[mode] * tokens * (activations + 3 * outside),
         "logits": LOGIT_BYTES * at_a_time * model.vocab_size / layout.tp,
     }
