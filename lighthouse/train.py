@@ -7,7 +7,10 @@ In a checkout that is ``-m torchtitan.train``.
 
 import runpy
 
+from lighthouse.orphan import watch
+
 if __name__ == "__main__":
+    watch()  # at once: the imports below take seconds
     import lighthouse.titan  # noqa: F401  (puts the patched tree on the path)
 
     runpy.run_module("torchtitan.train", run_name="__main__", alter_sys=True)

@@ -7,7 +7,6 @@ it raises. The waiting side takes the time of that, by a clock that nobody sets.
 
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -74,15 +73,8 @@ class _Hold:
             self._path.unlink(missing_ok=True)
 
     def _live(self) -> None:
-        beaten, parent = time.monotonic(), os.getppid()
-        while not self._let_go.wait(LOOK_SECONDS):
-            if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != parent:
-                # Its launcher is gone: nobody would ever end it. It saves a checkpoint.
-                parent = os.getppid()
-                os.kill(os.getpid(), signal.SIGTERM)
-            if time.monotonic() - beaten > BEAT_SECONDS:
-                beaten = time.monotonic()
-                self._beat()
+        while not self._let_go.wait(BEAT_SECONDS):
+            self._beat()
 
     def _beat(self) -> None:
         found = _read(self._path)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lighthouse.launch import set_threads
+from lighthouse.orphan import has_trained
 from lighthouse.refusal import refusals
 from lighthouse.runs.owner import hold
 from lighthouse.titan.checkpoint.damage import check_content, check_whole
@@ -237,6 +238,7 @@ class RunHooks:
             Diverged: the loss, the gradients or the weights are not finite.
         """
         stopping = self._stop.check(step)
+        has_trained()
         ends = stopping or step == self._job_config.training.steps
         saves = self._trainer.checkpointer._should_save(step, last_step=ends)
         self._guard.check(step, at_once=saves or ends)
