@@ -2,7 +2,8 @@
 
     torchrun --nproc_per_node N -m lighthouse.train --job.config_file FILE [--KEY VALUE ...]
 
-In a checkout that is ``-m torchtitan.train``.
+In a checkout ``-m torchtitan.train`` is the same, but looks after its launcher only when its
+imports are done.
 """
 
 import runpy
