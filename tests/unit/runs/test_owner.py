@@ -137,3 +137,9 @@ def test_a_living_one_beats_and_ends_if_it_was_taken_for_dead(tmp_path: Path, mo
     wait_until(is_taken_over)
     let_go()
     assert owner._read(tmp_path / OWNER_FILE).token == "another's"
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / OWNER_FILE).mkdir()
+    with pytest.raises(IsADirectoryError):
+        hold(tmp_path, str)
