@@ -165,7 +165,7 @@ class RunHooks:
         first = first_of_ranks(next(iter(nonfinite), None))
         check_loaded(self._job_config, step, first)
         if first is not None:
-            self._say(f"Values in {first} are not finite, and accepted; no other weight's are")
+            self._say(f"Values in {first}, and perhaps behind it, are not finite, and accepted")
         self._clock = StageClock(self._job_config)
         self._clock.resume(step)
         take_over(self._trainer.optimizers, self._trainer.lr_schedulers, self._settings)

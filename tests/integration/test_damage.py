@@ -58,7 +58,7 @@ def test_weights_that_are_no_numbers_go_on_where_that_is_accepted(whole, tmp_pat
     nan = damaged(whole, tmp_path, "tok_embeddings.weight")
     accepts = ("--checkpoint.no-verify", "--checkpoint.accept_changes", "nonfinite")
     run = train(nan.folder, *MORE, *accepts)
-    assert "Values in tok_embeddings.weight are not finite, and accepted" in run.output
+    assert "Values in tok_embeddings.weight, and perhaps behind it, are not finite" in run.output
     shutil.copytree(whole.folder, tmp_path / "whole")
     assert run.losses()[3] == train(tmp_path / "whole", *MORE).losses()[3]
     assert run.checkpoint(3).is_dir()
