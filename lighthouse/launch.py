@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lighthouse import slurm
+from lighthouse.orphan import LAUNCHER_VARIABLE
 from lighthouse.refusal import (
     ENDINGS,
     EXIT_CODE,
@@ -126,7 +127,8 @@ def run_torchrun(processes: int, nodes: int, meet: str, run_id: str, flags: Sequ
     with tempfile.TemporaryDirectory() as folder:
         above, word = os.environ.get(FILE_VARIABLE), Path(folder) / LAST_WORD_FILE
         ours = {THREADS_VARIABLE: str(threads(_gpus(), processes))}
-        os.environ.update(ours | environment() | {FILE_VARIABLE: str(word)})
+        own = {FILE_VARIABLE: str(word), LAUNCHER_VARIABLE: str(os.getpid())}
+        os.environ.update(ours | environment() | own)
         try:
             torchrun.run(torchrun.parse_args([*arguments, "-m", "lighthouse.train", *flags]))
         except ChildFailedError as error:

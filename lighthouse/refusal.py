@@ -7,6 +7,7 @@ is told through a file, so that it can say the sentence once, after everything e
 in sweeps the launchers of several nodes are below another process, which they tell in the same way.
 """
 
+import json
 import os
 import re
 import sys
@@ -107,14 +108,27 @@ def end_in_a_rank(sentence: object, rank: int, ending: str = REFUSED) -> None:
         rank: of this process.
         ending: one of `ENDINGS`.
     """
-    # Else torchrun's report shows the traceback that its decorator has noted.
     noted = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if noted:
+        # The traceback that torchrun's decorator may have put there.
         Path(noted).unlink(missing_ok=True)
     if rank != 0:
         time.sleep(_AFTER_RANK_0)
         sentence = f"rank {rank}: {sentence}"
+    if noted:
+        _tell_torchrun(Path(noted), f"{ending}{sentence}")
     say_last(f"{ending}{sentence}", os.environ.get(FILE_VARIABLE))
     sys.stdout.flush()
     # Without the exit handlers of process groups, which wait for ranks that are gone.
     os._exit(ENDINGS[ending])
+
+
+def _tell_torchrun(noted: Path, sentence: str) -> None:
+    """Put a sentence into the report that torchrun's own command ends with.
+
+    The form is that of ``torch.distributed.elastic.multiprocessing.errors``.
+    """
+    when = {"timestamp": str(int(time.time()))}
+    report = {"message": {"message": sentence, "extraInfo": when}}
+    with suppress(OSError):  # the disk is full, say; the sentence is on the screen anyway
+        write_atomic(noted, json.dumps(report))

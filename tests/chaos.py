@@ -17,7 +17,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -98,9 +97,9 @@ class Victim:
         except FileNotFoundError:
             return 0
 
-    def start(self, *flags: str, forked: bool = True, **environment: str) -> None:
-        """Start the trainer; one that is forked does not see that its launcher is gone."""
-        command = [python() if forked else sys.executable, "-m", "lighthouse.launch"]
+    def start(self, *flags: str, **environment: str) -> None:
+        """Start the trainer."""
+        command = [python(), "-m", "lighthouse.launch"]
         options = ["--processes", "1", "--job.config_file", str(self.folder.parent / "run.toml")]
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -184,14 +183,10 @@ def _kill(pid: int | None) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _at_random(victim: Victim, *flags: str, forked: bool = True, **environment: str) -> None:
-    """Start, and let it come to a random moment: of its start, or of its steps.
-
-    A worker that loses its launcher while it is about to meet it waits for it, up to
-    ``comm.init_timeout_seconds``. So the launcher is killed in steps alone.
-    """
-    victim.start(*flags, forked=forked, **environment)
-    if victim.draw.random() < 0.2 and forked:
+def _at_random(victim: Victim, *flags: str, **environment: str) -> None:
+    """Start, and let it come to a random moment: of its start, or of its steps."""
+    victim.start(*flags, **environment)
+    if victim.draw.random() < 0.2:
         time.sleep(victim.draw.uniform(0, 3))
     else:
         victim.wait_for_steps(victim.draw.randint(1, 6))
@@ -205,14 +200,14 @@ def kill_worker(victim: Victim) -> bool:
 
 
 def kill_launcher(victim: Victim) -> bool:
-    _at_random(victim, forked=False)
+    _at_random(victim)
     assert victim.process is not None
     victim.process.kill()
     return True
 
 
 def kill_both(victim: Victim) -> bool:
-    _at_random(victim, forked=False)
+    _at_random(victim)
     assert victim.process is not None
     victim.process.kill()
     _kill(victim.owner())

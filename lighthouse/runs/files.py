@@ -1,8 +1,10 @@
 """Files that are there whole or not at all."""
 
+import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -13,3 +15,16 @@ def write_atomic(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON has.
+
+    Raises:
+        ValueError: naming the file, which has something else.
+        OSError: it can't be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, no JSON: {error}") from error

@@ -7,7 +7,6 @@ it raises. The waiting side takes the time of that, by a clock that nobody sets.
 
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -69,19 +68,14 @@ class _Hold:
     def end(self) -> None:
         self._let_go.set()
         self._thread.join()  # which may be about to write the file
-        found = _read(self._path)
-        if os.getpid() == self._owner.pid and found and found.token == self._owner.token:
-            self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # the disk is gone, say; the process is about to be, too
+            found = _read(self._path)
+            if os.getpid() == self._owner.pid and found and found.token == self._owner.token:
+                self._path.unlink(missing_ok=True)
 
     def _live(self) -> None:
-        beaten, parent = time.monotonic(), os.getppid()
-        while not self._let_go.wait(LOOK_SECONDS):
-            if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != parent:
-                # Its launcher is gone: nobody would ever end it. It saves a checkpoint.
-                parent = os.getppid()
-                os.kill(os.getpid(), signal.SIGTERM)
-            if time.monotonic() - beaten > BEAT_SECONDS:
-                beaten = time.monotonic()
+        while not self._let_go.wait(BEAT_SECONDS):
+            with suppress(OSError):  # the disk is full, say; training may not need it now
                 self._beat()
 
     def _beat(self) -> None:
@@ -91,8 +85,7 @@ class _Hold:
             print(f"{found} has taken over {self._path.parent}: this one ends", file=sys.stderr)
             os._exit(1)
         self._owner = replace(self._owner, beat=self._owner.beat + 1)
-        with suppress(OSError):  # the disk is full, say; training may not need it now
-            write_atomic(self._path, _text(self._owner))
+        write_atomic(self._path, _text(self._owner))
 
 
 _held: _Hold | None = None
@@ -109,6 +102,7 @@ def hold(folder: Path, say: Callable[[str], None]) -> None:
 
     Raises:
         ValueError: a living process owns it.
+        OSError: the file can't be read or made.
     """
     global _held
     let_go()
@@ -187,7 +181,7 @@ def _read(path: Path) -> Owner | None:
     """The owner; None where there is no file, and one without a heartbeat where it is broken."""
     try:
         return Owner(**json.loads(path.read_text(encoding="utf-8")))
-    except OSError:
+    except FileNotFoundError:
         return None
     except (ValueError, TypeError):
         return Owner(token="", host="an unknown host", machine="", pid=0, started="")

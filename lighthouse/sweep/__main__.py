@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except (ValueError, SlurmError) as error:
+    except (ValueError, SlurmError, OSError) as error:  # a disk's error names the file
         print(f"sweep: {error}", file=sys.stderr)
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lighthouse.report import summarize
 from lighthouse.runs.files import write_atomic
 from lighthouse.runs.folder import diverged, newest_checkpoint
 from lighthouse.runs.metrics import read_metrics
+from lighthouse.runs.run_report import summarize
 from lighthouse.sweep.run_folder import Run, active_seconds
 
 Row = dict[str, Any]

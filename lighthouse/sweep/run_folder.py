@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lighthouse.runs.files import write_atomic
+from lighthouse.runs.files import read_json, write_atomic
 from lighthouse.runs.folder import RESOLVED_FILE, finished_steps
 from lighthouse.sweep.identity import Values, is_first_versions
 from lighthouse.sweep.spec import Point
@@ -189,7 +189,7 @@ def folder_of(
     for folder in sorted(output.glob(f"*@{key}")):
         return folder
     for folder in sorted(file.parent for file in output.glob(f"*/{RUN_FILE}")):
-        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        record = read_json(folder / RUN_FILE)
         if is_first_versions(folder, record, values, processes, named):
             return folder
     return output / f"{name}@{key}"
@@ -210,7 +210,7 @@ def change_run(run: Run, steps: int, config_toml: str) -> None:
     One that was done is not any more, if it has more steps now.
     """
     write_atomic(run.folder / RESOLVED_FILE, config_toml)
-    record = json.loads((run.folder / RUN_FILE).read_text(encoding="utf-8")) | {"steps": steps}
+    record = read_json(run.folder / RUN_FILE) | {"steps": steps}
     write_atomic(run.folder / RUN_FILE, json.dumps(record, indent=2) + "\n")
     if run.checkpoint_step() < steps:
         (run.folder / DONE_FILE).unlink(missing_ok=True)
@@ -218,7 +218,7 @@ def change_run(run: Run, steps: int, config_toml: str) -> None:
 
 def read_run(folder: Path) -> Run:
     """The run of a folder that `write_run` made."""
-    record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    record = read_json(folder / RUN_FILE)
     return Run(folder=folder, **record)
 
 
@@ -241,7 +241,7 @@ def read_runs(output: Path, sweep: str | None = None) -> list[Run]:
         runs = [read_run(folder) for folder in folders]
     else:
         file = output / MEMBERS_FILE.format(sweep)
-        members = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        members = read_json(file) if file.exists() else []
         runs = []
         for member in members:
             # Older files have folders alone. A run that sweeps share is called otherwise in each.

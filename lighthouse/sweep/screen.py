@@ -102,22 +102,22 @@ def status_table(
         while notes and _lines(notes, width) > room / 2:
             notes.pop()
         shown = shown[: max(0, int(room) - _lines(notes, width))]
-    table = _status_rows(shown, width)
-    # A name that is wrapped takes more than a line.
-    while (
-        lines is not None
-        and len(shown) > 1
-        and _lines([table], width) + _lines(notes, width) > (room + 1)
-    ):
+
+    def parts() -> list[Table | Text]:
+        return [head, _status_rows(shown, width), *notes, *_left_out(states, shown)]
+
+    # A name that is wrapped takes more than a line, and so may what is left out.
+    while lines is not None and len(shown) > 1 and _lines(parts(), width) > lines:
         shown = shown[:-1]
-        table = _status_rows(shown, width)
-    parts: list[Table | Text] = [head, table, *notes]
+    return Group(*parts())
+
+
+def _left_out(states: Sequence[RunState], shown: Sequence[RunState]) -> list[Text]:
+    """How many runs are in each state without a line of their own."""
     listed = {state.run.folder for state in shown}
     left = Counter(state.state for state in states if state.run.folder not in listed)
-    if left:
-        rest = ", ".join(f"{n} {state}" for state, n in left.most_common())
-        parts.append(Text(f"and {rest}; --all lists them"))
-    return Group(*parts)
+    rest = ", ".join(f"{n} {state}" for state, n in left.most_common())
+    return [Text(f"and {rest}; --all lists them")] if left else []
 
 
 def _rank(state: RunState) -> int:

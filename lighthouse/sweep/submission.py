@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lighthouse.runs.files import write_atomic
+from lighthouse.runs.files import read_json, write_atomic
 from lighthouse.sweep.resources import Resources
 
 FOLDER = "submissions"
@@ -72,11 +72,15 @@ def next_submission(
 
 
 def write_submission(submission: Submission) -> None:
-    """Make the submission's folder and write its record."""
-    submission.folder.mkdir(parents=True)
+    """Make the submission's folder and write its record; where that fails, no folder stays."""
     record = asdict(submission) | {"directory": str(submission.directory)}
     del record["output"]
-    write_atomic(submission.folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+    submission.folder.mkdir(parents=True)
+    try:
+        write_atomic(submission.folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+    except OSError:
+        remove_submission(submission)
+        raise
 
 
 def remove_submission(submission: Submission) -> None:
@@ -88,7 +92,7 @@ def remove_submission(submission: Submission) -> None:
 
 def read_submission(folder: Path) -> Submission:
     """The submission of a folder that `write_submission` made."""
-    record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    record = read_json(folder / RECORD_FILE)
     return Submission(
         output=folder.parents[1],
         number=record["number"],

@@ -90,9 +90,9 @@ def prepare(spec: Spec, planned: Sequence["PlannedRun"], states: Sequence[RunSta
 
 def run_here(submission: Submission, jobs: int) -> None:
     """Run the submission's runs on this machine, so many at a time."""
+    write_submission(submission)
     for name in submission.runs:
         (submission.output / name / CANCEL_FILE).unlink(missing_ok=True)
-    write_submission(submission)
     run_local(submission, jobs)
 
 

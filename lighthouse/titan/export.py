@@ -1,6 +1,6 @@
 """A run's model as a Hugging Face folder.
 
-    python -m lighthouse.titan.export RUN OUT [--step N] [--dtype D]
+    python -m lighthouse.titan.export RUN OUT [--step N] [--dtype D] [--accept-nonfinite]
 
 RUN is the run's folder, or one of its checkpoints. What is written is what was trained: sizes,
 rotary base and scaling, positions, tokenizer and special tokens come from the run. Lighthouse
@@ -51,6 +51,8 @@ class Exported:
         dtype: of the written weights.
         original: the folder with the ``config.json`` and ``generation_config.json`` that the run
             began with, whose other keys are kept; None for none.
+        accept_nonfinite: write values that are no finite numbers as they are, and say on stderr in
+            which weight the first is, instead of refusing them.
     """
 
     checkpoint: Path
@@ -58,6 +60,7 @@ class Exported:
     tokenizer: str | None = None
     dtype: str = "float32"
     original: Path | None = None
+    accept_nonfinite: bool = False
 
 
 def export(what: Exported, output: Path) -> None:
@@ -109,12 +112,17 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _write_weights(what: Exported, layers: Iterator[dict[str, torch.Tensor]], folder: Path) -> None:
-    """Files of ``FILE_BYTES``, and their index where there are several."""
+    """Files of ``FILE_BYTES``, and their index where there are several.
+
+    Raises:
+        ValueError: a weight has a value that is no finite number, and that is not accepted.
+    """
     dtype = TORCH_DTYPE_MAP[what.dtype]
     shapes = weight_shapes(what.model_args)
     files = _split({n: dtype.itemsize * torch.Size(s).numel() for n, s in shapes.items()})
     weights = _renamed(what, layers, dtype)
     places: dict[str, str] = {}
+    warned = False
     for number, names in enumerate(files, start=1):
         file = f"model-{number:05}-of-{len(files):05}.safetensors" if files[1:] else SINGLE_FILE
         places |= dict.fromkeys(names, file)
@@ -123,11 +131,24 @@ def _write_weights(what: Exported, layers: Iterator[dict[str, torch.Tensor]], fo
             for name in names:
                 written, weight = next(weights)
                 assert written == name
+                if not warned and not weight.isfinite().all():
+                    _refuse_or_warn(what, name)
+                    warned = True
                 _write_tensor(stream, weight)
     if files[1:]:
         total = sum(dtype.itemsize * torch.Size(shape).numel() for shape in shapes.values())
         index = {"metadata": {"total_size": total}, "weight_map": places}
         _write_json(folder / INDEX_FILE, index)
+
+
+def _refuse_or_warn(what: Exported, name: str) -> None:
+    said = f"checkpoint {what.checkpoint} has values in {name} that are no finite numbers in "
+    if not what.accept_nonfinite:
+        raise ValueError(
+            f"{said}{what.dtype}: take an earlier step, or another --dtype, or write all values as "
+            "they are with --accept-nonfinite"
+        )
+    print(f"warning: {said}{what.dtype}; all values are written as they are", file=sys.stderr)
 
 
 def _split(sizes: dict[str, int]) -> list[list[str]]:
@@ -146,22 +167,12 @@ def _split(sizes: dict[str, int]) -> list[list[str]]:
 def _renamed(
     what: Exported, layers: Iterator[dict[str, torch.Tensor]], dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights by Hugging Face's names, in the order of ``weight_shapes``, in the written dtype.
-
-    Raises:
-        ValueError: a weight has a value that is no number.
-    """
+    """Weights by Hugging Face's names, in the order of ``weight_shapes``, in the written dtype."""
     adapter = Llama3StateDictAdapter(what.model_args, hf_assets_path=None)
     order = {name: place for place, name in enumerate(weight_shapes(what.model_args))}
     for layer in layers:
         for name, weight in sorted(adapter.to_hf(layer).items(), key=lambda item: order[item[0]]):
-            cast = weight.to(dtype)
-            if not cast.isfinite().all():
-                raise ValueError(
-                    f"checkpoint {what.checkpoint} has values in {name} that are no finite numbers "
-                    f"in {what.dtype}: take an earlier step, or another --dtype"
-                )
-            yield name, cast.contiguous()
+            yield name, weight.to(dtype).contiguous()
 
 
 def _write_tensor(stream: BinaryIO, weight: torch.Tensor) -> None:
@@ -270,9 +281,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="that of the folder begun with, or float32")
     parser.add_argument("--flavor", help="model.flavor of a checkpoint that lies in no run")
     parser.add_argument("--tokenizer", help='of such a one: "byte", or a folder; "none" for none')
+    parser.add_argument(
+        "--accept-nonfinite", action="store_true", help="write weights that are no finite numbers"
+    )
     options = parser.parse_args(arguments)
     try:
-        what = _named(options.run, options)
+        what = replace(_named(options.run, options), accept_nonfinite=options.accept_nonfinite)
         export(what, options.output)
     except ValueError as error:
         refuse(error)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lighthouse.launch import set_threads
+from lighthouse.orphan import has_trained
 from lighthouse.refusal import refusals
 from lighthouse.runs.owner import hold
 from lighthouse.titan.checkpoint.damage import check_content, check_whole
@@ -28,6 +29,7 @@ from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.moved import go_on_reading
 from lighthouse.titan.data.staged import StagedLoader
 from lighthouse.titan.data.tally import PairsLeft
+from lighthouse.titan.distributed.agree import first_of_ranks
 from lighthouse.titan.distributed.layout import accumulation_of
 from lighthouse.titan.distributed.window_exchange import exchange_windows
 from lighthouse.titan.llama3.chunked_loss import apply_chunked_loss
@@ -35,7 +37,7 @@ from lighthouse.titan.llama3.compile import compile_each_stage
 from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, stage_metrics
 from lighthouse.titan.llama3.tied import apply_tied
-from lighthouse.titan.run.nonfinite import UpdateGuard, nonfinite_weight
+from lighthouse.titan.run.nonfinite import UpdateGuard, nonfinite_weights
 from lighthouse.titan.run.quiet import keep_quiet
 from lighthouse.titan.run.rehearsal import is_wanted, rehearse
 from lighthouse.titan.run.schedule import follow_stages
@@ -157,16 +159,20 @@ class RunHooks:
         Each rank counts its own, and at another data-parallel degree it has seen another share.
 
         Raises:
-            Refusal: a weight is not finite.
+            Refusal: a weight is not finite, and that is not accepted.
         """
-        check_loaded(self._job_config, step, nonfinite_weight(self._model_parts))
+        nonfinite = nonfinite_weights(self._model_parts)
+        first = first_of_ranks(next(iter(nonfinite), None))
+        check_loaded(self._job_config, step, first)
+        if first is not None:
+            self._say(f"Values in {first}, and perhaps behind it, are not finite, and accepted")
         self._clock = StageClock(self._job_config)
         self._clock.resume(step)
         take_over(self._trainer.optimizers, self._trainer.lr_schedulers, self._settings)
         ahead = [stage for stage in self._stages if stage.last > step]
         if is_wanted(self._job_config, len(ahead), self._trainer.device):
             rehearse(self._trainer, ahead, self._begin_stage)
-        self._guard.begin()
+        self._guard.begin(nonfinite)
         self._stop.listen()
         return ntokens_seen * self._resume.counted_by // self._batch_degree
 
@@ -237,6 +243,7 @@ class RunHooks:
             Diverged: the loss, the gradients or the weights are not finite.
         """
         stopping = self._stop.check(step)
+        has_trained()
         ends = stopping or step == self._job_config.training.steps
         saves = self._trainer.checkpointer._should_save(step, last_step=ends)
         self._guard.check(step, at_once=saves or ends)

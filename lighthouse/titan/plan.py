@@ -12,62 +12,27 @@ reason.
 import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.loader import worker_rate, workers_needed
 from lighthouse.cost.memory import GIB
-from lighthouse.cost.rates import Rates, devices, load_rates
-from lighthouse.cost.sizes import Layout, Model, Work, flops_per_token
-from lighthouse.cost.step import Cost, cost
+from lighthouse.cost.rates import devices, load_rates
+from lighthouse.cost.sizes import Layout, flops_per_token
+from lighthouse.cost.step import cost
 from lighthouse.refusal import refuse
 from lighthouse.titan.checkpoint.disk import BYTES_PER_PARAMETER
 from lighthouse.titan.config.check import Machine
-from lighthouse.titan.config.model_args import model_args_of
-from lighthouse.titan.config.section import LayerConfig
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.distributed.layout import accumulation_steps, layout_of
-from lighthouse.titan.llama3.config_json import ffn_dim
 from lighthouse.titan.plan_memory import largest_local_batch, largest_part
-from lighthouse.titan.plan_table import CPU, table
+from lighthouse.titan.plan_stage import PlannedStage, misfits, planned_stage, together
+from lighthouse.titan.plan_table import table
+from lighthouse.titan.plan_work import CPU, model_of, remarks, why_not_estimated, work_of
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
-
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """What a stage would take; None for what is not estimated.
-
-    Attributes:
-        name: its attention; ``"all dense"`` for the run with every layer dense in each stage.
-        steps: optimizer steps.
-        seq_len, tokens_per_step: over all GPUs.
-        flops_per_token: by torchtitan's conventions.
-        step_seconds: of one optimizer step.
-        tokens_per_second: of one GPU.
-        mfu: its share of the device's peak, by torchtitan's conventions.
-        memory_gib: largest at a time, of one GPU.
-        largest_local_batch: sequences of a micro-batch that would fit; 0 for none.
-        hours: of all steps.
-        seconds_by_part, gib_by_part: what the two consist of.
-    """
-
-    name: str
-    steps: int
-    seq_len: int
-    tokens_per_step: int
-    flops_per_token: int | None
-    step_seconds: float | None
-    tokens_per_second: float | None
-    mfu: float | None
-    memory_gib: float | None
-    largest_local_batch: int | None
-    hours: float | None
-    seconds_by_part: dict[str, float]
-    gib_by_part: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -133,7 +98,7 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
     """
     layout = layout_of(job_config, gpus)
     stages_of_run = Stages.of(job_config)
-    reason = _why_not_estimated(job_config, device)
+    reason = why_not_estimated(job_config, device)
     is_llama = job_config.model.name == "llama3"
     model = model_of(job_config) if is_llama else None
     rows: dict[int, int] = {}
@@ -162,10 +127,10 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
             if rates is not None:
                 estimate = cost(model, layout, work, rates)
                 largest = largest_local_batch(model, layout, work, rates)
-        return _planned_stage(stage, tokens, flops, estimate, largest, layout.gpus, rates)
+        return planned_stage(stage, tokens, flops, estimate, largest, layout.gpus, rates)
 
     stages = [planned(stage) for stage in stages_of_run]
-    all_dense = _together([planned(stage, all_dense=True) for stage in stages_of_run])
+    all_dense = together([planned(stage, all_dense=True) for stage in stages_of_run])
     hours = None if reason else sum(stage.hours or 0.0 for stage in stages)
     limit = None if rates is None else rates.memory / GIB
     parts = [
@@ -204,133 +169,9 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
             else workers_needed(fastest * layout.gpus / layout.batch, tokenizer)
         ),
         largest_parts=tuple(parts),
-        misfits=() if limit is None else _misfits(stages, parts, limit),
-        remarks=(reason,) if reason else _remarks(job_config),
+        misfits=() if limit is None else misfits(stages, parts, limit),
+        remarks=(reason,) if reason else remarks(job_config),
     )
-
-
-def work_of(job_config: "JobConfig", layout: Layout, attention: tuple[LayerConfig, ...]) -> Work:
-    """A step of a stage, whose configuration this is, with the attention of each layer."""
-    training = job_config.training
-    checkpoint = job_config.activation_checkpoint
-    selective = checkpoint.mode == "selective"
-    element, residual = _activation_bytes(job_config, layout)
-    return Work(
-        seq_len=training.seq_len,
-        attention=attention,
-        local_batch=training.local_batch_size,
-        accumulation=accumulation_steps(job_config, layout),
-        checkpointing=checkpoint.selective_ac_option if selective else checkpoint.mode,
-        loss_chunk_tokens=training.loss_chunk_tokens,
-        element_bytes=element,
-        residual_bytes=residual,
-        reshard=job_config.parallelism.fsdp_reshard_after_forward != "never",
-    )
-
-
-def _activation_bytes(job_config: "JobConfig", layout: Layout) -> tuple[int, int]:
-    """Of activations, and of the residual stream, as torchtitan's mixed precision has them."""
-    if job_config.training.mixed_precision_param == "float32":
-        return 4, 4
-    if layout.gpus > 1 or job_config.parallelism.fsdp_on_one_rank:
-        return 2, 2
-    return 2, 4  # autocast
-
-
-def model_of(job_config: "JobConfig") -> Model:
-    """The sizes of a job's llama3."""
-    args = model_args_of(job_config)
-    return Model(
-        dim=args.dim,
-        layers=args.n_layers,
-        heads=args.n_heads,
-        kv_heads=args.n_kv_heads or args.n_heads,
-        ffn_dim=ffn_dim(args),
-        vocab_size=args.vocab_size,
-        tied=args.tied,
-    )
-
-
-def _why_not_estimated(job_config: "JobConfig", device: str) -> str | None:
-    if device == CPU:
-        return "no estimate: there are no rates of CPUs"
-    if device not in devices():
-        return f"no estimate: there are no rates of {device!r}, only of {', '.join(devices())}"
-    not_modelled = {
-        "model.name": (job_config.model.name, ("llama3",)),
-        "parallelism.pipeline_parallel_degree": (
-            job_config.parallelism.pipeline_parallel_degree,
-            (1,),
-        ),
-        "activation_checkpoint.mode": (
-            job_config.activation_checkpoint.mode,
-            ("none", "selective", "full"),
-        ),
-    }
-    for key, (value, covered) in not_modelled.items():
-        if value not in covered:
-            return f"no estimate: it does not cover {key} = {value!r}"
-    return None
-
-
-def _planned_stage(
-    stage: Stage,
-    tokens: int,
-    flops: int | None,
-    estimate: Cost | None,
-    largest: int | None,
-    gpus: int,
-    rates: Rates | None,
-) -> PlannedStage:
-    known = stage.attention, stage.steps, stage.seq_len, tokens, flops
-    if estimate is None or rates is None or flops is None:
-        return PlannedStage(*known, None, None, None, None, None, None, {}, {})
-    speed = tokens / gpus / estimate.step_seconds
-    return PlannedStage(
-        *known,
-        step_seconds=estimate.step_seconds,
-        tokens_per_second=speed,
-        mfu=speed * flops / rates.peak,
-        memory_gib=estimate.peak_bytes / GIB,
-        largest_local_batch=largest,
-        hours=stage.steps * estimate.step_seconds / 3600,
-        seconds_by_part=estimate.seconds,
-        gib_by_part={part: size / GIB for part, size in estimate.memory.items()},
-    )
-
-
-def _misfits(stages: Sequence[PlannedStage], parts: Sequence[str], limit: float) -> tuple[str, ...]:
-    return tuple(
-        f"stage {number}, {stage.name}: {stage.memory_gib:.1f} GiB do not fit the device's "
-        f"{limit:.1f} GiB, by {stage.memory_gib - limit:.1f} GiB; {part}"
-        for number, (stage, part) in enumerate(zip(stages, parts, strict=True), start=1)
-        if stage.memory_gib is not None and stage.memory_gib > limit
-    )
-
-
-def _together(stages: Sequence[PlannedStage]) -> PlannedStage:
-    """All stages, with every layer dense, as one column: their hours, and the longest's step."""
-    longest = max(stages, key=lambda stage: stage.seq_len)
-    hours = [stage.hours for stage in stages if stage.hours is not None]
-    return replace(
-        longest,
-        name="all dense",
-        steps=sum(stage.steps for stage in stages),
-        hours=sum(hours) if hours else None,
-    )
-
-
-def _remarks(job_config: "JobConfig") -> tuple[str, ...]:
-    remarks: list[str] = []
-    if not job_config.compile.enable:
-        remarks.append("compile.enable = false: the rates are those of compiled blocks")
-    if job_config.training.mixed_precision_param == "float32":
-        remarks.append(
-            "training.mixed_precision_param = 'float32': the rates are those of bfloat16"
-        )
-    if job_config.training.enable_cpu_offload:
-        remarks.append("training.enable_cpu_offload = true: estimated as if it were false")
-    return tuple(remarks)
 
 
 def parse(args: list[str], machine: Machine) -> "JobConfig":

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lighthouse.titan.plan_work import CPU
+
 if TYPE_CHECKING:
     from lighthouse.titan.plan import Plan
-
-CPU = "cpu"
 
 
 def table(result: "Plan") -> str:

@@ -1,6 +1,7 @@
 """A checkpoint that is damaged, or that runs something, is refused before the first step."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -19,11 +20,15 @@ def whole(tmp_path_factory) -> Run:
 
 @pytest.fixture
 def nan(whole, tmp_path) -> Run:
-    """The same, with some of a weight's bytes set: to what is no number."""
+    return damaged(whole, tmp_path, "layers.1.feed_forward.w1.weight")
+
+
+def damaged(whole: Run, tmp_path: Path, weight: str) -> Run:
+    """The same, with bytes in the middle of a weight set: to what is no number."""
     run = Run(tmp_path / "nan", 0, "")
     shutil.copytree(whole.folder, run.folder)
     stored = read_metadata(run.checkpoint(2)).storage_data
-    (place,) = (p for i, p in stored.items() if i.fqn == "layers.1.feed_forward.w1.weight")
+    (place,) = (p for i, p in stored.items() if i.fqn == weight)
     with (run.checkpoint(2) / place.relative_path).open("r+b") as file:
         file.seek(place.offset + place.length // 2)
         file.write(b"\xff" * 64)
@@ -45,6 +50,18 @@ def test_weights_that_are_no_numbers_are_refused_without_checksums_too(nan):
     assert run.refusal().startswith(
         f"checkpoint {nan.checkpoint(2)} has values in layers.1.feed_forward.w1.weight that are not"
     )
+    assert run.refusal().endswith("by checkpoint.accept_changes = ['nonfinite']")
+
+
+def test_weights_that_are_no_numbers_go_on_where_that_is_accepted(whole, tmp_path):
+    """Those of tokens that the text has not; others end the run with the first loss."""
+    nan = damaged(whole, tmp_path, "tok_embeddings.weight")
+    accepts = ("--checkpoint.no-verify", "--checkpoint.accept_changes", "nonfinite")
+    run = train(nan.folder, *MORE, *accepts)
+    assert "Values in tok_embeddings.weight, and perhaps behind it, are not finite" in run.output
+    shutil.copytree(whole.folder, tmp_path / "whole")
+    assert run.losses()[3] == train(tmp_path / "whole", *MORE).losses()[3]
+    assert run.checkpoint(3).is_dir()
 
 
 def test_a_payload_in_the_loaders_state_does_not_run(tmp_path):

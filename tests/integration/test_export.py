@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
 from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs, llama3_args
 
@@ -140,15 +141,27 @@ def test_a_layer_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [len(names) for names in read] == [1, 9, 9, 1, 1]
 
 
-def test_what_is_no_number_is_not_exported(tmp_path: Path) -> None:
+def test_what_is_no_number_is_exported_on_request(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(llama3_args, "small", small())
     model = Transformer(small())
     with torch.no_grad():
         model.init_weights()
         model.layers["1"].feed_forward.w2.weight[3, 3] = torch.nan
     dcp.save(model.state_dict(), checkpoint_id=tmp_path / "step-3", no_dist=True)
-    with pytest.raises(ValueError, match=r"step-3 has values in model.layers.1.mlp.down_proj.wei"):
-        export(Exported(tmp_path / "step-3", small()), tmp_path / "out")
+    command = [str(tmp_path / "step-3"), str(tmp_path / "out"), "--flavor", "small"]
+    command += ["--tokenizer", "none"]
+    with pytest.raises(SystemExit):
+        main(command)
+    said = f"checkpoint {tmp_path / 'step-3'} has values in model.layers.1.mlp.down_proj.weight "
+    said += "that are no finite numbers in float32"
+    refused = capsys.readouterr().err
+    assert refused.startswith(f"refused: {said}: ") and "with --accept-nonfinite\n" in refused
     assert [path.name for path in tmp_path.iterdir()] == ["step-3"]
+    main([*command, "--accept-nonfinite"])
+    assert capsys.readouterr().err.startswith(f"warning: {said}; ")
+    (written,) = (tmp_path / "out").glob("*.safetensors")
+    weight = load_file(written)["model.layers.1.mlp.down_proj.weight"]
+    assert weight.isnan().nonzero().tolist() == [[3, 3]]
 
 
 def _unfinished(folder: Path) -> dict:

@@ -45,7 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def assert_refused(launcher: str, code: int, lines: list[str], sentence: str) -> None:
-    """By the launcher once, last, and with exit code 2."""
+    """By the launcher once, last, and with exit code 2; in the report that torchrun ends with."""
     (said,) = (line for line in lines if line.startswith("refused: "))
     assert said.startswith(f"refused: {sentence}")
     # Of the rank that refuses there is no traceback, nor of its loader's worker.
@@ -55,6 +55,7 @@ def assert_refused(launcher: str, code: int, lines: list[str], sentence: str) ->
     else:
         assert code == 1
         assert any("exitcode  : 2" in line for line in lines)
+        assert [line for line in lines[-15:] if line.endswith(f" : {said}")]
 
 
 @EACH_LAUNCHER

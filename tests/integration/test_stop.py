@@ -3,14 +3,19 @@
 import os
 import socket
 import struct
-from collections.abc import Iterator
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
 from lighthouse.runs.owner import hold, let_go
-from tests.support.trainer import Run, train
+from tests.support import ROOT
+from tests.support.processes import python
+from tests.support.trainer import TINY, Run, flags, train
 
 OPTIONS = (
     *"--checkpoint.enable --training.steps 8 --checkpoint.interval 100".split(),
@@ -80,6 +85,40 @@ def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
     owner = f"process {os.getpid()} on {socket.gethostname()}"
     assert run.refusal().startswith(f"job.dump_folder = {str(tmp_path)!r}: {owner} trains there;")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_launcher_that_is_killed_before_its_workers_meet_leaves_nobody_behind(tmp_path):
+    """They would wait for it for minutes, and one of them own the folder meanwhile."""
+    folder = tmp_path / "run"
+    options = [*flags({"job.dump_folder": folder, **TINY}), "--training.steps", "2"]
+    command = [python(), "-m", "lighthouse.launch", "--processes", "2", "--", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen(command, cwd=ROOT, env=environment)
+    wait_until(lambda: len(workers_of(folder)) == 2)
+    launcher.kill()
+    launcher.wait()
+    wait_until(lambda: not workers_of(folder))
+    run = train(folder, *OPTIONS, env={"WANDB_MODE": "disabled"})
+    assert list(run.losses()) == list(range(1, 9))
+
+
+def workers_of(folder: Path) -> list[int]:
+    """Processes of the trainer for a folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if {"lighthouse.train", f"--job.dump_folder={folder}"} <= set(
+                file.read_bytes().decode(errors="replace").split("\0")
+            ):
+                found.append(int(file.parent.name))
+    return found
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def wandb_records(file: Path) -> Iterator[Record]:

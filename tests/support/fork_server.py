@@ -50,7 +50,7 @@ import json, os, signal, socket, struct, sys
 passed = [getattr(signal, f"SIG{{n}}") for n in "TERM INT HUP QUIT USR1 USR2".split()]
 signal.pthread_sigmask(signal.SIG_BLOCK, passed)
 ignored = [int(n) for n in passed if signal.getsignal(n) == signal.SIG_IGN]
-call = json.dumps([sys.argv, os.getcwd(), dict(os.environ), ignored, os.getppid()]).encode()
+call = json.dumps([sys.argv, os.getcwd(), dict(os.environ), ignored, os.getpid()]).encode()
 files = [int(name) for name in os.listdir("/proc/self/fd")]
 files = [n for n in files if os.path.exists(f"/proc/self/fd/{{n}}")]
 server = socket.socket(socket.AF_UNIX)
@@ -136,7 +136,7 @@ def main(folder: Path) -> None:
 
 
 def _received(connection: socket.socket) -> tuple[Any, ...]:
-    """Arguments, folder, environment, ignored signals, parent, open files by their numbers."""
+    """Arguments, folder, environment, ignored signals, client, open files by their numbers."""
     head, files, _, _ = socket.recv_fds(connection, 16, MOST_FILES)
     length, count = struct.unpack("<QQ", head)
     numbers = struct.unpack(f"<{count}Q", connection.recv(8 * count, socket.MSG_WAITALL))
@@ -150,7 +150,7 @@ def _become(
     folder: str,
     environment: dict[str, str],
     ignored: list[int],
-    parent: int,
+    called: int,
     files: dict[int, int],
 ) -> None:
     """In the fork: be the Python that was called. Does not return."""
@@ -173,10 +173,11 @@ def _become(
     os.environ.update(environment)
     os.chdir(folder)
     sys.executable = client
-    # Whose child the client is: a process that signals its launcher means that one. What is forked
-    # from here, such as a loader's worker, watches for the end of its true parent.
+    # Whose child the client is: a process that signals its launcher, or looks after it, means that
+    # one. What is forked from here, such as a loader's worker, watches for the end of its true
+    # parent.
     of_a_child, here = os.getppid, os.getpid()
-    os.getppid = lambda: parent if os.getpid() == here else of_a_child()
+    os.getppid = lambda: _parent_of(called) if os.getpid() == here else of_a_child()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
     code = 0
     try:
@@ -198,6 +199,15 @@ def _become(
         sys.stderr.flush()
     finally:
         os._exit(code & 0xFF)
+
+
+def _parent_of(pid: int) -> int:
+    """Of a process that ended just now, 1."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 1
+    return int(stat.rpartition(")")[2].split()[1])
 
 
 def _interrupted(*_: object) -> None:

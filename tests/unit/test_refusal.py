@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from lighthouse import refusal
 from lighthouse.refusal import (
@@ -100,7 +101,7 @@ def test_where_the_process_above_cannot_be_told_it_is_said(
     assert capsys.readouterr().err == "refused: why\n"
 
 
-def test_torchruns_report_has_no_traceback_of_it(
+def test_torchruns_report_has_the_sentence_and_no_traceback(
     exits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noted = tmp_path / "error.json"
@@ -109,4 +110,6 @@ def test_torchruns_report_has_no_traceback_of_it(
     for _ in range(2):  # it is not always there
         with pytest.raises(Exited):
             end_in_a_rank("why", rank=0)
-        assert not noted.exists()
+        failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(noted))
+        assert str(ChildFailedError("x", {0: failure})).count("traceback : refused: why\n") == 1
+        noted.unlink()

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from torch.distributed.checkpoint.api import CheckpointException
 
 from lighthouse.cost.memory import GIB
-from lighthouse.runs.folder import finished_steps
+from lighthouse.runs.folder import (
+    ASSETS_FOLDER,
+    CONFIGS_FOLDER,
+    DIVERGED_FILE,
+    OWNER_FILE,
+    RESOLVED_FILE,
+    STOP_FILE,
+    finished_steps,
+)
+from lighthouse.runs.metrics import METRICS_FILE
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -20,21 +29,35 @@ BYTES_PER_PARAMETER = 12
 
 
 def check_writable(job_config: "JobConfig") -> None:
-    """Make the run's folder, and write a byte there that does not stay.
+    """Make the run's folder, and write a byte there that does not stay; and so into its folders.
 
     Raises:
-        ValueError: naming job.dump_folder, where that fails.
+        ValueError: naming job.dump_folder, where that fails, or where a folder stands in the place
+            of one of the run's files or the other way round.
     """
     folder = Path(job_config.job.dump_folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x")
+        _try_to_write(folder)
+        for name in (CONFIGS_FOLDER, ASSETS_FOLDER, job_config.checkpoint.folder):
+            if (folder / name).exists():
+                _try_to_write(folder / name)
     except OSError as error:
         raise ValueError(
             f"job.dump_folder = {str(folder)!r}: can't be written ({error}); name a folder that "
             "can, or make room there"
         ) from error
+    for name in (METRICS_FILE, RESOLVED_FILE, OWNER_FILE, STOP_FILE, DIVERGED_FILE):
+        if (folder / name).is_dir():
+            raise ValueError(
+                f"job.dump_folder = {str(folder)!r}: {name} in it is a folder, in the place of the "
+                "run's own file; move it away, or name another folder"
+            )
+
+
+def _try_to_write(folder: Path, size: int = 1) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(size))
 
 
 def check_space(job_config: "JobConfig", parameters: int) -> None:
@@ -97,13 +120,27 @@ def explain_failed_save(save: Callable[..., None]) -> Callable[..., None]:
             if not any(map(_is_of_the_disk, _causes(error))):
                 error.add_note(f"The checkpoint of step {curr_step} is not written; {whole}.")
                 raise
-            free = _disk_usage(folder).free / GIB
             raise SaveError(
-                f"step {curr_step}: a checkpoint could not be written to {str(folder)!r}, where "
-                f"{free:.2f} GiB are free; {whole}"
+                f"step {curr_step}: a checkpoint could not be written to {str(folder)!r} "
+                f"({_why(folder, error)}); {whole}"
             ) from error
 
     return explained
+
+
+def _why(folder: Path, error: BaseException) -> str:
+    """What the system says, and the room on the disk.
+
+    PyTorch's writer tells no reason; writing once more does, where it is still there.
+    """
+    said = next((cause for cause in _causes(error) if isinstance(cause, OSError)), None)
+    if said is None:
+        try:
+            _try_to_write(folder, size=2**20)
+        except OSError as again:
+            said = again
+    free = f"{_disk_usage(folder).free / GIB:.2f} GiB are free"
+    return free if said is None else f"{said}; {free}"
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -11,6 +11,7 @@ from lighthouse.runs.metrics import read_metrics
 from lighthouse.titan.checkpoint.changes import Change, changes
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.settings import settings_of
+from lighthouse.titan.config.check_checkpoint import NONFINITE
 from lighthouse.titan.config.stages import Stages
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def checkpoint_to_read(job_config: "JobConfig") -> Path | None:
 
 
 def check_loaded(job_config: "JobConfig", step: int, nonfinite: str | None) -> None:
-    """Refuse to train on from weights that are not finite.
+    """Refuse to train on from weights that are not finite, unless that is accepted.
 
     Args:
         job_config: torchtitan's ``JobConfig``.
@@ -163,19 +164,21 @@ def check_loaded(job_config: "JobConfig", step: int, nonfinite: str | None) -> N
     Raises:
         ValueError: naming it and where it is from.
     """
-    if nonfinite is None:
-        return
     config = job_config.checkpoint
+    if nonfinite is None or NONFINITE in config.accept_changes:
+        return
+    as_it_is = f"with them as they are by {ACCEPT} = {[*config.accept_changes, NONFINITE]}"
     if step:
         folder = Path(job_config.job.dump_folder) / config.folder / f"step-{step}"
         raise ValueError(
             f"checkpoint {folder} has values in {nonfinite} that are not finite, and every later "
-            "step would have; move it away, and the same command continues from the one before"
+            "step would have; move it away, and the same command continues from the one before, "
+            f"or go on {as_it_is}"
         )
     begun = config.initial_load_path or job_config.model.hf_assets_path
     raise ValueError(
         f"the weights to begin with, of {begun}, have values in {nonfinite} that are not finite; "
-        "begin with others by checkpoint.initial_load_path"
+        f"begin with others by checkpoint.initial_load_path, or {as_it_is}"
     )
 
 

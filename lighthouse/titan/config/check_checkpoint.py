@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 STATES = ("model", "optimizer", "lr_scheduler", "dataloader", "train_state")
 """What a checkpoint consists of."""
 
+NONFINITE = "nonfinite"
 ACCEPTABLE = {
     "lr_scheduler": "the learning rate: optimizer.lr, [lr_scheduler], lr_factor and warmup_steps",
     "optimizer": "the rest of [optimizer]",
@@ -16,6 +17,7 @@ ACCEPTABLE = {
     "attention": "[lighthouse], and the attention of stages",
     "model": "what [model.args] may change without other weights",
     "training": "all else: batch, length, clipping, precision, seed",
+    NONFINITE: "values of weights that are not finite, in the weights that had some when loaded",
 }
 """What ``checkpoint.accept_changes`` may name, and what each stands for."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from lighthouse.orphan import watch
 from lighthouse.refusal import (
     DIVERGED,
     FILE_VARIABLE,
@@ -23,10 +24,12 @@ def ends_in_one_sentence(main: Callable[..., None]) -> Callable[..., None]:
     """Decorate torchtitan's ``main``: a refusal is a line and exit code 2, a finished run a line.
 
     Without a traceback; any other error is raised as it is. In any case the run's folder is free.
+    Without its launcher the process ends as well.
     """
 
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        watch()
         rank = int(os.environ.get("RANK", "0"))
         try:
             try:

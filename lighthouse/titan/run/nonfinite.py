@@ -69,9 +69,15 @@ class UpdateGuard:
         self._unread: deque[_Verdict] = deque()
         self._skipped = self._in_a_row = 0
         self._end: str | None = None
+        self._known: list[str] = []
 
-    def begin(self) -> None:
-        """Training goes on: what an earlier process has diverged at is no longer the run's end."""
+    def begin(self, known: list[str]) -> None:
+        """Training goes on: what an earlier process has diverged at is no longer the run's end.
+
+        Args:
+            known: weights of this rank that are accepted although not finite.
+        """
+        self._known = known
         if dist.get_rank() == 0:
             (Path(self._job_config.job.dump_folder) / DIVERGED_FILE).unlink(missing_ok=True)
 
@@ -121,7 +127,9 @@ class UpdateGuard:
         Raises:
             Diverged: on all ranks alike.
         """
-        if (name := nonfinite_weight(self._trainer.model_parts)) is not None:
+        found = nonfinite_weights(self._trainer.model_parts)
+        name = first_of_ranks(next((name for name in found if name not in self._known), None))
+        if name is not None:
             self._diverge(f"step {step}: {name} is not finite after its update, and is not saved")
 
     def _read(self, last: int) -> None:
@@ -179,8 +187,8 @@ def _withhold(optimizer: torch.optim.Optimizer, withheld: Tensor) -> None:
         _local(grad).masked_fill_(withheld.bool(), 0.0)
 
 
-def nonfinite_weight(model_parts: Iterable[nn.Module]) -> str | None:
-    """The name of a weight with a value that is not finite, the same on all ranks; a collective."""
+def nonfinite_weights(model_parts: Iterable[nn.Module]) -> list[str]:
+    """The names of weights with a value that is not finite in this rank's part."""
     names, extremes = [], []
     for part in model_parts:
         for name, weight in part.named_parameters():
@@ -189,10 +197,10 @@ def nonfinite_weight(model_parts: Iterable[nn.Module]) -> str | None:
                 names.append(name)
                 extremes.append(torch.stack(local.aminmax()).float().isfinite().all())
     bad = ~torch.stack(extremes) if extremes else torch.zeros(1, dtype=torch.bool)
-    found = next((name for name, is_bad in zip(names, bad.tolist(), strict=False) if is_bad), None)
+    found = [name for name, is_bad in zip(names, bad.tolist(), strict=False) if is_bad]
     for wrapper in _WRAPPERS:
-        found = found and found.replace(wrapper, "")
-    return first_of_ranks(found)
+        found = [name.replace(wrapper, "") for name in found]
+    return found
 
 
 def _whole(loss: Tensor) -> Tensor:

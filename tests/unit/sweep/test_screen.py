@@ -7,9 +7,18 @@ from rich.console import Console
 
 from lighthouse.slurm import Task
 from lighthouse.sweep.progress import progress_of
-from lighthouse.sweep.run_folder import DONE_FILE, FAILED, PREEMPTED
+from lighthouse.sweep.run_folder import DIVERGED, DONE_FILE, FAILED, PREEMPTED
 from lighthouse.sweep.screen import status_table
-from lighthouse.sweep.state import run_states
+from lighthouse.sweep.state import (
+    DONE,
+    INTERRUPTED,
+    NOT_STARTED,
+    QUEUED,
+    RUNNING,
+    UNKNOWN,
+    RunState,
+    run_states,
+)
 from tests.support.sweeps import log_attempts, log_metrics, make_run
 
 
@@ -65,6 +74,19 @@ def test_the_status_fits_a_small_terminal(tmp_path):
     everything = "\n".join(shown(states, None))
     assert all(f"topk={number}," in everything for number in range(40))
     assert "--all" not in everything
+
+
+def test_runs_in_many_states_leave_no_line_too_many(tmp_path):
+    """Of those that are not shown the last line, which is then two, says how many are in each."""
+    kinds = (RUNNING, DONE, QUEUED, FAILED, UNKNOWN, INTERRUPTED, NOT_STARTED, DIVERGED)
+    states = [
+        RunState(make_run(tmp_path, f"k={number}"), [], kinds[number % len(kinds)], "", None)
+        for number in range(160)
+    ]
+    lines = shown(states, 24)
+    assert len(lines) == 24 and max(map(len, lines)) <= 80
+    left = " ".join(lines[-2:])
+    assert left.startswith("and 20 ") and left.endswith("1 running; --all lists them")
 
 
 def test_few_runs_are_all_shown_in_their_order(tmp_path):

@@ -1,16 +1,25 @@
 """Submissions: their numbers, what is left of one that was not sent, and long ones."""
 
+import errno
 import shutil
 
 import pytest
 
 from lighthouse.slurm import NoAnswer, SlurmError
+from lighthouse.sweep.__main__ import main
 from lighthouse.sweep.resources import Resources
-from lighthouse.sweep.run_folder import CANCEL_FILE, CANCELLED, FAILED, PREEMPTED
+from lighthouse.sweep.run_folder import (
+    ATTEMPTS_FILE,
+    CANCEL_FILE,
+    CANCELLED,
+    FAILED,
+    PREEMPTED,
+    RUN_FILE,
+)
 from lighthouse.sweep.spec import Spec
 from lighthouse.sweep.state import queued_tasks
-from lighthouse.sweep.submission import FOLDER, read_submissions
-from lighthouse.sweep.submit import send
+from lighthouse.sweep.submission import FOLDER, next_submission, read_submissions
+from lighthouse.sweep.submit import run_here, send
 from tests.support.commands import StandIns
 from tests.support.sweeps import log_attempts, make_run, make_submission
 
@@ -55,6 +64,40 @@ def test_what_was_never_sent_leaves_no_trace(tmp_path, fake, sbatch):
     assert not (tmp_path / FOLDER).exists()
     assert sorted(run.folder.iterdir()) == before
     assert queued_tasks(tmp_path) == {}  # without asking Slurm
+
+
+@pytest.mark.parametrize("slurm", [True, False])
+def test_what_could_not_be_written_leaves_no_trace(tmp_path, fake, monkeypatch, slurm):
+    run = make_run(tmp_path)
+    (run.folder / CANCEL_FILE).touch()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lighthouse.sweep.submission.write_atomic", full)
+    spec = spec_of(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        if slurm:
+            list(send(spec, [run.folder]))
+        else:
+            run_here(next_submission(tmp_path, "test", spec.resources, [run.folder], False), 1)
+    assert not (tmp_path / FOLDER).exists()
+    assert (run.folder / CANCEL_FILE).exists()
+
+
+def test_what_a_disk_has_is_named(tmp_path, capsys):
+    run = make_run(tmp_path)
+    (run.folder / ATTEMPTS_FILE).mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        main(["status", str(tmp_path)])
+    assert capsys.readouterr().err == (
+        f"sweep: [Errno 21] Is a directory: '{run.folder / ATTEMPTS_FILE}'\n"
+    )
+    (run.folder / RUN_FILE).write_text("{")
+    with pytest.raises(SystemExit, match="2"):
+        main(["status", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert said.startswith(f"sweep: {run.folder / RUN_FILE} is damaged, no JSON: ")
 
 
 def test_what_may_have_been_sent_is_believed(tmp_path, fake):

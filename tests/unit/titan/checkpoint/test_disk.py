@@ -54,6 +54,26 @@ def test_an_unwritable_folder(job, folder):
         check_writable(job)
 
 
+@pytest.mark.parametrize("name", ["configs", "assets", "checkpoint"])
+def test_a_file_in_the_place_of_a_folder(job, name):
+    folder = Path(job.job.dump_folder)
+    folder.mkdir(parents=True)
+    (folder / name).mkdir()
+    check_writable(job)
+    assert list((folder / name).iterdir()) == []
+    (folder / name).rmdir()
+    (folder / name).touch()
+    with pytest.raises(ValueError, match=rf"Not a directory: '{folder}/{name}"):
+        check_writable(job)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.toml", "OWNER", "STOP", "DIVERGED"])
+def test_a_folder_in_the_place_of_a_file(job, name):
+    (Path(job.job.dump_folder) / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf"job\.dump_folder = .*: {name} in it is a folder"):
+        check_writable(job)
+
+
 def test_one_more_checkpoint_than_are_kept_must_fit(job, disk):
     disk(4 * 12 * MILLION)
     check_space(job, MILLION)
@@ -125,6 +145,19 @@ def test_a_save_that_the_disk_has_failed_says_so(
         save_that_raises(tmp_path, raised)()
     assert "the same command continues from step 6" in str(said.value)
     assert said.value.__cause__ is raised
+    assert ("[Errno 28] No space left on device; " in str(said.value)) == (error is FULL)
+    assert " GiB are free); finished ones are whole" in str(said.value)
+
+
+def test_the_reason_that_the_writer_does_not_tell(tmp_path: Path, monkeypatch) -> None:
+    """As where a quota is used up on a disk with much room."""
+
+    def no_more(**_: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", no_more)
+    with pytest.raises(SaveError, match=r"\(\[Errno 122\] Disk quota exceeded; .* GiB are free\);"):
+        save_that_raises(tmp_path, STREAM)()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import nn
 
 from lighthouse.refusal import Diverged
 from lighthouse.runs.folder import diverged
-from lighthouse.titan.run.nonfinite import MOST_IN_A_ROW, SKIPPED, UpdateGuard, nonfinite_weight
+from lighthouse.titan.run.nonfinite import MOST_IN_A_ROW, SKIPPED, UpdateGuard, nonfinite_weights
 
 FINE, NAN, INF = torch.tensor(1.0), torch.tensor(math.nan), torch.tensor(math.inf)
 
@@ -98,7 +98,7 @@ def test_the_run_ends_a_step_later_or_at_once(make, tmp_path):
         with pytest.raises(Diverged, match=said):
             guard.check(5 - late, at_once=late)
     assert said in diverged(tmp_path)
-    guard.begin()
+    guard.begin([])
     assert diverged(tmp_path) is None
 
 
@@ -120,6 +120,16 @@ def test_weights_that_a_finite_update_has_broken_are_not_saved(make):
     guard.check_weights(1)
     assert guard.metrics(1) == {}
     model.weight.data[1, 2] = -math.inf
-    assert nonfinite_weight([model]) == "weight"
+    assert nonfinite_weights([model]) == ["weight"]
     with pytest.raises(Diverged, match="step 7: weight is not finite after its update"):
         guard.check_weights(7)
+
+
+def test_weights_that_were_accepted_are_saved_and_no_others(make):
+    guard, model, _ = make()
+    model.weight.data[1, 2] = math.nan
+    guard.begin(nonfinite_weights([model]))
+    guard.check_weights(7)
+    model.bias.data[0] = math.nan
+    with pytest.raises(Diverged, match="step 8: bias is not finite after its update"):
+        guard.check_weights(8)
