@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.plan import machine_of, parse, plan
 from tests.support import TRAIN_CONFIGS
 from tests.support.models import lighthouse_layers, on_meta
@@ -30,7 +31,7 @@ def assets(tmp_path, monkeypatch):
     """The folder that a file begins with is the user's: here, its description without weights."""
     folder = tmp_path / "assets" / "Llama-3-8B"
     folder.mkdir(parents=True)
-    (folder / "tokenizer.json").touch()
+    ByteTokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(LLAMA_3_8B))
     monkeypatch.chdir(tmp_path)
 
