@@ -27,7 +27,7 @@ from lighthouse.titan.config.check import Machine
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.distributed.layout import accumulation_steps, layout_of
 from lighthouse.titan.plan_memory import largest_local_batch, largest_part
-from lighthouse.titan.plan_stage import PlannedStage, misfits, planned_stage, together
+from lighthouse.titan.plan_stage import PlannedStage, lasting, misfits, planned_stage
 from lighthouse.titan.plan_table import table
 from lighthouse.titan.plan_work import CPU, model_of, remarks, why_not_estimated, work_of
 
@@ -48,7 +48,7 @@ class Plan:
         windows: of each window layer, and how many layers have it.
         head_windows: of each Lighthouse layer with window heads, and how many layers have it.
         stages: in order of training.
-        all_dense: the same job with dense attention throughout.
+        all_dense: as many tokens with dense attention, at the longest stage's length throughout.
         hours, gpu_hours, speedup: of the whole job; the last over ``all_dense``.
         memory_limit_gib: of the device.
         loader_rate: tokens/s that a loader worker delivers, as measured on one machine.
@@ -97,7 +97,7 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
         device: a kind of GPU; one without rates is not estimated.
     """
     layout = layout_of(job_config, gpus)
-    stages_of_run = Stages.of(job_config)
+    stages_of_run = Stages.of(job_config).stages
     reason = why_not_estimated(job_config, device)
     is_llama = job_config.model.name == "llama3"
     model = model_of(job_config) if is_llama else None
@@ -130,7 +130,6 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
         return planned_stage(stage, tokens, flops, estimate, largest, layout.gpus, rates)
 
     stages = [planned(stage) for stage in stages_of_run]
-    all_dense = together([planned(stage, all_dense=True) for stage in stages_of_run])
     hours = None if reason else sum(stage.hours or 0.0 for stage in stages)
     limit = None if rates is None else rates.memory / GIB
     parts = [
@@ -138,21 +137,22 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
         for stage, of_run in zip(stages, stages_of_run, strict=True)
         if stage.gib_by_part
     ]
-    longest = max(stages, key=lambda stage: stage.seq_len)
+    number, longest = max(enumerate(stages), key=lambda item: item[1].seq_len)
+    all_tokens = sum(stage.steps * stage.tokens_per_step for stage in stages)
+    all_dense = lasting(planned(stages_of_run[number], all_dense=True), all_tokens)
     tokenizer = job_config.model.tokenizer
     fastest = None if reason else max(stage.tokens_per_second or 0.0 for stage in stages)
-    of_longest = next(s for s in stages_of_run if s.seq_len == longest.seq_len)
     return Plan(
         flavor=job_config.model.flavor,
         device=device,
         gpus=gpus,
         layout=layout,
         parameters=None if model is None else model.parameters,
-        tokens=sum(stage.steps * stage.tokens_per_step for stage in stages),
+        tokens=all_tokens,
         checkpoint_bytes=None if model is None else model.parameters * BYTES_PER_PARAMETER,
         seq_len=longest.seq_len,
         tokens_per_step=longest.tokens_per_step,
-        accumulation=accumulation_steps(of_longest.job(job_config), layout),
+        accumulation=accumulation_steps(stages_of_run[number].job(job_config), layout),
         gathered_len=rows,
         windows=windows,
         head_windows=head_windows,

@@ -77,16 +77,12 @@ def planned_stage(
     )
 
 
-def together(stages: Sequence[PlannedStage]) -> PlannedStage:
-    """All stages, with every layer dense, as one column: their hours, and the longest's step."""
-    longest = max(stages, key=lambda stage: stage.seq_len)
-    hours = [stage.hours for stage in stages if stage.hours is not None]
-    return replace(
-        longest,
-        name="all dense",
-        steps=sum(stage.steps for stage in stages),
-        hours=sum(hours) if hours else None,
-    )
+def lasting(stage: PlannedStage, tokens: int) -> PlannedStage:
+    """The stage with dense attention, for as many tokens."""
+    steps = round(tokens / stage.tokens_per_step)
+    seconds = stage.step_seconds
+    hours = None if seconds is None else tokens / stage.tokens_per_step * seconds / 3600
+    return replace(stage, name="all dense", steps=steps, hours=hours)
 
 
 def misfits(stages: Sequence[PlannedStage], parts: Sequence[str], limit: float) -> tuple[str, ...]:

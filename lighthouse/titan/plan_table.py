@@ -70,7 +70,7 @@ def table(result: "Plan") -> str:
     if result.hours is not None:
         lines.append(
             f"the run           {result.hours:.1f} hours, {result.gpu_hours:,.0f} GPU-hours, "
-            f"{result.speedup:.2f} x as fast as all dense"
+            f"{result.speedup:.2f} x as fast as all dense at {result.all_dense.seq_len:,} tokens"
         )
     lines += _memory(result)
     if (workers := result.loader_workers) is not None:
@@ -94,7 +94,7 @@ def _memory(result: "Plan") -> list[str]:
         fits = f"fits, {left:.1f}" if left >= 0 else f"does not fit, {-left:.1f}"
         rest = "GiB to spare" if left >= 0 else "GiB too many"
         lines.append(f"memory            {stage.name} {fits} {rest} of {limit:.1f}; {part}")
-    return lines
+    return list(dict.fromkeys(lines))  # stages that are alike are said once
 
 
 def _size(size: int) -> str:
