@@ -22,6 +22,9 @@ STAGES = {
 }
 
 
+PLANNED = ("tokens_per_second", "memory_gib")
+
+
 def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text())
 
@@ -116,6 +119,43 @@ def ring_gains(report: dict[str, Any]) -> str:
         for gpus in ("one", "cp2")
     )
     return f"{one:.2f}x as fast as dense on one GPU, {two:.2f}x on two"
+
+
+LLAMA_8B = {
+    "published": "Lighthouse, first and last two layers dense",
+    "lighthouse": "Lighthouse",
+    "window": "windows of 8,192",
+    "short": "dense, 8,192 tokens",
+    "dense": "dense",
+}
+
+
+def llama_table(report: dict[str, Any], case: str) -> str:
+    """The stages of an 8B, and what others publish of models of its size at its length."""
+    lines = [
+        "| | of each GPU, tokens/s | MFU | GiB | plan: speed | memory |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    results = by_case(report)
+    for stage, words in LLAMA_8B.items():
+        if (r := results.get(f"{case}:{stage}")) is None:
+            continue
+        speed, memory = (-r["measured_over_planned_percent"][key] for key in PLANNED)
+        lines.append(
+            f"| {words} | {r['tokens_per_second']:,} | {r['causal_mfu_percent']:.0f}% "
+            f"| {r['memory_gib']:.1f} | {speed:+.1f}% | {memory:+.1f}% |"
+        )
+    return "\n".join(lines)
+
+
+def llama_gain(report: dict[str, Any], case: str) -> str:
+    """Of the first stage over the dense one, and what is not hidden of the communication."""
+    results = by_case(report)
+    sparse, dense = (results[f"{case}:{stage}"] for stage in ("published", "dense"))
+    hidden = f"{sparse['communication_percent']:.1f}% of a step, and "
+    hidden += f"{sparse['exposed_communication_percent']:.1f}% without computation beside it"
+    gain = sparse["tokens_per_second"] / dense["tokens_per_second"]
+    return f"{gain:.2f} times as fast as dense; NCCL runs in\n{hidden}"
 
 
 def half_speeds(*reports: dict[str, Any]) -> str:
