@@ -7,7 +7,6 @@ from typing import Any
 from benchmarks import table, training_table
 from benchmarks.training_table import RESULTS, load
 
-LLAMA = "training_h200_x4.json"
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 TEMPLATE = """# Speed
 
@@ -96,9 +95,10 @@ Lighthouse is {ring_gains}. One GPU with half the sequence has {halves}, the lat
 
 Llama-3-8B, random weights, 131,072 tokens a sequence, bf16 with float32 states sharded over four
 {llama_device}, context parallel 4, full checkpointing, the loss in chunks of 4,096 tokens:
-`python -m benchmarks.training OUT 8B-131k-cp4` ([results](../benchmarks/results/{llama_file})).
-MFU counts causal attention once, and of Lighthouse what it computes. The last columns are what
-`plan` said before, against the measured figure.
+`python -m benchmarks.training OUT 8B-131k-cp4`
+([results](../benchmarks/results/training_h200_x4.json)). MFU counts causal attention once, and of
+Lighthouse what it computes. The last columns are what `plan` said before, against the measured
+figure.
 
 {llama}
 
@@ -159,7 +159,7 @@ def documents(results: dict[str, Any]) -> dict[str, Any]:
 def page() -> str:
     """The page's text."""
     attention, h100 = load("attention_h100.json"), load("training_h100.json")
-    h200_x2, llama = load("training_h200_x2.json"), load(LLAMA)
+    h200_x2, llama = load("training_h200_x2.json"), load("training_h200_x4.json")
     data = json.loads((RESULTS / "data_cpu.json").read_text())["results"]
     of_workers = [result for result in data if result["workers"]]
     rates = [r["tokens_per_second"] / 1e6 for r in of_workers if r["tokenizer"] == "byte"]
@@ -183,7 +183,6 @@ def page() -> str:
         llama=training_table.llama_table(llama, "8B-131k-cp4"),
         llama_gain=training_table.llama_gain(llama, "8B-131k-cp4"),
         llama_device=llama["device"].removeprefix("NVIDIA "),
-        llama_file=LLAMA,
         slowest=min(rates),
         fastest=max(rates),
         hf=max(hf),
