@@ -2,9 +2,9 @@
 
     python -m benchmarks.study.rivals STUDY_FOLDER TEXT_FOLDER [--gpus 2] [--only NAME ...]
 
-Every recipe goes on from the weights of a stage of 328 million tokens at 2,048, takes about as long
-as its setting gives, and ends under dense attention at full length. One text in twenty is a recall
-task (``training.task_rate``). Each run is then asked what it can do by ``lighthouse.evaluate``.
+Every recipe goes on from the weights of a stage at 2,048 tokens, takes about as long as its setting
+gives, and ends under dense attention at full length. One text in twenty is a recall task
+(``training.task_rate``). Each run is then asked what it can do by ``lighthouse.evaluate``.
 Runs are ``SETTING-RECIPE-RATE-SEED``; those that are done are skipped.
 """
 
@@ -18,7 +18,7 @@ import tomli_w
 
 from benchmarks.study.jobs import BASE, Job, run, training
 
-RATES = ("5e-4", "1e-3", "2.5e-4")
+RATES = ("1e-3", "5e-4", "2.5e-4", "2e-3")
 SEEDS = (1, 2, 3)
 
 Stages = tuple[dict[str, Any], ...]
@@ -32,7 +32,7 @@ class Setting:
         seq_len: of the last stage.
         tokens: of a step, in every stage of every recipe.
         recipes: the stages of each.
-        short_steps: of the short stage: 328 million tokens.
+        short_steps: of the short stage.
         topk: of Lighthouse layers.
         model: sizes other than those of ``base.toml``.
         after_short: whether they go on from a short stage, or from scratch.
@@ -124,9 +124,30 @@ AT_98K = Setting(
             _of("window", 175, window=8192),
             _of("dense", 48),
         ),
+        # As many tokens as dense has, in less than half of its time.
+        "few-window-8": (
+            _of("dense", 72, 8192),
+            _of("window", 40, window=8192),
+            _of("dense", 48),
+        ),
     },
     short_steps=1667,
     topk=1536,
+)
+# Four times the parameters, for the winner and its strongest rival; 107 million.
+LARGER = Setting(
+    65536,
+    131072,
+    {
+        "grow-twice": (_of("dense", 300, 8192), _of("dense", 80, 32768), _of("dense", 75)),
+        "grow-window-8": (
+            _of("dense", 450, 8192),
+            _of("window", 85, window=8192),
+            _of("dense", 50),
+        ),
+    },
+    short_steps=1500,
+    model={"dim": 768, "n_layers": 14, "n_heads": 6, "ffn_dim": 2304},
 )
 # At equal steps: what the published comparison is.
 FROM_SCRATCH = Setting(
@@ -138,11 +159,19 @@ FROM_SCRATCH = Setting(
             _of("lighthouse", 420, **ENDS, selection="published"),
             _of("dense", 180),
         ),
+        "published-ends-50": (
+            _of("lighthouse", 300, **ENDS, selection="published"),
+            _of("dense", 300),
+        ),
+        "published-ends-90": (
+            _of("lighthouse", 540, **ENDS, selection="published"),
+            _of("dense", 60),
+        ),
     },
     after_short=False,
 )
 
-SETTINGS = {"65k": AT_65K, "98k": AT_98K, "scratch": FROM_SCRATCH}
+SETTINGS = {"65k": AT_65K, "98k": AT_98K, "107M": LARGER, "scratch": FROM_SCRATCH}
 
 
 def short_name(setting: str, seed: int) -> str:
