@@ -10,8 +10,8 @@ from typing import Any
 from lighthouse.cost.sizes import Layout, Model, Work
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.distributed.layout import layout_of
-from lighthouse.titan.plan import machine_of, parse
-from lighthouse.titan.plan_work import model_of, work_of
+from lighthouse.titan.plan.job import machine_of, parse
+from lighthouse.titan.plan.work import model_of, work_of
 
 BASE = Path(__file__).parents[1] / "train_configs" / "530M_byte_98k.toml"
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from lighthouse.titan.plan import Plan
-    from lighthouse.titan.plan_stage import PlannedStage
+    from lighthouse.titan.plan.job import Plan
+    from lighthouse.titan.plan.stage import PlannedStage
 
 
 @dataclass

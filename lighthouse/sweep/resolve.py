@@ -15,7 +15,7 @@ from lighthouse.sweep.spec import Point, Spec, refuse_secrets
 from lighthouse.titan.config.check import Machine
 from lighthouse.titan.config.resolved_toml import to_toml
 from lighthouse.titan.config.stage_tables import FLAG
-from lighthouse.titan.plan import CPU, Plan, machine_of, parse, plan
+from lighthouse.titan.plan.job import CPU, Plan, machine_of, parse, plan
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def survey_of_toml(file: Path, gpus: int) -> list[Survey]:
     Raises:
         ValueError: the trainer would refuse the run, or it trains on other than local text.
     """
-    from lighthouse.titan.plan import CPU, machine_of, parse, plan
+    from lighthouse.titan.plan.job import CPU, machine_of, parse, plan
 
     job = parse(["--job.config_file", str(file)], machine_of(CPU, gpus))
     training = job.training

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lighthouse.titan.data.tokenizer import ByteTokenizer
-from lighthouse.titan.plan import machine_of, parse, plan
+from lighthouse.titan.plan.job import machine_of, parse, plan
 from tests.support import TRAIN_CONFIGS
 from tests.support.models import lighthouse_layers, on_meta
 

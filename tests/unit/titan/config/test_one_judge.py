@@ -11,8 +11,9 @@ from torchtitan.tools import utils
 from lighthouse.refusal import Refusal
 from lighthouse.sweep.resolve import resolve
 from lighthouse.sweep.spec import read_spec
-from lighthouse.titan.plan import machine_of as machine
-from lighthouse.titan.plan import main, parse
+from lighthouse.titan.plan.__main__ import main
+from lighthouse.titan.plan.job import machine_of as machine
+from lighthouse.titan.plan.job import parse
 from tests.support.trainer import flags
 
 GPUS = 2

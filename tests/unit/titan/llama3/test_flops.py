@@ -11,7 +11,7 @@ from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.distributed.layout import layout_of
 from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, wrapped_modules
-from lighthouse.titan.plan_work import model_of, work_of
+from lighthouse.titan.plan.work import model_of, work_of
 from tests.support.models import on_meta
 
 N, S = 98304, 18432

@@ -1,35 +1,22 @@
-"""A dry run: is this job valid on N GPUs, and what would it take?
+"""A dry run: what a job would take on N GPUs, stage by stage and in all."""
 
-    python -m lighthouse.titan.plan --gpus 8 --job.config_file X.toml [any trainer flag]
-
-Nothing is started and no GPU is needed. It ends with 2 where the trainer would refuse the job, or a
-stage would not fit into memory. ``--device`` names the kind of GPU, or ``cpu``; ``--json``
-prints everything for programs. The estimate is that of ``lighthouse/cost/``; validation,
-checkpoints and waiting for data are not in it. What it does not cover is left blank, with the
-reason.
-"""
-
-import argparse
-import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.loader import worker_rate, workers_needed
 from lighthouse.cost.memory import GIB
-from lighthouse.cost.rates import devices, load_rates
+from lighthouse.cost.rates import load_rates
 from lighthouse.cost.sizes import Layout, flops_per_token
 from lighthouse.cost.step import cost
-from lighthouse.refusal import refuse
 from lighthouse.titan.checkpoint.disk import BYTES_PER_PARAMETER
 from lighthouse.titan.config.check import Machine
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.distributed.layout import accumulation_steps, layout_of
-from lighthouse.titan.plan_memory import largest_local_batch, largest_part
-from lighthouse.titan.plan_stage import PlannedStage, lasting, misfits, planned_stage
-from lighthouse.titan.plan_table import table
-from lighthouse.titan.plan_work import CPU, model_of, remarks, why_not_estimated, work_of
+from lighthouse.titan.plan.fit import largest_local_batch, largest_part
+from lighthouse.titan.plan.stage import PlannedStage, lasting, misfits, planned_stage
+from lighthouse.titan.plan.work import CPU, model_of, remarks, why_not_estimated, work_of
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -183,31 +170,3 @@ def parse(args: list[str], machine: Machine) -> "JobConfig":
     from torchtitan.config import ConfigManager
 
     return ConfigManager(machine=machine).parse_args(args)
-
-
-def main(args: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lighthouse.titan.plan",
-        allow_abbrev=False,
-        description="Validate a job for N GPUs without having them, and estimate what it takes.",
-        epilog="All other flags are the trainer's, --job.config_file above all.",
-    )
-    parser.add_argument("--gpus", type=int, required=True, help="GPUs in all")
-    known = ", ".join([*devices(), CPU])
-    parser.add_argument("--device", default="h100", help=f"{known}; of others nothing is estimated")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    options, trainer = parser.parse_known_args(args)
-    if options.gpus < 1:
-        parser.error(f"--gpus {options.gpus}: must be at least 1")
-    try:
-        job_config = parse(trainer, machine_of(options.device, options.gpus))
-    except ValueError as error:
-        refuse(error)
-    result = plan(job_config, options.gpus, options.device)
-    print(json.dumps(asdict(result), indent=1) if options.json else table(result), flush=True)
-    if result.misfits:
-        refuse("; ".join(result.misfits))
-
-
-if __name__ == "__main__":
-    main()

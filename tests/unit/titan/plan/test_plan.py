@@ -15,9 +15,11 @@ from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.distributed.layout import layout_of
 from lighthouse.titan.llama3.layers import set_stage
-from lighthouse.titan.plan import Plan, machine_of, main, parse, plan, table
-from lighthouse.titan.plan_memory import largest_part
-from lighthouse.titan.plan_work import model_of, work_of
+from lighthouse.titan.plan.__main__ import main
+from lighthouse.titan.plan.fit import largest_part
+from lighthouse.titan.plan.job import Plan, machine_of, parse, plan
+from lighthouse.titan.plan.table import table
+from lighthouse.titan.plan.work import model_of, work_of
 from tests.support import TRAIN_CONFIGS
 from tests.support.models import on_meta
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lighthouse.titan.plan_work import CPU
+from lighthouse.titan.plan.work import CPU
 
 if TYPE_CHECKING:
-    from lighthouse.titan.plan import Plan
+    from lighthouse.titan.plan.job import Plan
 
 
 def table(result: "Plan") -> str:
