@@ -19,7 +19,7 @@ from benchmarks.attention import Inputs, cudnn_first
 from benchmarks.rivals_check import Call, Layer, causal, check, drawn, masked, near
 from lighthouse import LighthouseConfig, lighthouse_attention, window_attention
 
-HEADS, GROUPED = "8 heads", "16 heads on 1"
+HEADS, GROUPED = "8 heads", "16 heads on one key head"
 LAYOUTS = {HEADS: (8, 8), GROUPED: (16, 1)}
 HEAD_DIM = 128
 
@@ -204,7 +204,7 @@ METHODS = {
     "flash4": Method("dense, FlashAttention 4", "flash-attn-4, CuTe DSL", flash4),
     "window": Method(
         "window of 8,192",
-        "`lighthouse.window_attention`, the fastest of [these](../benchmarks/windows.py)",
+        "`lighthouse.window_attention`: two causal calls of cuDNN",
         partial(window, width=8192),
         partial(window, width=300),
     ),
