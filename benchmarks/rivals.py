@@ -38,7 +38,7 @@ LENGTHS = [2**n for n in range(13, 20)]
 TUNED_AT = 32768
 LONGEST_MS = 2000.0
 BUDGET_MS = 200.0
-COMPILE_SECONDS, ROW_SECONDS = 240, 90
+COMPILE_SECONDS, ROW_SECONDS = 200, 120
 
 Row = dict[str, Any]
 
@@ -114,9 +114,12 @@ def work(name: str, lengths: list[int], pipe: Connection) -> None:
 
     method = METHODS[name]
     try:
-        with compiling_only():
-            for layout in method.layouts:
+        for layout in method.layouts:
+            with compiling_only():
                 once(method, layout, method.checked_at, small=True)
+            for seq_len in lengths if method.by_length else ():
+                with compiling_only(), contextlib.suppress(ValueError):  # for a length too long
+                    once(method, layout, seq_len, small=False)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         pipe.send({})
@@ -152,17 +155,24 @@ class Worker:
             self.process.join()
             return {"reason": f"its process ended with {self.process.exitcode}"}
 
-    def rows(self, first: Row | None, until: float) -> Iterator[Row]:
+    def compiled(self, until: float) -> Row:
+        """Nothing, or why it cannot go on; it has been ended then."""
+        message = self.next(until) or {}
+        if message:
+            self.end()
+        return message
+
+    def rows(self, until: float) -> Iterator[Row]:
         """All that it has to say once it has compiled."""
-        if first == {}:
-            with contextlib.suppress(OSError):  # if it has ended since, the next line says so
-                self.pipe.send("go")
-            first = self.next(until)
-        while first is not None:
-            yield first
-            if "reason" in first and "layout" not in first:
+        with contextlib.suppress(OSError):  # if it has ended since, the next line says so
+            self.pipe.send("go")
+        while (row := self.next(until)) is not None:
+            yield row
+            if "reason" in row and "layout" not in row:
                 break
-            first = self.next(until)
+        self.end()
+
+    def end(self) -> None:
         self.process.kill()
         self.process.join()
 
@@ -171,22 +181,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
-    parser.add_argument("--seconds", type=float, default=480.0, help="of all rows together")
+    parser.add_argument("--seconds", type=float, default=400.0, help="of all rows together")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rivals_h100.json"))
     options = parser.parse_args()
     begin = time.monotonic()
     rows: list[Row] = []
     workers = {name: Worker(name, options.lengths) for name in options.rows}
-    compiled = {
-        name: worker.next(begin + min(COMPILE_SECONDS, options.seconds))
-        for name, worker in workers.items()
-    }
+    until = begin + min(COMPILE_SECONDS, options.seconds)
+    failed = {name: worker.compiled(until) for name, worker in workers.items()}
     print(f"compiled after {time.monotonic() - begin:.0f} s", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     provenance = gpu()
     for name, worker in workers.items():
         until = min(time.monotonic() + ROW_SECONDS, begin + options.seconds)
-        for row in worker.rows(compiled[name], until):
+        for row in [failed[name]] if failed[name] else worker.rows(until):
             rows.append({"method": name, **row})
             print(f"{time.monotonic() - begin:6.1f} s", rows[-1], flush=True)
             options.out.write_text(json.dumps({**provenance, "rows": rows}, indent=1) + "\n")

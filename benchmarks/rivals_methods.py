@@ -38,6 +38,7 @@ class Method:
         checked_at: tokens, for the naive form.
         layouts: those that it knows.
         tuned: whether Triton has to choose among variants first.
+        by_length: whether its kernels are compiled for one length alone.
         graph: whether a CUDA graph can hold it.
     """
 
@@ -48,6 +49,7 @@ class Method:
     checked_at: int = 2048
     layouts: tuple[str, ...] = (HEADS, GROUPED)
     tuned: bool = False
+    by_length: bool = False
     graph: bool = True
 
     def check(self, inputs: Inputs) -> float:
@@ -253,9 +255,6 @@ METHODS = {
         rivals_blocks.infllm,
         partial(rivals_blocks.infllm, selected=4, local=2),
     ),
-    "log-linear": Method(
-        "log-linear attention", "Mamba-2's gate", log_linear, layouts=(HEADS,), tuned=True
-    ),
     "gla": Method(
         "simple GLA (Mamba-2)", "a state of 128 x 128", simple_gla, layouts=(HEADS,), tuned=True
     ),
@@ -263,6 +262,14 @@ METHODS = {
         "gated delta rule", "q and k normalized", gated_delta_rule, layouts=(HEADS,), tuned=True
     ),
     "kda": Method("KDA", "a gate for each channel", kda, layouts=(HEADS,), tuned=True),
+    "log-linear": Method(
+        "log-linear attention",
+        "Mamba-2's gate",
+        log_linear,
+        layouts=(HEADS,),
+        tuned=True,
+        by_length=True,
+    ),
     "dsa": Method(
         "DSA",
         "2,048 keys of each query, by an indexer of 64 heads; the only form in the library that "

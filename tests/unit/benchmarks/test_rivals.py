@@ -135,3 +135,29 @@ def test_the_page_is_that_of_the_results() -> None:
     found = rivals_page.FOUND
     report = json.loads(found.read_text()) if found.is_file() else None
     assert rivals_page.PAGE.read_text() == rivals_page.page(report)
+
+
+def test_variants_are_compiled_together_and_timed_later() -> None:
+    autotuner = pytest.importorskip("triton.runtime.autotuner")
+    from benchmarks.tuning import compiling_only
+
+    compiled = []
+
+    class Kernel:
+        def run(self, *arguments: object, **settings: object) -> None:
+            compiled.append((arguments, settings))
+            if settings["num_stages"] == 1:
+                raise RuntimeError("out of shared memory")
+
+    tuner = object.__new__(autotuner.Autotuner)
+    tuner.configs = [autotuner.Config({"BLOCK": 16}, num_stages=stages) for stages in (1, 2, 3)]
+    tuner.early_config_prune = tuner.perf_model = None
+    tuner.fn, tuner.nargs, tuner.cache = Kernel(), {"x": "tensor"}, {}
+    with compiling_only():
+        taken = tuner.prune_configs({"grid": (1,), "warmup": False, "n": 4})
+        tuner.cache["key"] = taken[0]
+    assert taken == [tuner.configs[1]]
+    assert len(compiled) == 3
+    assert all(arguments == ("tensor",) for arguments, _ in compiled)
+    assert all(settings["warmup"] and settings["n"] == 4 for _, settings in compiled)
+    assert not tuner.cache and tuner.prune_configs({}) == tuner.configs
