@@ -72,7 +72,9 @@ def measure(method: Method, layout: str, seq_len: int) -> Row:
     inputs = inputs_of(layout, seq_len)
     layer = method.build(*inputs)
     inputs = (*inputs, *layer.gates)
-    grad = torch.randn_like(inputs[0])
+    # Its own generator: a capture that failed can leave the default one unusable.
+    generator = torch.Generator("cuda").manual_seed(2)
+    grad = torch.empty_like(inputs[0]).normal_(generator=generator)
     forward = without_grad(layer.call, *(x.detach() for x in inputs))
     both = backward_of(layer.call, inputs, grad)
     extra = extra_memory_gib(both, inputs)
@@ -141,7 +143,7 @@ class Worker:
     def __init__(self, name: str, lengths: list[int]) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(name, lengths, theirs), daemon=True)
+        self.process = context.Process(target=work, args=(name, lengths, theirs))
         self.process.start()
         theirs.close()
 
@@ -187,17 +189,21 @@ def main() -> None:
     begin = time.monotonic()
     rows: list[Row] = []
     workers = {name: Worker(name, options.lengths) for name in options.rows}
-    until = begin + min(COMPILE_SECONDS, options.seconds)
-    failed = {name: worker.compiled(until) for name, worker in workers.items()}
-    print(f"compiled after {time.monotonic() - begin:.0f} s", flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    provenance = gpu()
-    for name, worker in workers.items():
-        until = min(time.monotonic() + ROW_SECONDS, begin + options.seconds)
-        for row in [failed[name]] if failed[name] else worker.rows(until):
-            rows.append({"method": name, **row})
-            print(f"{time.monotonic() - begin:6.1f} s", rows[-1], flush=True)
-            options.out.write_text(json.dumps({**provenance, "rows": rows}, indent=1) + "\n")
+    try:
+        until = begin + min(COMPILE_SECONDS, options.seconds)
+        failed = {name: worker.compiled(until) for name, worker in workers.items()}
+        print(f"compiled after {time.monotonic() - begin:.0f} s", flush=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        provenance = gpu()
+        for name, worker in workers.items():
+            until = min(time.monotonic() + ROW_SECONDS, begin + options.seconds)
+            for row in [failed[name]] if failed[name] else worker.rows(until):
+                rows.append({"method": name, **row})
+                print(f"{time.monotonic() - begin:6.1f} s", rows[-1], flush=True)
+                options.out.write_text(json.dumps({**provenance, "rows": rows}, indent=1) + "\n")
+    finally:
+        for worker in workers.values():
+            worker.end()
 
 
 if __name__ == "__main__":

@@ -58,7 +58,10 @@ class Method:
 
 
 class Lighthouse(Method):
-    """Of float32 inputs it would select otherwise, so it has a check of its own."""
+    """Of float32 inputs it would select otherwise, so it has a check of its own.
+
+    That says no more than that what is allowed is kept.
+    """
 
     def check(self, inputs: Inputs) -> float:
         attention.check(lighthouse_config(inputs[0].shape[2]), inputs)
@@ -238,7 +241,7 @@ METHODS = {
         partial(rivals_blocks.moba, block=512, count=3),
         partial(rivals_blocks.moba, block=128, count=3),
         layouts=(HEADS,),
-        graph=False,
+        graph=False,  # shapes depend on what is selected
     ),
     "moba-4096": Method(
         "MoBA, 12 of 4,096",
@@ -269,6 +272,7 @@ METHODS = {
         layouts=(HEADS,),
         tuned=True,
         by_length=True,
+        graph=False,  # every call copies a table to the GPU
     ),
     "dsa": Method(
         "DSA",

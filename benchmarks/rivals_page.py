@@ -57,7 +57,9 @@ of fixed size | as it is: memory does not grow at inference |
 The trainer takes dense attention, windows, Lighthouse and sequences of any length
 ([stages](training.md)). What changes the checkpoint (the delta rules, Mamba-2, NSA's gates, DSA's
 indexer) is not in it: such a model cannot pass on to a dense stage, which is what a run here ends
-with, and its export would not be a Llama.
+with, and its export would not be a Llama. MoBA would change no weights. Its library takes no
+grouped heads, breaks a compiled graph and runs on GPUs alone, so it is measured here and is no
+stage.
 
 ## Time and memory
 
