@@ -46,6 +46,8 @@ choice. cuDNN's, the fastest, adds up gradients in no fixed order: two runs on a
 rounding.
 `--debug.deterministic` makes torch take flash attention's, which is slower.
 
+Other methods on the same work: [rivals](rivals.md).
+
 ## Documents
 
 The same layer, causal selection, with and without [documents](method.md#10-documents):
