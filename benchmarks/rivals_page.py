@@ -74,7 +74,8 @@ ours. "{heads}" have as many key heads; "{grouped}" is the least sharing that NS
 | --- | --- | --- |
 {settings}
 
-- The kernels of flash-linear-attention ([fla-core](https://pypi.org/project/fla-core/) 0.6.0) are
+- The kernels of
+  [flash-linear-attention](https://github.com/fla-org/flash-linear-attention), fla-core 0.6.0, are
   tuned by Triton at 32,768 tokens before they are timed. It makes NSA's compressed blocks by their
   means; in the paper that is learned, from overlapping blocks of 32.
 - MoBA and NSA's window call flash-attn 2. PyTorch's own copy of its kernels stands in for it
