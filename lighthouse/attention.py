@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lighthouse.config import INTERLEAVED_SCORERS, LighthouseConfig, WindowConfig
 from lighthouse.documents import (
+    Documents,
     check_document_starts,
     document_attention,
     first_tokens,
@@ -23,6 +24,8 @@ from lighthouse.window import after, window_attention
 
 DenseAttention = Callable[..., Tensor]
 WindowAttention = Callable[..., Tensor]
+
+_WHOLE = Documents()
 
 
 def dense_attention(
@@ -54,6 +57,7 @@ def lighthouse_attention(
     attention: DenseAttention = dense_attention,
     windowed: WindowAttention = window_attention,
     document_starts: Tensor | None = None,
+    documents: Documents = _WHOLE,
 ) -> Tensor:
     """Pool, score, select, gather, attend, scatter back (arXiv 2605.06554).
 
@@ -71,10 +75,13 @@ def lighthouse_attention(
             ``document_starts`` too, int32 (B, Hkv, M): where their rows begin in each head's
             sub-sequence, S where there is none.
         windowed: the attention of the window heads, if ``config`` has any, called with their share
-            of the inputs as ``windowed(q_BHND, k_BHND, v_BHND, window=config.window)``.
+            of the inputs as ``windowed(q_BHND, k_BHND, v_BHND, window=config.window)``. With
+            documents ``documents`` takes its place.
         document_starts: int32 (B, M), with which tokens documents begin, in rising order from 0 on,
             multiples of ``config.coarsest_width``; N in places without one. Attention then ends
             where a document ends (docs/method.md, section 10).
+        documents: where ranks share the sequence, how they do; ``document_starts`` is then of the
+            whole sequence, and what ``attention`` gets of this rank's rows.
 
     Returns:
         (B, Hq, N, D) in the dtype that ``attention`` returns: that of the inputs, but for autocast.
@@ -84,11 +91,11 @@ def lighthouse_attention(
     Raises:
         ValueError: for inputs that don't fit each other or ``config``, for an ``attention``
             that returns another shape than its queries', and for what documents don't go with: the
-            ``dilated`` and ``gla`` scorers, and a ``windowed`` of one's own.
+            ``dilated`` and ``gla`` scorers, and a ``windowed`` of one's own without ``documents``.
     """
     check_inputs(q_BHND, k_BHND, v_BHND)
     if document_starts is not None:
-        _check_documents(document_starts, q_BHND, config, windowed)
+        _check_documents(document_starts, q_BHND, config, windowed, documents)
     if config.window_heads:
         in_window = config.is_windowed(k_BHND.shape[1])
         inputs = (q_BHND, k_BHND, v_BHND)
@@ -96,8 +103,7 @@ def lighthouse_attention(
         if document_starts is None:
             near = windowed(q_near, k_near, v_near, window=config.window)
         else:
-            starts_B1M = document_starts[:, None]
-            near = document_attention(q_near, k_near, v_near, starts_B1M, window=config.window)
+            near = documents.attend(q_near, k_near, v_near, document_starts, window=config.window)
         q_far, k_far, v_far = (heads_of(x, in_window, False) for x in inputs)
         if windowed is not window_attention:
             # Under context parallelism both send: on all ranks this first, and the ring then.
@@ -108,6 +114,7 @@ def lighthouse_attention(
             impl=impl,
             attention=attention,
             document_starts=document_starts,
+            documents=documents,
         )
         return _in_head_order(near, far, in_window)
     seq_len = q_BHND.shape[2]
@@ -125,9 +132,10 @@ def lighthouse_attention(
     if document_starts is None:
         selection = ops.select(query_maxima, key_maxima, config)
     else:
-        first_token_BC = first_tokens(document_starts, seq_len, config)
+        here_BM = documents.here(document_starts, seq_len)
+        first_token_BC = first_tokens(here_BM, seq_len, config)
         selection = ops.select(query_maxima, key_maxima, config, first_token_BC)
-        cut["document_starts"] = row_starts(selection, document_starts, seq_len, config)
+        cut["document_starts"] = row_starts(selection, here_BM, seq_len, config)
     q_BHSD = ops.gather(q_BHND, q_coarsest, selection, config)
     k_BHSD = ops.gather(k_BHND, k_coarsest, selection, config)
     v_BHSD = ops.gather(v_BHND, v_coarsest, selection, config)
@@ -144,20 +152,25 @@ def lighthouse_attention(
 
 
 def _check_documents(
-    document_starts_BM: Tensor, q_BHND: Tensor, config: LighthouseConfig, windowed: WindowAttention
+    document_starts_BM: Tensor,
+    q_BHND: Tensor,
+    config: LighthouseConfig,
+    windowed: WindowAttention,
+    documents: Documents,
 ) -> None:
     if config.scorer in INTERLEAVED_SCORERS:
         raise ValueError(
             f"scorer = {config.scorer!r}: attends across the borders of documents; with documents "
             "use 'norm' or 'random'"
         )
-    if config.window_heads and windowed is not window_attention:
+    if config.window_heads and windowed is not window_attention and documents is _WHOLE:
         raise ValueError(
             "windowed: only lighthouse.window.window_attention ends where a document ends; leave "
             "it out, or document_starts"
         )
     batch, _, seq_len, _ = q_BHND.shape
-    check_document_starts(document_starts_BM, batch, seq_len, config.coarsest_width)
+    whole = documents.whole(seq_len)
+    check_document_starts(document_starts_BM, batch, whole, config.coarsest_width)
 
 
 def heads_of(x_BHND: Tensor, windowed: list[bool], which: bool) -> Tensor:
@@ -192,9 +205,11 @@ class LighthouseAttention(nn.Module):
         dense: whether to pass calls straight on to ``inner``. Not part of the state dict: the
             module has no parameters and no buffers, so checkpoints are those of the dense model.
         windowed: as in :func:`lighthouse_attention`, for a window layer and for window heads.
+        documents: as there, for every kind of layer.
     """
 
     windowed: WindowAttention
+    documents: Documents
 
     def __init__(
         self, config: LighthouseConfig | WindowConfig, inner: nn.Module, impl: str = "auto"
@@ -206,6 +221,7 @@ class LighthouseAttention(nn.Module):
         self.impl = impl
         self.dense = False
         self.windowed = window_attention
+        self.documents = _WHOLE
 
     def forward(
         self,
@@ -219,7 +235,7 @@ class LighthouseAttention(nn.Module):
     ) -> Tensor:
         """(B, Hq, N, D) from q (B, Hq, N, D), k and v (B, Hkv, N, D); see the functions.
 
-        With int32 ``document_starts`` (B, M) ``document_attention`` takes the place of ``inner``.
+        With int32 ``document_starts`` (B, M) ``documents`` takes the place of ``inner``.
         """
         if self.dense and document_starts is None:
             return self.inner(q_BHND, k_BHND, v_BHND, enable_gqa=enable_gqa, **inner_kwargs)
@@ -231,16 +247,18 @@ class LighthouseAttention(nn.Module):
         if self.dense or isinstance(self.config, WindowConfig):
             window = None if self.dense else self.config.window
             if document_starts is not None:
-                check_document_starts(document_starts, q_BHND.shape[0], q_BHND.shape[2])
-                starts_B1M = document_starts[:, None]
-                return document_attention(q_BHND, k_BHND, v_BHND, starts_B1M, window=window)
+                whole = self.documents.whole(q_BHND.shape[2])
+                check_document_starts(document_starts, q_BHND.shape[0], whole)
+                return self.documents.attend(
+                    q_BHND, k_BHND, v_BHND, document_starts, window=window
+                )
             return self.windowed(q_BHND, k_BHND, v_BHND, window=window)
 
         def attention(
             q: Tensor, k: Tensor, v: Tensor, *, enable_gqa: bool, **cut: Tensor
         ) -> Tensor:
             if cut:
-                return dense_attention(q, k, v, enable_gqa=enable_gqa, **cut)
+                return self.documents.attend_rows(q, k, v, cut["document_starts"])
             return self.inner(q, k, v, enable_gqa=enable_gqa, **inner_kwargs)
 
         return lighthouse_attention(
@@ -250,6 +268,7 @@ class LighthouseAttention(nn.Module):
             attention=attention,
             windowed=self.windowed,
             document_starts=document_starts,
+            documents=self.documents,
         )
 
     def extra_repr(self) -> str:

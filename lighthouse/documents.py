@@ -5,12 +5,14 @@ int32 (B, M): the first token of each document in rising order, of which the fir
 without a document hold the length N. M bounds the number of documents, and shapes are made by it,
 so that nothing waits for the device.
 
-Shape suffixes: B batch, H heads (query or key/value), K key/value heads, G groups of heads that are
-cut alike, N tokens or rows, M documents, C coarsest entries, D head dimension.
+Shape suffixes: B batch, H heads (query or key/value), G groups of heads that are cut alike, N tokens
+or rows, K key/value heads, or keys in the place of N, M documents, C coarsest entries, D head
+dimension.
 """
 
 import inspect
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -65,10 +67,10 @@ def check_document_starts(
     if starts.device.type != "cpu" or torch.compiler.is_compiling():
         return
     unused = starts == seq_len
-    rises = ((starts[:, 1:] > starts[:, :-1]) | unused[:, 1:]).all()
-    if (starts[:, 0] != 0).any() or not rises or (starts > seq_len).any():
+    falls = (starts[:, 1:] < starts[:, :-1]).any()
+    if (starts[:, 0] != 0).any() or falls or (starts > seq_len).any():
         raise ValueError(
-            "document_starts: each row must begin with 0, rise, and hold the length "
+            "document_starts: each row must begin with 0, never fall, and hold the length "
             f"{seq_len} in places without a document"
         )
     if ((starts % multiple != 0) & ~unused).any():
@@ -80,8 +82,8 @@ def check_document_starts(
 
 def document_attention(
     q_BHND: Tensor,
-    k_BHND: Tensor,
-    v_BHND: Tensor,
+    k_BHKD: Tensor,
+    v_BHKD: Tensor,
     starts_BGM: Tensor,
     *,
     window: int | None = None,
@@ -90,10 +92,11 @@ def document_attention(
 
     Args:
         q_BHND: queries (B, Hq, N, D); any strides.
-        k_BHND: keys (B, Hkv, N, D); Hq is a multiple of Hkv.
-        v_BHND: values (B, Hkv, N, D). The three agree in floating dtype and device.
-        starts_BGM: int32, where documents begin, in the heads of each of G groups; G divides Hkv.
-            Each row is as ``document_starts``, but a document may be empty.
+        k_BHKD: keys (B, Hkv, K, D); Hq is a multiple of Hkv. The last N are those of the queries'
+            tokens; K - N more are those of the tokens before.
+        v_BHKD: values (B, Hkv, K, D). The three agree in floating dtype and device.
+        starts_BGM: int32, with which keys documents begin, in the heads of each of G groups; G
+            divides Hkv. Each row is as ``document_starts`` of K tokens.
         window: tokens that a token sees, its own among them; None for all of its document.
 
     Returns:
@@ -105,23 +108,57 @@ def document_attention(
     Raises:
         ValueError: for inputs that don't fit each other, or a window below 1.
     """
-    check_inputs(q_BHND, k_BHND, v_BHND)
+    check_inputs(q_BHND, k_BHKD, v_BHKD, keys_in_front=True)
     if window is not None:
         WindowConfig(window)
-    batch, kv_heads = k_BHND.shape[:2]
+    batch, kv_heads, num_keys, head_dim = k_BHKD.shape
     groups = starts_BGM.shape[1]
     if starts_BGM.shape[0] != batch or kv_heads % groups:
         raise ValueError(
             f"starts must be (B, G, M) with B = {batch} and G a divisor of Hkv = {kv_heads}, got "
             f"{tuple(starts_BGM.shape)}"
         )
-    seq_len, head_dim = q_BHND.shape[2:]
-    window = min(window or seq_len, seq_len)
+    window = min(window or num_keys, num_keys)
     half = q_BHND.dtype in (torch.bfloat16, torch.float16)
     if q_BHND.is_cuda and half and head_dim % 8 == 0 and head_dim <= 256:
-        return _by_lengths(q_BHND, k_BHND, v_BHND, starts_BGM, window)
-    out: Tensor = _documents(q_BHND, k_BHND, v_BHND, starts_BGM, window)[0]
+        return _by_lengths(q_BHND, k_BHKD, v_BHKD, starts_BGM, window)
+    out: Tensor = _documents(q_BHND, k_BHKD, v_BHKD, starts_BGM, window)[0]
     return out
+
+
+class Documents:
+    """How a layer attends in documents, on a device that has the whole sequence.
+
+    Where ranks share a sequence :class:`lighthouse.titan.distributed.exchange.SharedSequence` takes
+    its place.
+    """
+
+    def whole(self, seq_len: int) -> int:
+        """Tokens of the sequence of which this rank has ``seq_len``."""
+        return seq_len
+
+    def here(self, document_starts_BM: Tensor, seq_len: int) -> Tensor:
+        """Documents of the sequence in the ``seq_len`` tokens of this rank; some may be empty."""
+        del seq_len
+        return document_starts_BM
+
+    def attend(
+        self,
+        q_BHND: Tensor,
+        k_BHND: Tensor,
+        v_BHND: Tensor,
+        document_starts_BM: Tensor,
+        *,
+        window: int | None = None,
+    ) -> Tensor:
+        """(B, Hq, N, D) from this rank's tokens and the documents of the sequence."""
+        return document_attention(
+            q_BHND, k_BHND, v_BHND, document_starts_BM[:, None], window=window
+        )
+
+    def attend_rows(self, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, starts: Tensor) -> Tensor:
+        """(B, Hq, S, D) from this rank's rows of the sub-sequence and :func:`row_starts` of them."""
+        return document_attention(q_BHSD, k_BHSD, v_BHSD, starts)
 
 
 def first_tokens(document_starts_BM: Tensor, seq_len: int, config: LighthouseConfig) -> Tensor:
@@ -159,30 +196,36 @@ def row_starts(
 
 
 def _by_lengths(
-    q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, starts_BGM: Tensor, window: int
+    q_BHND: Tensor, k_BHKD: Tensor, v_BHKD: Tensor, starts_BGM: Tensor, window: int
 ) -> Tensor:
     batch, groups, bound = starts_BGM.shape
-    seq_len = q_BHND.shape[2]
+    num_queries, num_keys = q_BHND.shape[2], k_BHKD.shape[2]
     if batch * groups * bound > _MOST_PIECES and groups > 1:
-        heads = (x.chunk(groups, dim=1) for x in (q_BHND, k_BHND, v_BHND, starts_BGM))
+        heads = (x.chunk(groups, dim=1) for x in (q_BHND, k_BHKD, v_BHKD, starts_BGM))
         of_groups = zip(*heads, strict=True)
         return torch.cat([_by_lengths(q, k, v, s, window) for q, k, v, s in of_groups], dim=1)
-    line = torch.arange(batch * groups, device=starts_BGM.device, dtype=torch.int32) * seq_len
-    starts = (starts_BGM.flatten(0, 1) + line[:, None]).flatten()
-    lengths = torch.cat([starts, starts.new_full((1,), batch * groups * seq_len)])
+
+    def bounds(starts_BGM: Tensor, tokens: int) -> Tensor:
+        line = torch.arange(batch * groups, device=starts_BGM.device, dtype=torch.int32) * tokens
+        starts = (starts_BGM.flatten(0, 1) + line[:, None]).flatten()
+        return torch.cat([starts, starts.new_full((1,), batch * groups * tokens)])
 
     def packed(x_BHND: Tensor) -> Tensor:
         """(B G N, H / G, D): a view where memory allows it."""
         return x_BHND.unflatten(1, (groups, -1)).transpose(2, 3).flatten(0, 2)
 
-    q, k, v = (packed(x) for x in (q_BHND, k_BHND, v_BHND))
-    seen = (-1 if window == seq_len else window - 1, 0)
-    grouped = _GROUPED if q_BHND.shape[1] != k_BHND.shape[1] else {}
+    of_keys = of_queries = bounds(starts_BGM, num_keys)
+    if num_queries != num_keys:
+        # The kernel lets the last query of a piece see its last key.
+        of_queries = bounds((starts_BGM - (num_keys - num_queries)).clamp(min=0), num_queries)
+    q, k, v = (packed(x) for x in (q_BHND, k_BHKD, v_BHKD))
+    seen = (-1 if window == num_keys else window - 1, 0)
+    grouped = _GROUPED if q_BHND.shape[1] != k_BHKD.shape[1] else {}
     out = varlen.varlen_attn(
-        q, k, v, lengths, lengths, seq_len, seq_len, window_size=seen, **grouped
+        *(q, k, v, of_queries, of_keys, num_queries, num_keys), window_size=seen, **grouped
     )
     assert isinstance(out, Tensor)  # no log-sum-exp is asked for
-    return out.unflatten(0, (batch, groups, seq_len)).transpose(2, 3).flatten(1, 2)
+    return out.unflatten(0, (batch, groups, num_queries)).transpose(2, 3).flatten(1, 2)
 
 
 # Elsewhere: one document after another ------------------------------------------------------------
@@ -190,22 +233,24 @@ def _by_lengths(
 _Piece = tuple[slice, slice, slice]
 
 
-def _pieces(starts_BGM: Tensor, heads: int, seq_len: int) -> Iterator[_Piece]:
-    """Rows of the batch, heads and tokens of each document; of no head twice."""
-    of_group = heads // starts_BGM.shape[1]
+def _pieces(
+    starts_BGM: Tensor, q: Tensor, k: Tensor, window: int
+) -> Iterator[tuple[_Piece, _Piece]]:
+    """Rows of the batch, heads and tokens of each document: those of its queries, each of which is
+    in one document, and those of the keys that they see."""
+    num_keys = k.shape[2]
+    front = num_keys - q.shape[2]
     for row, of_row in enumerate(starts_BGM.tolist()):
         for group, starts in enumerate(of_row):
-            for start, end in zip(starts, [*starts[1:], seq_len], strict=True):
-                if end > start:
-                    head = group * of_group
-                    yield slice(row, row + 1), slice(head, head + of_group), slice(start, end)
-
-
-def _paired(starts: Tensor, q: Tensor, k: Tensor) -> Iterator[tuple[_Piece, _Piece]]:
-    """Each document's place in queries, and in keys and values."""
-    seq_len = q.shape[2]
-    of_queries = _pieces(starts, q.shape[1], seq_len)
-    return zip(of_queries, _pieces(starts, k.shape[1], seq_len), strict=True)
+            of_queries, of_keys = (
+                (slice(row, row + 1), slice(group * heads, (group + 1) * heads))
+                for heads in (x.shape[1] // starts_BGM.shape[1] for x in (q, k))
+            )
+            for start, end in pairwise([*starts, num_keys]):
+                first = max(start, front)
+                if end > first:
+                    seen = slice(max(start, first - window + 1), end)
+                    yield (*of_queries, slice(first - front, end - front)), (*of_keys, seen)
 
 
 @torch.library.custom_op("lighthouse::documents", mutates_args=())
@@ -215,7 +260,7 @@ def _documents(
     """Output and log-sum-exp (B, H, N)."""
     out = q.new_empty(q.shape)
     lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-    for of_q, of_k in _paired(starts, q, k):
+    for of_q, of_k in _pieces(starts, q, k, window):
         parts = torch.ops.lighthouse.window(q[of_q], k[of_k], v[of_k], window, False)
         out[of_q], lse[of_q] = parts
     return out, lse
@@ -238,14 +283,11 @@ def _documents_backward(
     starts: Tensor,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    totals = tuple(x.new_empty(x.shape) for x in (q, k, v))
-    for of_q, of_k in _paired(starts, q, k):
-        places = zip(totals, (of_q, of_k, of_k), strict=True)
+    dq, dk, dv = (x.new_zeros(x.shape) for x in (q, k, v))  # keys in front may be seen by none
+    for of_q, of_k in _pieces(starts, q, k, window):
         of_document = (grad[of_q], q[of_q], k[of_k], v[of_k], out[of_q], lse[of_q])
         parts = torch.ops.lighthouse.window_backward(*of_document, window, False)
-        for (total, place), part in zip(places, parts, strict=True):
-            total[place] = part
-    dq, dk, dv = totals
+        dq[of_q], dk[of_k], dv[of_k] = parts
     return dq, dk, dv
 
 

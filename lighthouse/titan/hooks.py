@@ -30,8 +30,8 @@ from lighthouse.titan.data.moved import go_on_reading
 from lighthouse.titan.data.staged import StagedLoader
 from lighthouse.titan.data.tally import PairsLeft
 from lighthouse.titan.distributed.agree import first_of_ranks
+from lighthouse.titan.distributed.exchange import share_sequences
 from lighthouse.titan.distributed.layout import accumulation_of
-from lighthouse.titan.distributed.window_exchange import exchange_windows
 from lighthouse.titan.llama3.chunked_loss import apply_chunked_loss
 from lighthouse.titan.llama3.compile import compile_each_stage
 from lighthouse.titan.llama3.flops import flops_per_token
@@ -131,7 +131,7 @@ class RunHooks:
         """
         self._trainer = trainer
         self._model_parts = list(trainer.model_parts)
-        exchange_windows(self._model_parts, self._job_config, trainer.parallel_dims)
+        share_sequences(self._model_parts, self._job_config, trainer.parallel_dims)
         self._dense_flops_per_token = trainer.metrics_processor.num_flops_per_token
         self._observer = SelectionObserver(
             self._model_parts, self._job_config, trainer.parallel_dims

@@ -14,10 +14,10 @@ DEGREES = [degree for degree in (2, 4) if not GPUS or degree <= GPUS]
 
 @pytest.mark.parametrize("ranks", DEGREES)
 def test_layers_equal_those_of_one_device(ranks: int) -> None:
-    """All scorers, windows of any length, grouped-query heads, balanced or not: see ring.py."""
+    """All scorers, windows of any length, documents, grouped-query heads, balanced or not."""
     code, output = run_module("tests.support.ring", "cuda" if GPUS else "cpu", ranks=ranks)
     assert code == 0, output
-    assert f"56 cases agree on {ranks} ranks" in output
+    assert f"84 cases agree on {ranks} ranks" in output
 
 
 def test_a_run_goes_on_at_any_degree(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 
 The whole is computed on every rank, on one device, with the same number of chunks. Selections must
 be equal; outputs and gradients may be off by no more than a few times what the whole computation
-is off from float64 on the same inputs.
+is off from float64 on the same inputs. With documents, which no ring attends in, all is in float64
+on CPUs, and may be off by what sums in another order are.
 """
 
 import itertools
@@ -29,13 +30,18 @@ from lighthouse import (
     select,
     window_attention,
 )
+from lighthouse.documents import document_attention, first_tokens, row_starts
 from lighthouse.scorers import level0_scores, level1_maxima
-from lighthouse.titan.distributed.window_exchange import exchange_windows
+from lighthouse.titan.distributed.exchange import share_sequences
+from lighthouse.titan.llama3.layers import DenseInDocuments
 
 BATCH, SEQ_LEN, HEAD_DIM = 2, 512, 16
 HEADS = {"one key/value head each": (2, 2), "grouped": (4, 2)}
 BALANCERS = {"headtail": 2, None: 1}
 """Chunks that a rank owns."""
+DOCUMENTS = [[0, 1, 2, 64, 65, 203, 511], [0, 509]]
+ALIGNED_DOCUMENTS = [[0, 4, 8, 64, 68, 200, 508], [0, 504]]
+"""Of one token or entry, of more tokens than a rank has, and from one chunk's start to the next's."""
 
 
 def main(device_type: str) -> None:
@@ -76,12 +82,38 @@ def main(device_type: str) -> None:
         for layer in (WindowConfig(window), mixed):
             compare(layer, heads, balancer, mesh, device, dtype, SEQ_LEN * scale)
             count += 1
+    for heads, balancer in itertools.product(HEADS, BALANCERS):
+        chunks = world * BALANCERS[balancer]
+        selecting = LighthouseConfig(
+            num_levels=3,
+            pooling_factor=2,
+            topk=4 * scale * chunks,
+            stratum=2 * scale,
+            num_chunks=chunks,
+        )
+        several = replace(
+            selecting, num_chunks=2 * chunks, topk=8 * scale * chunks, selection="published"
+        )
+        mixed = replace(selecting, window=24, window_heads=1)
+        windows = (WindowConfig(window) for window in (1, 24, 300))
+        for layer in (None, *windows, selecting, several, mixed):
+            aligned = isinstance(layer, LighthouseConfig)
+            documents = ALIGNED_DOCUMENTS if aligned else DOCUMENTS
+            most = max(map(len, documents)) + 1
+            starts = torch.tensor(
+                [[scale * x for x in row + [SEQ_LEN] * (most - len(row))] for row in documents],
+                dtype=torch.int32,
+                device=device,
+            )
+            wide = torch.float64 if device_type == "cpu" else dtype
+            compare(layer, heads, balancer, mesh, device, wide, SEQ_LEN * scale, starts)
+            count += 1
     if dist.get_rank() == 0:
         print(f"{count} cases agree on {world} ranks", flush=True)
     dist.destroy_process_group()
 
 
-def compare(config, heads, balancer, mesh, device, dtype, seq_len) -> None:
+def compare(config, heads, balancer, mesh, device, dtype, seq_len, starts=None) -> None:
     query_heads, kv_heads = HEADS[heads]
     generator = torch.Generator().manual_seed(len(heads))
 
@@ -96,35 +128,38 @@ def compare(config, heads, balancer, mesh, device, dtype, seq_len) -> None:
         whole = tuple(x.detach().clone() for x in tensors)
         return list(cp_shard(mesh, whole, None, balancer, input_seq_dim=2)[0])
 
-    is_window = isinstance(config, WindowConfig)
-    local = config if is_window else config.local(mesh.size())
+    local = config.local(mesh.size()) if isinstance(config, LighthouseConfig) else config
     inner = ScaledDotProductAttentionWrapper()
     apply_cp_to_attention_module([inner], mesh, "sdpa")
-    layer = LighthouseAttention(local, inner)
+    layer = DenseInDocuments(inner) if local is None else LighthouseAttention(local, inner)
     balanced = SimpleNamespace(context_parallel_load_balancer=balancer)
     dims = SimpleNamespace(get_optional_mesh=lambda _: mesh)
-    exchange_windows([layer], SimpleNamespace(parallelism=balanced), dims)
+    share_sequences([layer], SimpleNamespace(parallelism=balanced), dims)
 
     def ring(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return layer(q, k, v, enable_gqa=query_heads != kv_heads)
+        return layer(q, k, v, enable_gqa=query_heads != kv_heads, document_starts=starts)
 
     shares = share(inputs)
-    if config.window is None:
+    if starts is None and config.window is None:
         check_selection(config, local, inputs, shares, balancer, mesh)
     ours = with_gradients(ring, shares, *share([grad_out]))
 
     def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if is_window:
-            return window_attention(q, k, v, window=config.window)
-        return lighthouse_attention(q, k, v, config=config)
+        if isinstance(config, LighthouseConfig):
+            return lighthouse_attention(q, k, v, config=config, document_starts=starts)
+        window = config and config.window
+        if starts is not None:
+            return document_attention(q, k, v, starts[:, None], window=window)
+        return window_attention(q, k, v, window=window)
 
     rounded = share(with_gradients(whole, inputs, grad_out))
     # The selection of the rounded inputs, so that float64 attends to the same entries.
-    exact = share(exact_with_gradients(config, inputs, grad_out))
-    what = f"{config}, {heads}, {balancer}"
+    exact = share(exact_with_gradients(config, inputs, grad_out, starts))
+    what = f"{config}, {heads}, {balancer}, {starts}"
+    terms = seq_len if dtype == torch.float64 else 1
     for name, x, y, truth in zip(("output", "dq", "dk", "dv"), ours, rounded, exact, strict=True):
         error, allowed = (x - truth).abs().max(), (y - truth).abs().max()
-        slack = torch.finfo(dtype).eps * truth.abs().max()
+        slack = terms * torch.finfo(dtype).eps * truth.abs().max()
         assert error <= 4 * allowed + slack, (what, name, error.item(), allowed.item())
 
 
@@ -134,12 +169,12 @@ def with_gradients(call, inputs: list[Tensor], grad_out: Tensor) -> list[Tensor]
     return [out, *torch.autograd.grad(out, leaves, grad_out)]
 
 
-def exact_with_gradients(config, inputs: list[Tensor], grad_out: Tensor) -> list[Tensor]:
+def exact_with_gradients(config, inputs: list[Tensor], grad_out: Tensor, starts) -> list[Tensor]:
     """In float64, with the selection made by the inputs as they are."""
     from lighthouse.ops import reference
 
-    if isinstance(config, WindowConfig):
-        window = partial(reference.window_attention, window=config.window)
+    if not isinstance(config, LighthouseConfig):
+        window = partial(in_documents, starts=starts, window=config and config.window)
         return with_gradients(window, [x.double() for x in inputs], grad_out.double())
     if config.window_heads:
         heads = config.is_windowed(inputs[1].shape[1])
@@ -149,10 +184,12 @@ def exact_with_gradients(config, inputs: list[Tensor], grad_out: Tensor) -> list
             one = WindowConfig(config.window) if windowed else replace(config, window_heads=0)
             places = (slice(h * group, (h + 1) * group), slice(h, h + 1), slice(h, h + 1))
             own = [x[:, place] for x, place in zip(inputs, places, strict=True)]
-            of_heads.append(exact_with_gradients(one, own, grad_out[:, places[0]]))
+            of_heads.append(exact_with_gradients(one, own, grad_out[:, places[0]], starts))
         return [torch.cat(parts, 1) for parts in zip(*of_heads, strict=True)]
     scores = level0_scores(*inputs, config)
-    selection = reference.select(*(level1_maxima(x, config) for x in scores), config)
+    seq_len = inputs[0].shape[2]
+    first = None if starts is None else first_tokens(starts, seq_len, config)
+    selection = reference.select(*(level1_maxima(x, config) for x in scores), config, first)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         coarsest = [reference.summarize(x, config, scored=False)[0] for x in (q, k, v)]
@@ -160,12 +197,34 @@ def exact_with_gradients(config, inputs: list[Tensor], grad_out: Tensor) -> list
             reference.gather(x, c, selection, config)
             for x, c in zip((q, k, v), coarsest, strict=True)
         ]
-        out = torch.nn.functional.scaled_dot_product_attention(
-            *rows, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        if starts is None:
+            out = torch.nn.functional.scaled_dot_product_attention(
+                *rows, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        else:
+            out = document_attention(*rows, row_starts(selection, starts, seq_len, config))
         return reference.scatter(out, selection, q, config)
 
     return with_gradients(call, [x.double() for x in inputs], grad_out.double())
+
+
+def in_documents(q: Tensor, k: Tensor, v: Tensor, starts, window: int | None) -> Tensor:
+    """The reference of each document alone, or of the sequence."""
+    from lighthouse.ops import reference
+
+    seq_len = q.shape[2]
+    window = window or seq_len
+    if starts is None:
+        return reference.window_attention(q, k, v, window)
+    rows = []
+    for row, bounds in enumerate(starts.tolist()):
+        of_documents = [
+            reference.window_attention(*(x[row : row + 1, :, a:b] for x in (q, k, v)), window)
+            for a, b in itertools.pairwise([*bounds, seq_len])
+            if b > a
+        ]
+        rows.append(torch.cat(of_documents, 2))
+    return torch.cat(rows)
 
 
 def check_selection(config, local, inputs, shares, balancer, mesh) -> None:

@@ -226,6 +226,27 @@ def test_attention_in_documents_equals_the_oracle(
     )
 
 
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize("front", [1, 9, 13, 20])
+def test_keys_in_front_are_those_of_the_documents_that_go_on(
+    front: int, window: int | None
+) -> None:
+    """Values and gradients are those of the last tokens of the whole; the others ask nothing."""
+    starts = tensor_of([[0, 1, 2, 9, 20], [0, 17]], 21)[:, None]
+    whole, part = (leaves(qkv((2, 21, 4), (4, 2), seed=1)) for _ in range(2))
+    grad = normal((2, 4, 21, 4), 3)
+    grad[:, :, :front] = 0
+    outs = [
+        document_attention(q[:, :, first:], k, v, starts, window=window)
+        for first, (q, k, v) in ((0, whole), (front, part))
+    ]
+    torch.testing.assert_close(outs[1], outs[0][:, :, front:], rtol=0, atol=1e-13)
+    expected = torch.autograd.grad(outs[0], whole, grad)
+    found = torch.autograd.grad(outs[1], part, grad[:, :, front:])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
 def test_heads_may_be_cut_in_different_places() -> None:
     q, k, v = qkv((1, 12, 4), (4, 2), seed=2)
     starts = torch.tensor([[[0, 5, 12], [0, 0, 9]]], dtype=torch.int32)
@@ -303,7 +324,7 @@ def test_operators_are_well_behaved() -> None:
     [
         ([[0, 5]], "must be"),
         ([[5, 10], [0, 5]], "begin with 0"),
-        ([[0, 10], [0, 0]], "rise"),
+        ([[0, 10, 5], [0, 5, 5]], "fall"),
         ([[0, 46], [0, 5]], "45"),
         ([[0, 7], [0, 5]], "multiples of .* = 5"),
     ],
@@ -336,17 +357,18 @@ def varlen_by_loop(
 ) -> Tensor:
     """What PyTorch's kernel for sequences of many lengths promises, which has none for CPUs."""
     assert enable_gqa == (q.shape[1] != k.shape[1])
-    assert torch.equal(cu_seq_q, cu_seq_k) and cu_seq_q.dtype == torch.int32
-    bounds = cu_seq_q.tolist()
-    assert bounds == sorted(bounds) and bounds[0] == 0 and bounds[-1] == len(q)
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    for bounds, tokens in ((cu_seq_q.tolist(), len(q)), (cu_seq_k.tolist(), len(k))):
+        assert bounds == sorted(bounds) and bounds[0] == 0 and bounds[-1] == tokens
     left, right = window_size
     assert right == 0
     out = torch.empty_like(q)
-    for start, end in pairwise(bounds):
-        assert end - start <= max_q == max_k
-        window = end - start if left == -1 else left + 1
+    spans = zip(pairwise(cu_seq_q.tolist()), pairwise(cu_seq_k.tolist()), strict=True)
+    for (start, end), (first, last) in spans:
+        assert end - start <= max_q and last - first <= max_k
+        window = last - first if left == -1 else left + 1
         if end > start:
-            piece = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
+            piece = (x.transpose(0, 1)[None] for x in (q[start:end], k[first:last], v[first:last]))
             out[start:end] = window_attention(*piece, window=window)[0].transpose(0, 1)
     return out
 
@@ -355,7 +377,9 @@ def varlen_by_loop(
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("heads", [(2, 2), (8, 2)])
 @pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("front", [0, 8])
 def test_all_documents_of_all_heads_in_one_call(
+    front: int,
     most: int,
     window: int | None,
     heads: tuple[int, int],
@@ -366,7 +390,8 @@ def test_all_documents_of_all_heads_in_one_call(
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", varlen_by_loop)
     monkeypatch.setattr(documents_module, "_MOST_PIECES", most)
     monkeypatch.setattr(documents_module, "_GROUPED", {"enable_gqa": True})
-    inputs = qkv((2, 21, 4), heads, seed=1)
+    q, *keys = qkv((2, 21, 4), heads, seed=1)
+    inputs = (q[:, :, front:], *keys)
     starts = tensor_of([[0, 1, 9], [0, 17]], 21)[:, None]
     if not alike:
         starts = torch.cat([starts, tensor_of([[0, 5, 6], [0, 2]], 21)[:, None]], dim=1)

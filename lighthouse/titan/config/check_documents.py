@@ -38,12 +38,6 @@ def check_documents(job_config: "JobConfig") -> None:
             f"training.max_documents = {most}: must be at least 1 and at most training.seq_len = "
             f"{training.seq_len}; leave it out for one for each 256 tokens"
         )
-    degree = job_config.parallelism.context_parallel_degree
-    if degree > 1:
-        raise ValueError(
-            f"parallelism.context_parallel_degree = {degree}: attention across ranks does not end "
-            "where a document ends; use 1, or training.document_mask = false"
-        )
     if job_config.lighthouse.validate_leak:
         raise ValueError(
             f"lighthouse.validate_leak = {job_config.lighthouse.validate_leak}: other futures are "

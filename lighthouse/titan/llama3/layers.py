@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lighthouse.attention import LighthouseAttention
 from lighthouse.config import LighthouseConfig, WindowConfig
-from lighthouse.documents import check_document_starts, document_attention
+from lighthouse.documents import Documents, check_document_starts
 from lighthouse.titan.config.section import LayerConfig, layer_configs, num_chunks
 from lighthouse.titan.config.stages import Stage, Stages
 
@@ -45,11 +45,16 @@ class StagedAttention(LighthouseAttention):
 
 
 class DenseInDocuments(nn.Module):
-    """Around the attention of a layer that is always dense, to end it where a document ends."""
+    """Around the attention of a layer that is always dense, to end it where a document ends.
+
+    Attributes:
+        documents: as of :class:`LighthouseAttention`.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
+        self.documents = Documents()
 
     def forward(
         self,
@@ -63,8 +68,9 @@ class DenseInDocuments(nn.Module):
         """As :class:`LighthouseAttention`; without documents ``inner``."""
         if document_starts is None:
             return self.inner(q_BHND, k_BHND, v_BHND, enable_gqa=enable_gqa)
-        check_document_starts(document_starts, q_BHND.shape[0], q_BHND.shape[2])
-        return document_attention(q_BHND, k_BHND, v_BHND, document_starts[:, None])
+        whole = self.documents.whole(q_BHND.shape[2])
+        check_document_starts(document_starts, q_BHND.shape[0], whole)
+        return self.documents.attend(q_BHND, k_BHND, v_BHND, document_starts)
 
 
 def _of_a_rank(config: LayerConfig, ranks: int, head_ranks: int) -> LayerConfig:
@@ -77,8 +83,8 @@ def apply_lighthouse(model: Any, job_config: "JobConfig") -> None:
     The wrapped dense module stays inside, so context parallelism and the switch to dense find it,
     and parameter names stay those of the dense model. Under context parallelism a rank's tokens are
     whole chunks: it pools, selects and scatters by itself, and the ring runs over the sub-sequence
-    as it does over the tokens of a dense layer. What windows need there
-    :func:`lighthouse.titan.distributed.window_exchange.exchange_windows` adds.
+    as it does over the tokens of a dense layer. What windows and documents need there
+    :func:`lighthouse.titan.distributed.exchange.share_sequences` adds.
     """
     section, parallelism = job_config.lighthouse, job_config.parallelism
     ranks, head_ranks = (

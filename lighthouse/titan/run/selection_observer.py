@@ -85,11 +85,11 @@ class SelectionObserver:
         in_window = config.is_windowed(qkv[1].shape[1])
         q, k, v = (heads_of(x, in_window, False) for x in qkv)
         query_scores, key_scores = map(self._of_all_heads, level0_scores(q, k, v, config))
+        starts = kwargs["attention_masks"]
+        if starts is not None:
+            starts = module.documents.here(starts, query_scores.shape[-1])
         selection = select(
-            *(query_scores, key_scores),
-            config=config,
-            impl=module.impl,
-            document_starts=kwargs["attention_masks"],
+            *(query_scores, key_scores), config=config, impl=module.impl, document_starts=starts
         )
         refined = refined_entries(selection, config, query_scores.shape[-1])
         before, previous = self._refined.get(layer, (None, None))

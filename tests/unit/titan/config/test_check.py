@@ -398,15 +398,6 @@ def test_wrong_type_names_key_and_value(parse, key, value):
             "training.document_mask needs sdpa",
         ),
         (
-            {
-                "training.document_mask": True,
-                "parallelism.context_parallel_degree": 2,
-                "lighthouse.enable": False,
-            },
-            "parallelism.context_parallel_degree = 2",
-            "document_mask = false",
-        ),
-        (
             {"training.document_mask": True, "lighthouse.scorer": "dilated"},
             "lighthouse.scorer = 'dilated'",
             "'norm'",

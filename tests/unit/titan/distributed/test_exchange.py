@@ -2,7 +2,7 @@
 
 import pytest
 
-from lighthouse.titan.distributed.window_exchange import transfers
+from lighthouse.titan.distributed.exchange import transfers
 
 CHUNK = 8
 

@@ -1,9 +1,14 @@
-"""Attention in a window across context-parallel ranks: the keys and values before each chunk.
+"""Attention across context-parallel ranks where torch's ring has no mask: in windows and documents.
 
 A rank owns one chunk of the sequence, or two with head-tail balancing: r and 2W - 1 - r of 2W. In
-front of each it needs the ``window - 1`` tokens before it. They are of the chunk before, which a
-neighbour owns, or of several if the window is longer than a chunk. One exchange fetches those of
-all chunks, and nothing else; backward returns their gradients to where the tokens are.
+front of each it needs the keys and values of the ``window - 1`` tokens before it. They are of the
+chunk before, which a neighbour owns, or of several if the window is longer than a chunk. One
+exchange fetches those of all chunks, and nothing else; backward returns their gradients to where
+the tokens are.
+
+A document may be as long as the sequence, and where documents begin the host does not know. So in
+documents without a window a rank fetches all tokens before each chunk: 2W - 1 chunks, as many as
+there are of others and one of its own.
 """
 
 from collections.abc import Iterable
@@ -12,19 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_to_all_single_autograd
+from torch.distributed._functional_collectives import all_reduce, all_to_all_single_autograd
 
-from lighthouse.titan.llama3.layers import wrapped_modules
-from lighthouse.window import window_attention
+from lighthouse.attention import LighthouseAttention
+from lighthouse.documents import Documents, document_attention
+from lighthouse.titan.llama3.layers import DenseInDocuments
+from lighthouse.window import after, window_attention
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
 
-def exchange_windows(
+def share_sequences(
     model_parts: Iterable[nn.Module], job_config: "JobConfig", parallel_dims: Any
 ) -> None:
-    """Let windows reach over ranks, where context parallelism has shared the sequence out.
+    """Let windows and documents reach over ranks, where context parallelism shares sequences out.
 
     To be called before the model is, which is compiled when it is called first.
 
@@ -37,11 +44,13 @@ def exchange_windows(
     if mesh is None:
         return
     balanced = bool(job_config.parallelism.context_parallel_load_balancer)
-    for module in wrapped_modules(model_parts):
-        group = mesh.get_group()
-        module.windowed = ExchangedWindow(
-            group.group_name, mesh.get_local_rank(), mesh.size(), balanced
-        )
+    group = mesh.get_group().group_name
+    shared = SharedSequence(group, mesh.get_local_rank(), mesh.size(), balanced)
+    for module in (m for part in model_parts for m in part.modules()):
+        if isinstance(module, LighthouseAttention):
+            module.windowed = shared
+        if isinstance(module, LighthouseAttention | DenseInDocuments):
+            module.documents = shared
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,11 @@ def _owned(rank: int, ranks: int, balanced: bool) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class ExchangedWindow:
-    """:func:`lighthouse.window.window_attention` of one rank's share of the tokens; a collective.
+class SharedSequence(Documents):
+    """What attention to a rank's share of the tokens is; a collective.
+
+    Called it is :func:`lighthouse.window.window_attention`. A rank's share of a sub-sequence is
+    exchanged as its tokens are: each chunk has as many rows.
 
     Attributes:
         group: name of the context-parallel process group.
@@ -98,16 +110,71 @@ class ExchangedWindow:
 
     def __call__(self, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, *, window: int) -> Tensor:
         """(B, Hq, N, D) from a rank's N tokens of q (B, Hq, N, D), k and v (B, Hkv, N, D)."""
-        chunks = len(_owned(self.rank, self.ranks, self.balanced))
-        fronts = self._fetch(k_BHND, v_BHND, q_BHND.shape[2] // chunks, window - 1)
-        outputs = [
-            window_attention(
-                q, torch.cat((*k_front, k), dim=2), torch.cat((*v_front, v), dim=2), window=window
-            )
-            for q, k, v, (k_front, v_front) in zip(
-                *(x.chunk(chunks, dim=2) for x in (q_BHND, k_BHND, v_BHND)), fronts, strict=True
-            )
+        return self._attend(q_BHND, k_BHND, v_BHND, None, window)
+
+    def attend(
+        self,
+        q_BHND: Tensor,
+        k_BHND: Tensor,
+        v_BHND: Tensor,
+        document_starts_BM: Tensor,
+        *,
+        window: int | None = None,
+    ) -> Tensor:
+        return self._attend(q_BHND, k_BHND, v_BHND, document_starts_BM[:, None], window)
+
+    def whole(self, seq_len: int) -> int:
+        return self.ranks * seq_len
+
+    def here(self, document_starts_BM: Tensor, seq_len: int) -> Tensor:
+        """Chunk after chunk all documents of the sequence, (B, chunks * M)."""
+        owned = _owned(self.rank, self.ranks, self.balanced)
+        chunk_len = seq_len // len(owned)
+        starts = [
+            (document_starts_BM - chunk * chunk_len).clamp(0, chunk_len) + place * chunk_len
+            for place, chunk in enumerate(owned)
         ]
+        return torch.cat(starts, dim=1)
+
+    def attend_rows(self, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, starts: Tensor) -> Tensor:
+        # Of all rows those before a document are the sum of those in each chunk.
+        chunks = len(_owned(self.rank, self.ranks, self.balanced))
+        before = [
+            of_chunk - place * (k_BHSD.shape[2] // chunks)
+            for place, of_chunk in enumerate(starts.chunk(chunks, dim=2))
+        ]
+        starts_BKM = all_reduce(sum(before[1:], before[0]), "sum", self.group)
+        # Both send: on all ranks this first.
+        return self._attend(q_BHSD, after(k_BHSD, starts_BKM), v_BHSD, starts_BKM, None)
+
+    def _attend(
+        self,
+        q_BHND: Tensor,
+        k_BHND: Tensor,
+        v_BHND: Tensor,
+        starts_BGM: Tensor | None,
+        window: int | None,
+    ) -> Tensor:
+        owned = _owned(self.rank, self.ranks, self.balanced)
+        reach = self.whole(q_BHND.shape[2]) if window is None else window - 1
+        chunk_len = q_BHND.shape[2] // len(owned)
+        fronts = self._fetch(k_BHND, v_BHND, chunk_len, reach)
+        outputs = []
+        for chunk, q, k, v, (k_front, v_front) in zip(
+            owned,
+            *(x.chunk(len(owned), dim=2) for x in (q_BHND, k_BHND, v_BHND)),
+            fronts,
+            strict=True,
+        ):
+            seen = q, torch.cat((*k_front, k), dim=2), torch.cat((*v_front, v), dim=2)
+            if starts_BGM is None:
+                assert window is not None
+                outputs.append(window_attention(*seen, window=window))
+                continue
+            num_keys = seen[1].shape[2]
+            first = (chunk + 1) * chunk_len - num_keys
+            starts = (starts_BGM - first).clamp(0, num_keys)
+            outputs.append(document_attention(*seen, starts, window=window))
         return torch.cat(outputs, dim=2)
 
     def _fetch(
