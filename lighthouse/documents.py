@@ -5,9 +5,9 @@ int32 (B, M): the first token of each document in rising order, of which the fir
 without a document hold the length N. M bounds the number of documents, and shapes are made by it,
 so that nothing waits for the device.
 
-Shape suffixes: B batch, H heads (query or key/value), G groups of heads that are cut alike, N tokens
-or rows, K key/value heads, or keys in the place of N, M documents, C coarsest entries, D head
-dimension.
+Shape suffixes: B batch, H heads (query or key/value), G groups of heads that are cut alike, N
+tokens or rows, K key/value heads, or keys in the place of N, M documents, C coarsest entries, D
+head dimension.
 """
 
 import inspect
@@ -157,7 +157,7 @@ class Documents:
         )
 
     def attend_rows(self, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, starts: Tensor) -> Tensor:
-        """(B, Hq, S, D) from this rank's rows of the sub-sequence and :func:`row_starts` of them."""
+        """(B, Hq, S, D) from this rank's rows of the sub-sequence, and their :func:`row_starts`."""
         return document_attention(q_BHSD, k_BHSD, v_BHSD, starts)
 
 

@@ -1,11 +1,14 @@
 """Context parallelism gives what one device gives with the same number of chunks."""
 
+import random
+import string
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support.processes import run_module
+from tests.support.text import write_jsonl
 from tests.support.trainer import train
 
 GPUS = torch.cuda.device_count()
@@ -20,7 +23,15 @@ def test_layers_equal_those_of_one_device(ranks: int) -> None:
     assert f"84 cases agree on {ranks} ranks" in output
 
 
-def test_a_run_goes_on_at_any_degree(tmp_path: Path) -> None:
+DOCUMENTS = [
+    *("--training.document_mask", "--training.max_documents=32"),
+    *("--training.document_positions=restart", "--training.document_end_label=ignore"),
+    *("--lighthouse.window_layers=2", "--lighthouse.window=100"),
+]
+
+
+@pytest.mark.parametrize("documents", [[], DOCUMENTS], ids=["", "documents"])
+def test_a_run_goes_on_at_any_degree(tmp_path: Path, documents: list[str]) -> None:
     """Two steps each on different numbers of ranks, through the switch, are six steps on one.
 
     On GPUs the ring is in bfloat16, and may be off by a few times what one rank in bfloat16 is off
@@ -34,10 +45,17 @@ def test_a_run_goes_on_at_any_degree(tmp_path: Path) -> None:
         *"--lighthouse.dense_from_step 6 --lighthouse.selection_log_freq 2".split(),
         *"--validation.enable --validation.dataset python --validation.seq_len 512".split(),
         *"--validation.steps 1 --validation.freq 2 --lighthouse.validate_dense".split(),
-        "--parallelism.fsdp_on_one_rank",
+        *("--parallelism.fsdp_on_one_rank", *documents),
     ]
     half = "--training.mixed_precision_param=bfloat16"
     precision = [half] if GPUS else []
+    if documents:
+        # Of a few tokens, and of more than a rank of four has. Letters at random: what repeats has
+        # equal norms but for rounding, and is selected otherwise on each number of ranks.
+        draw = random.Random(0)
+        texts = ["".join(draw.choices(string.printable, k=37 * i % 450)) for i in range(1, 60)]
+        write_jsonl(tmp_path / "text.jsonl", texts)
+        options += ["--training.dataset=local", f"--training.dataset_path={tmp_path}/text.jsonl"]
     whole = train(tmp_path / "whole", *options, *precision, "--training.steps=6")
     exact = train(tmp_path / "exact", *options, "--training.steps=6") if GPUS else None
     for degree, steps in zip((1, *DEGREES, 1), (2, 4, 6), strict=False):
@@ -59,3 +77,6 @@ def test_a_run_goes_on_at_any_degree(tmp_path: Path) -> None:
         assert parts.values(key) == pytest.approx(expected, rel=tolerance), key
     seen = [line["tokens_seen"] for line in parts.lines() if "loss" in line]
     assert seen == [512 * 2 * step for step in range(1, 7)]
+    if documents:
+        left, pairs = (whole.values(f"data/pairs_in_{x}")[6] for x in ("documents", "sequences"))
+        assert 0 < left < 0.8 * pairs

@@ -41,7 +41,7 @@ BALANCERS = {"headtail": 2, None: 1}
 """Chunks that a rank owns."""
 DOCUMENTS = [[0, 1, 2, 64, 65, 203, 511], [0, 509]]
 ALIGNED_DOCUMENTS = [[0, 4, 8, 64, 68, 200, 508], [0, 504]]
-"""Of one token or entry, of more tokens than a rank has, and from one chunk's start to the next's."""
+"""Of one token or entry, of more tokens than a rank has, and from where a chunk begins."""
 
 
 def main(device_type: str) -> None:
