@@ -563,3 +563,12 @@ def test_a_tokenizer_that_does_not_do_is_refused_with_the_configuration(
     (folder / "tokenizer.json").write_text("")
     with pytest.raises(Refusal, match=r"^model\.hf_assets_path = .*: its tokenizer can't be read"):
         parse(changes)
+
+
+def test_documents_across_ranks_are_for_cpus(parse: Any) -> None:
+    changes = {"training.document_mask": True, "parallelism.context_parallel_degree": 2}
+    parse(changes)
+    with pytest.raises(
+        Refusal, match=r"^parallelism.context_parallel_degree = 2: .*CPUs alone; use"
+    ):
+        parse(changes, machine=GPUS_ELSEWHERE)
