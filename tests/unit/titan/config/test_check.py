@@ -566,9 +566,8 @@ def test_a_tokenizer_that_does_not_do_is_refused_with_the_configuration(
 
 
 def test_documents_across_ranks_are_for_cpus(parse: Any) -> None:
-    changes = {"training.document_mask": True, "parallelism.context_parallel_degree": 2}
+    degree = "parallelism.context_parallel_degree"
+    changes = {"training.document_mask": True, "lighthouse.enable": False, degree: 2}
     parse(changes)
-    with pytest.raises(
-        Refusal, match=r"^parallelism.context_parallel_degree = 2: .*CPUs alone; use"
-    ):
+    with pytest.raises(Refusal, match=rf"^{degree} = 2: .*CPUs alone; use 1"):
         parse(changes, machine=GPUS_ELSEWHERE)
