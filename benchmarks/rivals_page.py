@@ -78,6 +78,8 @@ ours. "{heads}" have as many key heads; "{grouped}" is the least sharing that NS
   [flash-linear-attention](https://github.com/fla-org/flash-linear-attention), fla-core 0.6.0, are
   tuned by Triton at 32,768 tokens before they are timed. It makes NSA's compressed blocks by their
   means; in the paper that is learned, from overlapping blocks of 32.
+- With Triton 3.4 to 3.7.0 on Hopper the library refuses `chunk_simple_gla` and the gated delta rule
+  backward, because their gradients would be wrong. Simple GLA is its `fused_chunk` form therefore.
 - MoBA and NSA's window call flash-attn 2. PyTorch's own copy of its kernels stands in for it
   ([shim](../benchmarks/flash_attn_shim.py)), which copies MoBA's gradients once more.
 - InfLLM-v2's own kernels are a CUDA build without a wheel. FlexAttention has the same blocks for
