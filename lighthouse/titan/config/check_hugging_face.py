@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from safetensors import safe_open
+
 from lighthouse.runs.folder import finished_steps
 from lighthouse.titan.config.model_args import HF, describe, model_args_of
 from lighthouse.titan.llama3.config_json import (
@@ -12,7 +15,7 @@ from lighthouse.titan.llama3.config_json import (
     args_of_config,
     weight_shapes,
 )
-from lighthouse.titan.llama3.safetensors_header import stored_weights
+from lighthouse.titan.llama3.safetensors_header import Stored, stored_weights
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -146,9 +149,29 @@ def _check_weights(job_config: "JobConfig", folder: Path, key: str) -> None:
     unused = [n for n in stored if n not in needed and not _is_left_out(n, args.tied)]
     if unused:
         raise ValueError(
-            f"{where}: its safetensors have {unused[0]}, which no Llama has; name a folder of a "
-            "plain Llama"
+            f"{where}: its safetensors have {unused[0]}, which the Llama of its config.json has "
+            "not; name a folder of a plain Llama, with the config.json that it came with"
         )
+    output, embedding = stored.get("lm_head.weight"), stored["model.embed_tokens.weight"]
+    if args.tied and output is not None:
+        _check_copy(where, output, embedding)
+
+
+def _check_copy(where: str, output: Stored, embedding: Stored) -> None:
+    """An output layer that is said to be tied, and is in the files, is the embedding's copy.
+
+    transformers 4 takes the embedding where they differ, transformers 5 the output layer.
+    """
+    with safe_open(output.file, "pt") as file:
+        theirs = file.get_tensor("lm_head.weight")
+    with safe_open(embedding.file, "pt") as file:
+        if torch.equal(theirs, file.get_tensor("model.embed_tokens.weight")):
+            return
+    raise ValueError(
+        f"{where}: its config.json has tie_word_embeddings = true, but its safetensors have a "
+        "lm_head.weight that is not model.embed_tokens.weight; set tie_word_embeddings = false "
+        "there to use it, or take it out of the files"
+    )
 
 
 def _is_left_out(name: str, tied: bool) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def check_numbers(job_config: "JobConfig") -> None:
 
 
 def _value(job_config: "JobConfig", key: str) -> Any:
-    section, name = key.split(".")
-    return getattr(getattr(job_config, section), name)
+    return reduce(getattr, key.split("."), job_config)
 
 
 def _is_below_one(value: float) -> bool:
@@ -80,12 +80,17 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "lr_scheduler.warmup_steps": _SIZE,
     "lr_scheduler.decay_ratio": _SHARE,
     "lr_scheduler.min_lr_factor": _SHARE,
+    "training.dataloader.num_workers": _SIZE,
+    "validation.dataloader.num_workers": _SIZE,
+    "profiling.profiler_warmup": _SIZE,
 }
 
 
 def _at_least_one(job_config: "JobConfig") -> list[str]:
     keys = ["training.steps", "training.seq_len", "training.local_batch_size", "training.gc_freq"]
-    keys.append("metrics.log_freq")
+    keys += ["metrics.log_freq", "comm.init_timeout_seconds", "comm.train_timeout_seconds"]
+    if job_config.profiling.enable_profiling:
+        keys.append("profiling.profiler_active")
     if job_config.checkpoint.enable and not job_config.checkpoint.load_only:
         keys.append("checkpoint.interval")
     if job_config.validation.enable:

@@ -5,6 +5,7 @@ read at run time: no ``from __future__ import annotations`` here.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -108,8 +109,8 @@ def model_args_of(job_config: "JobConfig") -> Any:
         key = next(iter(told), "rope_scaling")
         raise ValueError(f"model.args.{key}: model.name = {section.name!r} has only its flavors")
     for key, value in told.items():
-        if key != "tied" and value <= 0:
-            raise ValueError(f"model.args.{key} = {value}: must be more than 0")
+        if key != "tied" and not 0 < value < math.inf:
+            raise ValueError(f"model.args.{key} = {value}: must be more than 0, and finite")
     if scaling:
         told["rope_scaling_args"] = _scaling_args(of_flavor.rope_scaling_args, scaling)
     changed = dataclasses.replace(of_flavor, **told)
@@ -160,8 +161,10 @@ def _scaling_args(of_flavor: Any, scaling: dict[str, Any]) -> Any:
                 f"model.args.rope_scaling.{key} = {value}: means nothing with rope_type = "
                 f"{kind!r}; leave it out, or set rope_type to one that it is for"
             )
-        if value <= 0:
-            raise ValueError(f"model.args.rope_scaling.{key} = {value}: must be more than 0")
+        if not 0 < value < math.inf:
+            raise ValueError(
+                f"model.args.rope_scaling.{key} = {value}: must be more than 0, and finite"
+            )
     if kind != of_flavor.rope_type:
         if kind != "none" and "factor" not in scaling:
             raise ValueError(

@@ -245,8 +245,9 @@ class _Reader:
     def __init__(self, values: dict[str, Any], where: str) -> None:
         self._where = where
         kind = values.get("model_type")
-        if kind not in _MODELS:
-            beyond = f"{_NAMED[kind]}, which llama3 does not; " if kind in _NAMED else ""
+        if not isinstance(kind, str) or kind not in _MODELS:
+            near = _NAMED.get(kind) if isinstance(kind, str) else None
+            beyond = f"{near}, which llama3 does not; " if near else ""
             known = " or ".join(map(json.dumps, _MODELS))
             raise self._refusal("model_type", kind, f"{beyond}must be {known}")
         self._values = _MODELS[kind] | values
@@ -260,7 +261,7 @@ class _Reader:
                     key, value, f"in llama3 {why}; must be {json.dumps(only)}, or left out"
                 )
         layers = self._values.get("layer_types") or []
-        if any(kind != "full_attention" for kind in layers):
+        if not isinstance(layers, list) or any(kind != "full_attention" for kind in layers):
             raise self._refusal(
                 "layer_types",
                 layers,
@@ -296,7 +297,7 @@ class _Reader:
             raise self._refusal(name, table, "in llama3 all layers are rotated alike; must be one")
         kind = table.get("rope_type", table.get("type", "default"))
         kind = "none" if kind == "default" else kind
-        if kind not in SCALING:
+        if not isinstance(kind, str) or kind not in SCALING:
             known = ", ".join(["default", *(kind for kind in SCALING if kind != "none")])
             raise self._refusal(f"{name}.rope_type", kind, f"must be one of {known}")
         if table.get("partial_rotary_factor") not in (None, 1):
@@ -323,14 +324,14 @@ class _Reader:
                 raise self._refusal(f"{name}.high_freq_factor", high, f"must be more than {low}")
             scaling |= {"low_freq_factor": low, "high_freq_factor": high}
         if kind == "yarn":
-            usual = attention_factor(
-                scaling["factor"], table.get("mscale"), table.get("mscale_all_dim")
-            )
+            scales = ("mscale", "mscale_all_dim")
+            given = [number(key) if table.get(key) else None for key in scales]
+            usual = attention_factor(scaling["factor"], *given)
             scaling |= {
                 "attention_factor": number("attention_factor", usual),
                 "beta_fast": number("beta_fast", 32.0),
                 "beta_slow": number("beta_slow", 1.0),
-                "truncate": table.get("truncate", True),
+                "truncate": self._flag(f"{name}.truncate", table.get("truncate", True)),
             }
         return theta, scaling
 
@@ -349,14 +350,17 @@ class _Reader:
         return self._positive(key, default if value is None else value)
 
     def flag(self, key: str) -> bool:
-        value = self._values.get(key) or False
+        return self._flag(key, self._values.get(key) or False)
+
+    def _flag(self, key: str, value: Any) -> bool:
         if not isinstance(value, bool):
             raise self._refusal(key, value, "must be true or false")
         return value
 
     def _positive(self, key: str, value: Any, whole: bool = False) -> Any:
         kinds: Any = int if whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or value <= 0:
+        # NaN and infinity are no JSON, but Python reads and writes them.
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
             number = "a whole number" if whole else "a number"
             raise self._refusal(key, value, f"must be {number}, more than 0")
         return value

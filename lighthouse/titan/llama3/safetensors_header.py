@@ -19,37 +19,58 @@ class Stored:
 
     Attributes:
         dtype: as safetensors calls it, such as ``"BF16"``.
+        file: that holds it.
     """
 
     dtype: str
     shape: tuple[int, ...]
+    file: Path
 
 
 def stored_weights(folder: Path) -> dict[str, Stored]:
-    """Tensors of a model, by name: of the files that its index names, or of all there are.
+    """Tensors of a model, by name.
+
+    Of the files that transformers reads: the single one, or else those that the index names, or
+    else all there are. The trainer's reader looks into all of the folder, so that a tensor of these
+    must not be in another file as well.
 
     Raises:
-        ValueError: there is none, or a file is missing or damaged; names it.
+        ValueError: there is none, a file is missing or damaged, or a tensor is in two; names it.
     """
+    everything = sorted(folder.glob("*.safetensors"))
     index = folder / INDEX_FILE
-    if index.is_file():
-        try:
-            names = sorted({*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError):
-            raise ValueError(f"{index} is no index of safetensors; fetch it again") from None
-        files = [folder / name for name in names]
+    if (folder / SINGLE_FILE).is_file():
+        files = [folder / SINGLE_FILE]
+    elif index.is_file():
+        files = [folder / name for name in _indexed(index)]
     else:
-        files = sorted(folder.glob("*.safetensors"))
+        files = everything
     if not files:
         raise ValueError(f"{folder} has no safetensors, which are all that can be loaded")
     found: dict[str, Stored] = {}
-    for file in files:
-        found |= {
-            name: Stored(entry["dtype"], tuple(entry["shape"]))
-            for name, entry in _header(file).items()
-            if name != "__metadata__"
-        }
+    for file in files + [other for other in everything if other not in files]:
+        for name, entry in _header(file).items():
+            if name == "__metadata__":
+                continue
+            if name in found:
+                raise ValueError(
+                    f"{name} is in {found[name].file.name} and in {file.name}; move the files away "
+                    "that are not of this model"
+                )
+            if file in files:
+                found[name] = Stored(entry["dtype"], tuple(entry["shape"]), file)
     return found
+
+
+def _indexed(index: Path) -> list[str]:
+    """Names of the files of an index, all of its folder."""
+    try:
+        names = sorted({*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        if all(Path(name).name == name for name in names):
+            return names
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(f"{index} is no index of safetensors; fetch it again")
 
 
 def header_of(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> bytes:

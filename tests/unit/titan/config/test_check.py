@@ -119,6 +119,22 @@ def test_every_key_is_a_flag(parse):
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("comm.init_timeout_seconds", -1, "at least 1"),
+        ("comm.train_timeout_seconds", 0, "at least 1"),
+        ("profiling.profiler_active", 0, "at least 1"),
+        ("profiling.profiler_warmup", -1, "zero or more"),
+        ("training.dataloader.num_workers", -1, "zero or more"),
+        ("validation.dataloader.num_workers", -1, "zero or more"),
+    ],
+)
+def test_numbers_that_torch_would_refuse_late(parse, key, value, wanted):
+    with pytest.raises(Refusal, match=rf"{key} = {value}: must be .*{wanted}"):
+        parse({}, f"--{key}", str(value), "--profiling.enable_profiling")
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [
         ("lighthouse.enable", "yes"),

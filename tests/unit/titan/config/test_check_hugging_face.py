@@ -1,10 +1,14 @@
 """What a folder of weights must agree with."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from lighthouse.titan.llama3.safetensors_header import INDEX_FILE, SINGLE_FILE, stored_weights
 from tests.support.llamas import LLAMA3, edit_config, parse, save_llama
 
 
@@ -88,21 +92,60 @@ def _all_gone(folder: Path) -> None:
         file.unlink()
 
 
+def _index(folder: Path, text: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+def _second_set(folder: Path) -> None:
+    """As a second save leaves it that made one file: transformers takes that, and no shards."""
+    shapes = {name: stored.shape for name, stored in stored_weights(folder).items()}
+    save_file({name: torch.ones(shape) for name, shape in shapes.items()}, folder / SINGLE_FILE)
+
+
+def _untied(folder: Path) -> None:
+    edit_config(folder, tie_word_embeddings=True)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (_cut, "by its head; fetch it again"),
         (_no_shard, "No such file.*; fetch it again"),
         (_all_gone, "has no safetensors"),
+        (_second_set, "is in model.safetensors and in model-00001-of-.*; move the files away"),
+        (_untied, "tie_word_embeddings = true, but .* a lm_head.weight that is not"),
+        (lambda f: _index(f, "[]"), "index.json is no index of safetensors"),
+        (lambda f: _index(f, '{"weight_map": {"lm_head.weight": 3}}'), "is no index of"),
         (lambda f: edit_config(f, intermediate_size=97), r"as \(96, 64\), its .* \(97, 64\)"),
         (lambda f: edit_config(f, num_hidden_layers=3), "have no model.layers.2.self_attn.q_proj"),
-        (lambda f: edit_config(f, num_hidden_layers=1), "have model.layers.1.*, which no Llama"),
+        (
+            lambda f: edit_config(f, num_hidden_layers=1),
+            "have model.layers.1.*, which the Llama",
+        ),
     ],
 )
 def test_files_that_do_not_fit(copied: Path, damage: Any, message: str) -> None:
     damage(copied)
     with pytest.raises(ValueError, match=rf"model.hf_assets_path = .*{message}"):
         parse(copied, checked=True)
+
+
+def test_a_copy_of_the_embedding_is_no_other_output_layer(tmp_path: Path) -> None:
+    model = save_llama(tmp_path, {"tie_word_embeddings": True})
+    copy = {"lm_head.weight": model.model.embed_tokens.weight.detach()}
+    index = tmp_path / INDEX_FILE
+    said = json.loads(index.read_text())
+    said["weight_map"]["lm_head.weight"] = "copy.safetensors"
+    index.write_text(json.dumps(said))
+    save_file(copy, tmp_path / "copy.safetensors")
+    parse(tmp_path, checked=True)
+
+
+@pytest.mark.parametrize("name", ["norm_eps", "rope_theta"])
+@pytest.mark.parametrize("value", ["nan", "inf", "0"])
+def test_numbers_of_a_model_are_finite(folder: Path, name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=rf"model.args.{name} = .*: must be more than 0, and fin"):
+        parse(folder, f"--model.args.{name}", value, checked=True)
 
 
 @pytest.mark.parametrize("degree", ["tensor", "pipeline"])

@@ -91,6 +91,13 @@ def write(folder: Path, **change: Any) -> Path:
             "high_freq_factor = 1.0: must be mo",
         ),
         ({"rope_parameters": {"full_attention": {}}}, "rope_parameters = .* are rotated alike"),
+        ({"model_type": ["llama"]}, r'model_type = \["llama"\]: must be'),
+        ({"layer_types": 3}, "layer_types = 3: "),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps = NaN: must be a number, more than 0"),
+        ({"rope_theta": float("inf")}, "rope_theta = Infinity: must be a number"),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, "rope_type = .* must be one of default"),
+        ({"rope_scaling": YARN | {"mscale": "a"}}, 'rope_scaling.mscale = "a": must be a number'),
+        ({"rope_scaling": YARN | {"truncate": "no"}}, 'truncate = "no": must be true or false'),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5: in llama3 all channels"),
     ],
 )
