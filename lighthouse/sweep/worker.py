@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         write_atomic(run.folder / DONE_FILE, f"step {run.steps}\n")
         return 0
     outcome = _attempt(run, submission, notice)
-    print(f"{run.name}: {outcome.reason} at step {outcome.step} of {run.steps}", flush=True)
+    print(f"{run.name}: {outcome.reason}, {outcome.step} of {run.steps} steps saved", flush=True)
     if outcome.reason == FINISHED:
         write_atomic(run.folder / DONE_FILE, f"step {outcome.step}\n")
         return 0
