@@ -148,7 +148,7 @@ def log_linear(q: Tensor, k: Tensor, v: Tensor) -> Layer:
     heads, levels = q.shape[1], math.ceil(math.log2(q.shape[2])) + 1
     gates = (
         decay(drawn(q, heads)),
-        F.softplus(drawn(q, heads, levels)).requires_grad_(),
+        F.softplus(drawn(q, heads, levels)).to(q.dtype).requires_grad_(),
     )
     return Layer(
         tokens_first(chunk_log_linear_attn, scale=None),
@@ -158,11 +158,11 @@ def log_linear(q: Tensor, k: Tensor, v: Tensor) -> Layer:
 
 
 def simple_gla(q: Tensor, k: Tensor, v: Tensor) -> Layer:
-    from fla.ops.simple_gla import chunk_simple_gla
+    from fla.ops.simple_gla import fused_chunk_simple_gla
     from fla.ops.simple_gla.naive import naive_parallel_simple_gla
 
     return Layer(
-        tokens_first(chunk_simple_gla),
+        tokens_first(fused_chunk_simple_gla),
         lambda: tokens_first(naive_parallel_simple_gla),
         (decay(drawn(q, q.shape[1])),),
     )
@@ -259,7 +259,11 @@ METHODS = {
         partial(rivals_blocks.infllm, selected=4, local=2),
     ),
     "gla": Method(
-        "simple GLA (Mamba-2)", "a state of 128 x 128", simple_gla, layouts=(HEADS,), tuned=True
+        "simple GLA (Mamba-2)",
+        "a state of 128 x 128, `fused_chunk`",
+        simple_gla,
+        layouts=(HEADS,),
+        tuned=True,
     ),
     "delta": Method(
         "gated delta rule", "q and k normalized", gated_delta_rule, layouts=(HEADS,), tuned=True
