@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import importlib.metadata
-import time
 import zipfile
 from pathlib import Path
 
@@ -214,9 +213,7 @@ def test_checkout_needs_an_empty_folder(root: Path) -> None:
 
 
 def test_the_real_tree_is_built_and_round_trips(tmp_path: Path) -> None:
-    start = time.monotonic()
     assert not titan_tree.build(titan_tree.ROOT)
-    assert time.monotonic() - start < 2
 
     patches = tmp_path / "patches"
     patches.mkdir()
