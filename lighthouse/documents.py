@@ -151,14 +151,28 @@ class Documents:
         *,
         window: int | None = None,
     ) -> Tensor:
-        """(B, Hq, N, D) from this rank's tokens and the documents of the sequence."""
-        return document_attention(
-            q_BHND, k_BHND, v_BHND, document_starts_BM[:, None], window=window
-        )
+        """(B, Hq, N, D) from this rank's tokens and the documents of the sequence.
+
+        Raises:
+            ValueError: as :func:`check_document_starts`.
+        """
+        whole = self.whole(q_BHND.shape[2])
+        check_document_starts(document_starts_BM, q_BHND.shape[0], whole)
+        return self._attend(q_BHND, k_BHND, v_BHND, document_starts_BM[:, None], window)
 
     def attend_rows(self, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, starts: Tensor) -> Tensor:
         """(B, Hq, S, D) from this rank's rows of the sub-sequence, and their :func:`row_starts`."""
-        return document_attention(q_BHSD, k_BHSD, v_BHSD, starts)
+        return self._attend(q_BHSD, k_BHSD, v_BHSD, starts, None)
+
+    def _attend(
+        self,
+        q_BHND: Tensor,
+        k_BHND: Tensor,
+        v_BHND: Tensor,
+        starts_BGM: Tensor,
+        window: int | None,
+    ) -> Tensor:
+        return document_attention(q_BHND, k_BHND, v_BHND, starts_BGM, window=window)
 
 
 def first_tokens(document_starts_BM: Tensor, seq_len: int, config: LighthouseConfig) -> Tensor:

@@ -112,17 +112,6 @@ class SharedSequence(Documents):
         """(B, Hq, N, D) from a rank's N tokens of q (B, Hq, N, D), k and v (B, Hkv, N, D)."""
         return self._attend(q_BHND, k_BHND, v_BHND, None, window)
 
-    def attend(
-        self,
-        q_BHND: Tensor,
-        k_BHND: Tensor,
-        v_BHND: Tensor,
-        document_starts_BM: Tensor,
-        *,
-        window: int | None = None,
-    ) -> Tensor:
-        return self._attend(q_BHND, k_BHND, v_BHND, document_starts_BM[:, None], window)
-
     def whole(self, seq_len: int) -> int:
         return self.ranks * seq_len
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lighthouse.attention import LighthouseAttention
 from lighthouse.config import LighthouseConfig, WindowConfig
-from lighthouse.documents import Documents, check_document_starts
+from lighthouse.documents import Documents
 from lighthouse.titan.config.section import LayerConfig, layer_configs, num_chunks
 from lighthouse.titan.config.stages import Stage, Stages
 
@@ -68,8 +68,6 @@ class DenseInDocuments(nn.Module):
         """As :class:`LighthouseAttention`; without documents ``inner``."""
         if document_starts is None:
             return self.inner(q_BHND, k_BHND, v_BHND, enable_gqa=enable_gqa)
-        whole = self.documents.whole(q_BHND.shape[2])
-        check_document_starts(document_starts, q_BHND.shape[0], whole)
         return self.documents.attend(q_BHND, k_BHND, v_BHND, document_starts)
 
 
