@@ -14,6 +14,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,6 +45,18 @@ ALIGNED_DOCUMENTS = [[0, 4, 8, 64, 68, 200, 508], [0, 504]]
 """Of one token or entry, of more tokens than a rank has, and from where a chunk begins."""
 
 
+def selecting(chunks: int, scale: int, **more: Any) -> LighthouseConfig:
+    """As much of each chunk as of another."""
+    return LighthouseConfig(
+        num_levels=3,
+        pooling_factor=2,
+        topk=4 * scale * chunks,
+        stratum=2 * scale,
+        num_chunks=chunks,
+        **more,
+    )
+
+
 def main(device_type: str) -> None:
     world = int(os.environ["WORLD_SIZE"])
     device = torch.device(device_type, int(os.environ["LOCAL_RANK"]) if device_type != "cpu" else 0)
@@ -58,45 +71,22 @@ def main(device_type: str) -> None:
         ("norm", "dilated", "gla"), HEADS, BALANCERS, (1, 2)
     ):
         chunks = world * BALANCERS[balancer] * extra
-        config = LighthouseConfig(
-            num_levels=3,
-            pooling_factor=2,
-            topk=4 * scale * chunks,
-            stratum=2 * scale,
-            scorer=scorer,
-            num_chunks=chunks,
-        )
+        config = selecting(chunks, scale, scorer=scorer)
         compare(config, heads, balancer, mesh, device, dtype, SEQ_LEN * scale)
         count += 1
     for heads, balancer, window in itertools.product(HEADS, BALANCERS, (1, 24, 300, 10**6)):
         chunks = world * BALANCERS[balancer]
-        mixed = LighthouseConfig(
-            num_levels=3,
-            pooling_factor=2,
-            topk=4 * scale * chunks,
-            stratum=2 * scale,
-            num_chunks=chunks,
-            window=window,
-            window_heads=1,
-        )
+        mixed = selecting(chunks, scale, window=window, window_heads=1)
         for layer in (WindowConfig(window), mixed):
             compare(layer, heads, balancer, mesh, device, dtype, SEQ_LEN * scale)
             count += 1
     for heads, balancer in itertools.product(HEADS, BALANCERS):
         chunks = world * BALANCERS[balancer]
-        selecting = LighthouseConfig(
-            num_levels=3,
-            pooling_factor=2,
-            topk=4 * scale * chunks,
-            stratum=2 * scale,
-            num_chunks=chunks,
-        )
-        several = replace(
-            selecting, num_chunks=2 * chunks, topk=8 * scale * chunks, selection="published"
-        )
-        mixed = replace(selecting, window=24, window_heads=1)
+        causal = selecting(chunks, scale)
+        several = selecting(2 * chunks, scale, selection="published")
+        mixed = selecting(chunks, scale, window=24, window_heads=1)
         windows = (WindowConfig(window) for window in (1, 24, 300))
-        for layer in (None, *windows, selecting, several, mixed):
+        for layer in (None, *windows, causal, several, mixed):
             aligned = isinstance(layer, LighthouseConfig)
             documents = ALIGNED_DOCUMENTS if aligned else DOCUMENTS
             most = max(map(len, documents)) + 1
