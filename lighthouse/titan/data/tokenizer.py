@@ -6,11 +6,12 @@ same vocabulary is written as a Hugging Face `tokenizer.json` by `ByteTokenizer.
 
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from torchtitan.components.tokenizer import BaseTokenizer, build_hf_tokenizer
+from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer
 from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
 
@@ -125,7 +126,9 @@ def build_tokenizer(job_config: JobConfig) -> BaseTokenizer:
     """
     if job_config.model.tokenizer == "byte":
         return ByteTokenizer()
-    return _hf_tokenizer(job_config)
+    tokenizer = _settled(job_config.model.hf_assets_path)
+    _check_fits(job_config, _ids_of(tokenizer))
+    return tokenizer
 
 
 def check_tokenizer(job_config: JobConfig) -> None:
@@ -136,29 +139,42 @@ def check_tokenizer(job_config: JobConfig) -> None:
     """
     if job_config.model.tokenizer == "byte":
         return
+    folder = Path(job_config.model.hf_assets_path)
+    times = tuple((file.name, file.stat().st_mtime_ns) for file in sorted(folder.glob("*")))
+    _check_fits(job_config, _ids_in(str(folder), times))
+
+
+@lru_cache(maxsize=16)  # reading takes long, and a sweep checks each of its runs
+def _ids_in(folder: str, times: tuple[tuple[str, int], ...]) -> int:
+    del times
     logger.disabled, was = True, logger.disabled
     try:
-        _hf_tokenizer(job_config)
+        return _ids_of(_settled(folder))
     finally:
         logger.disabled = was
 
 
-def _hf_tokenizer(job_config: JobConfig) -> BaseTokenizer:
-    section = job_config.model
+def _settled(folder: str) -> HuggingFaceTokenizer:
     try:
-        tokenizer = build_hf_tokenizer(job_config)
+        tokenizer = HuggingFaceTokenizer(folder)
     except Exception as error:  # which is what tokenizers raises
         raise ValueError(
-            f"model.hf_assets_path = {section.hf_assets_path!r}: its tokenizer can't be read: "
-            f"{error}; fetch it again, or name another"
+            f"model.hf_assets_path = {folder!r}: its tokenizer can't be read: {error}; fetch it "
+            "again, or name another"
         ) from error
-    settle_documents(tokenizer, Path(section.hf_assets_path))
-    known = model_args_of(job_config).vocab_size
-    needed = 1 + max(tokenizer.get_vocab().values())  # ids may have gaps
+    settle_documents(tokenizer, Path(folder))
+    return tokenizer
+
+
+def _ids_of(tokenizer: HuggingFaceTokenizer) -> int:
+    return 1 + max(tokenizer.get_vocab().values())  # ids may have gaps
+
+
+def _check_fits(job_config: JobConfig, needed: int) -> None:
+    section, known = job_config.model, model_args_of(job_config).vocab_size
     if needed > known:
         raise ValueError(
             f"model.hf_assets_path = {section.hf_assets_path!r}: has {needed} tokens, "
             f"model.flavor = {section.flavor!r} only {known}; use a flavor with more, or "
             f"model.args.vocab_size = {needed}"
         )
-    return tokenizer
