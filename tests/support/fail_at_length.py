@@ -1,5 +1,10 @@
-"""Imported by a job: its model fails at sequences of 128 tokens, as one without memory would."""
+"""Imported by a job: its model fails at sequences of 128 tokens, as one without memory would.
 
+A configuration that names this module is also planned, in the process of the tests: no model is to
+fail there.
+"""
+
+import os
 from typing import Any
 
 from torch import Tensor
@@ -14,4 +19,5 @@ def _fail(self: Transformer, tokens: Tensor, *args: Any, **kwargs: Any) -> Tenso
     return _forward(self, tokens, *args, **kwargs)
 
 
-Transformer.forward = _fail
+if "RANK" in os.environ:
+    Transformer.forward = _fail
