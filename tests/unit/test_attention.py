@@ -694,13 +694,13 @@ def test_activation_checkpointing() -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("scorer", ["norm", "dilated", "gla"])
+@pytest.mark.parametrize(
+    "scorer, dynamic", [("norm", False), ("norm", True), ("dilated", False), ("gla", False)]
+)
 def test_compiles_without_a_graph_break(scorer: str, dynamic: bool) -> None:
     """Under activation checkpointing too, where the published code recomputes something else."""
-    # Under symbolic sizes a level takes seconds, the more with a scorer of many operations.
-    levels = 2 if dynamic and scorer != "norm" else 3
-    config = build(levels, 2, 8, num_chunks=2, scorer=scorer)
+    # Under symbolic sizes the other scorers take long, and are compiled by themselves.
+    config = build(3, 2, 8, num_chunks=2, scorer=scorer)
     module = LighthouseAttention(config, Dense())
     inputs = leaves(qkv((1, 64, 5), (4, 2), seed=20))
 

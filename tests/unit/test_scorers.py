@@ -118,6 +118,20 @@ def test_strides_do_not_matter(scorer: str) -> None:
         torch.testing.assert_close(got, want, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("scorer", ["dilated", "gla"])
+def test_compiles_for_any_length(scorer: str) -> None:
+    """Sizes are symbols; by the norm all of attention is compiled so, in ``test_attention.py``."""
+    config, inputs = make("grouped chunks", scorer)
+
+    @torch.compile(backend="aot_eager", fullgraph=True, dynamic=True)
+    def compiled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return level0_scores(q, k, v, config)
+
+    tolerance = 2 * budget(config, inputs, torch.float32)
+    for got, want in zip(compiled(*inputs), level0_scores(*inputs, config), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_chunks_do_not_see_each_other(scorer: str) -> None:
     whole, alone = build(scorer, dilation=4, num_chunks=2), build(scorer, dilation=4)

@@ -23,6 +23,7 @@ def test_all_variants_of_a_block_are_compiled() -> None:
     config.training.seq_len, config.training.steps = SEQ_LEN, 2
     config.lighthouse = Lighthouse(
         enable=True,
+        num_levels=2,
         topk=4,
         stratum=2,
         dense_layers=[0],
