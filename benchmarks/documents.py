@@ -278,6 +278,7 @@ def main() -> None:
         "statistic": "median ms, of CUDA graph replays but for eager; [forward, both]; L2 flushed",
         "seq_len": seq_len,
         "config": str(config),
+        "gathered_len": config.gathered_len(seq_len),
         "documents": len(starts),
         "longest": int(lengths.max()),
         "share_of_pairs": float((lengths * (lengths + 1)).sum() / (seq_len * (seq_len + 1))),

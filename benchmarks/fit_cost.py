@@ -36,7 +36,12 @@ from benchmarks.training_cases import Run, sizes, tokens_per_step
 from lighthouse.config import LighthouseConfig
 from lighthouse.cost.memory import GIB
 from lighthouse.cost.rates import RATES_FILE, Rates
-from lighthouse.cost.seconds import BACKWARD_MATMULS, elements_around, elements_in_windows
+from lighthouse.cost.seconds import (
+    BACKWARD_MATMULS,
+    attention_kernel,
+    elements_around,
+    elements_in_windows,
+)
 from lighthouse.cost.sizes import Model, window_square
 from lighthouse.cost.step import cost
 
@@ -134,7 +139,7 @@ def fit_kernels(results: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def fit_windows(rates: Rates, results: dict[str, Any]) -> float:
+def fit_windows(rates: Rates, results: dict[str, Any]) -> dict[str, float]:
     """Bytes/s in windows over those of a copy, from ``windows.py``.
 
     The stock kernel is taken to be as fast as in dense attention of the same measurement.
@@ -155,7 +160,27 @@ def fit_windows(rates: Rates, results: dict[str, Any]) -> float:
             whole += [row["ms"][0] / 1e3, (row["ms"][1] - row["ms"][0]) / 1e3]
     (per_byte,), errors = least_squares(columns, target, whole)
     show("windows", errors)
-    return 1 / per_byte / rates.copy
+    return {"window": 1 / per_byte / rates.copy}
+
+
+def fit_documents(rates: Rates, results: dict[str, Any]) -> dict[str, float]:
+    """The kernel for documents over that of dense attention, from ``documents.py``.
+
+    Attention to tokens, and to rows of a sub-sequence, which are fewer.
+    """
+    length, share = results["seq_len"], results["share_of_pairs"]
+    attended = {"dense, documents": length, "attention on S, documents": results["gathered_len"]}
+    cut = [row for row in results["rows"] if row["what"] in attended]
+    places = min(row["places"] for row in cut)  # as many as the loader gives them
+    columns, target = [], []
+    for row in (row for row in cut if row["places"] == places):
+        square = share * attended[row["what"]] ** 2
+        forward, backward = attention_kernel(BODY, square, rates, documents=False)
+        columns += [[forward, 1], [backward, BACKWARD_MATMULS]]
+        target += [row["ms"][0] / 1e3, (row["ms"][1] - row["ms"][0]) / 1e3]
+    (slower, latency), errors = least_squares(columns, target)
+    show("documents", errors)
+    return {"documents": 1 / slower, "documents_latency": latency}
 
 
 def config_of(values: dict[str, Any]) -> LighthouseConfig:
@@ -295,6 +320,8 @@ def fit_device(device: str, reference: Rates | None) -> Rates:
             matmul=1.0,
             elementwise=1.0,
             window=1.0,
+            documents=1.0,
+            documents_latency=0.0,
             node=8,
             activations={"none": 1.0, "op": 1.0, "full": 1.0},
         )
@@ -340,19 +367,28 @@ def fit() -> dict[str, Rates]:
     reference = fit_device(REFERENCE, None)
     others = [device for device in SPECIFICATIONS if device != REFERENCE]
     rates = {REFERENCE: reference} | {device: fit_device(device, reference) for device in others}
-    return share_windows(share_links(rates))
-
-
-def share_windows(rates: dict[str, Rates]) -> dict[str, Rates]:
-    """Windows were measured on some devices; others get the mean share of a copy's speed."""
-    names = {SPECIFICATIONS[device]["name"]: device for device in rates}
-    measured = {names[file["device"]]: file for file in read("windows_*.json")}
-    shares = {device: fit_windows(rates[device], file) for device, file in measured.items()}
-    mean = float(np.mean(list(shares.values())))
-    print(f"windows: {mean:.0%} of a copy's speed")
+    rates = share_links(rates)
+    windows = measured_or_mean(rates, "windows_*.json", fit_windows)
+    documents = measured_or_mean(rates, "documents_*.json", fit_documents)
     return {
-        device: replace(r, window=shares.get(device, mean) * r.copy) for device, r in rates.items()
+        device: replace(r, window=windows[device]["window"] * r.copy, **documents[device])
+        for device, r in rates.items()
     }
+
+
+def measured_or_mean(
+    rates: dict[str, Rates],
+    pattern: str,
+    fit_to: Callable[[Rates, dict[str, Any]], dict[str, float]],
+) -> dict[str, dict[str, float]]:
+    """What a file of results says of its device; devices without one get the mean of the others."""
+    names = {SPECIFICATIONS[device]["name"]: device for device in rates}
+    measured = {names[file["device"]]: file for file in read(pattern)}
+    found = {device: fit_to(rates[device], file) for device, file in measured.items()}
+    fits = list(found.values())
+    mean = {name: float(np.mean([fit[name] for fit in fits])) for name in fits[0]}
+    print(f"{pattern}: {mean}")
+    return {device: found.get(device, mean) for device in rates}
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ class Rates:
         attention_forward, attention_backward: FLOP/s of the causal kernel, the half under the mask
             not counted.
         attention_latency: seconds of a call of it beside that.
+        documents: FLOP/s of the kernel for documents, as a share of that one's.
+        documents_latency: seconds of a call of it beside that, forward; 2.5 times that backward.
         around: bytes/s of summarize, gather and scatter, each byte counted once.
         select: seconds of a selection.
         window: bytes/s of reversing and merging in windows, each byte counted once.
@@ -38,6 +40,8 @@ class Rates:
     attention_forward: float
     attention_backward: float
     attention_latency: float
+    documents: float
+    documents_latency: float
     around: float
     select: float
     window: float

@@ -2,7 +2,7 @@
 
 from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.rates import Rates
-from lighthouse.cost.sizes import Layout, Model, Work, rows, window_share, window_square
+from lighthouse.cost.sizes import Layout, Model, Work, rows, window_share
 
 BACKWARD_MATMULS = 2.5  # of the attention kernel against its forward: 5 matrix products to 2
 ELEMENTWISE_BACKWARD = 2.0  # gradients read and write about twice what forward does
@@ -87,11 +87,12 @@ def _attention_seconds(
     model: Model, layout: Layout, work: Work, rates: Rates, attended: int, again: float
 ) -> tuple[float, float]:
     """The kernel, and what the ring adds to it."""
-    flops = 2 * attended**2 * model.dim * work.local_batch / layout.cp / layout.tp
+    square = work.square_of(attended) * work.local_batch / layout.cp / layout.tp
+    forward, backward = attention_kernel(
+        model, square, rates, documents=work.pairs_left is not None
+    )
     latency = layout.cp * rates.attention_latency
-    forward = flops / rates.attention_forward + latency
-    backward = BACKWARD_MATMULS * flops / rates.attention_backward + latency
-    kernel = (1 + again) * forward + backward
+    kernel = (1 + again) * (forward + latency) + backward + latency
     if layout.cp == 1:
         return kernel, 0.0
     # Forward gathers all keys and values, and keeps them for backward unless it runs again. In
@@ -106,6 +107,23 @@ def _attention_seconds(
     return kernel, exposed + (2 + again) * merged
 
 
+def attention_kernel(
+    model: Model, square: float, rates: Rates, *, documents: bool
+) -> tuple[float, float]:
+    """Forward and backward of one call, but for its latency; ``square`` stands for N².
+
+    In documents another kernel attends, which also starts programs for places without a document.
+    """
+    flops = 2 * square * model.dim
+    forward = flops / rates.attention_forward
+    backward = flops / rates.attention_backward
+    if documents:
+        forward, backward = (
+            of_dense / rates.documents + rates.documents_latency for of_dense in (forward, backward)
+        )
+    return forward, BACKWARD_MATMULS * backward
+
+
 def _window_seconds(
     model: Model, layout: Layout, work: Work, rates: Rates, window: int
 ) -> tuple[float, float]:
@@ -115,12 +133,17 @@ def _window_seconds(
     """
     again = work.checkpointed
     of_a_gpu = work.local_batch / layout.cp / layout.tp
-    flops = 2 * window_square(window, work.seq_len) * model.dim * of_a_gpu
-    forward, backward = elements_in_windows(model)
+    documents = work.pairs_left is not None
+    square = work.window_square(window) * of_a_gpu
+    forward, backward = attention_kernel(model, square, rates, documents=documents)
+    # In documents one call of a kernel that knows of windows.
+    calls, forward_moved, backward_moved = (
+        (1, 0, 0) if documents else (2, *elements_in_windows(model))
+    )
     moved = work.seq_len * of_a_gpu * work.element_bytes / rates.window
-    latency = 2 * rates.attention_latency
-    kernel = (1 + again) * (flops / rates.attention_forward + forward * moved + latency)
-    kernel += BACKWARD_MATMULS * flops / rates.attention_backward + backward * moved + latency
+    latency = calls * rates.attention_latency
+    kernel = (1 + again) * (forward + forward_moved * moved + latency)
+    kernel += backward + backward_moved * moved + latency
     if layout.cp == 1:
         return kernel, 0.0
     tails = 2 * min(window - 1, work.seq_len)  # of two chunks

@@ -83,6 +83,8 @@ class Work:
         element_bytes: of activations and of parameters in use.
         residual_bytes: of the residual stream.
         reshard: parameters are gathered again for backward.
+        pairs_left: share of a causal sequence's pairs that its documents leave; None where
+            documents are not told apart.
     """
 
     seq_len: int
@@ -94,6 +96,15 @@ class Work:
     element_bytes: int = 2
     residual_bytes: int = 2
     reshard: bool = True
+    pairs_left: float | None = None
+
+    def square_of(self, attended: int) -> float:
+        """What attention of so many rows has in the place of N²: documents leave a share of it."""
+        return attended**2 * (1.0 if self.pairs_left is None else self.pairs_left)
+
+    def window_square(self, window: int) -> float:
+        """The same of a window: its own, if documents leave as many pairs."""
+        return min(window_square(window, self.seq_len), self.square_of(self.seq_len))
 
     @property
     def checkpointed(self) -> float:
@@ -125,9 +136,9 @@ def flops_per_token(model: Model, work: Work) -> int:
     """FLOPs per token and step by torchtitan's conventions.
 
     6 per weight, 12 * dim * rows per token of attention: forward and backward, no discount for the
-    causal mask, no recomputation; scoring once. Windows count as the pairs that they are of N². The
-    embedding is no product, norms count as upstream counts them. The trainer logs the same
-    (``lighthouse/titan/llama3/flops.py``).
+    causal mask, no recomputation; scoring once. Windows and documents count as the pairs that they
+    are of N². The embedding is no product, norms count as upstream counts them. The trainer logs
+    the same (``lighthouse/titan/llama3/flops.py``).
     """
     weights = model.matrices + model.norms
     head_dim = model.dim // model.heads
@@ -135,8 +146,8 @@ def flops_per_token(model: Model, work: Work) -> int:
     for config in work.attention:
         near = window_share(config, model.kv_heads)
         if config is not None and config.window is not None:
-            squares += near * window_square(config.window, work.seq_len)
-        squares += (1 - near) * rows(config, work.seq_len) ** 2
+            squares += near * work.window_square(config.window)
+        squares += (1 - near) * work.square_of(rows(config, work.seq_len))
         if isinstance(config, LighthouseConfig):
             of_all = scoring_flops_per_token(config, work.seq_len, model.heads, head_dim)
             scoring += (1 - near) * of_all

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 from lighthouse.config import LighthouseConfig
 from lighthouse.documents import places_for
 from lighthouse.titan.config.model_args import model_args_of
-from lighthouse.titan.config.stages import Stage
+from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.packing import PackedSequence, PackedTextDataset
 from lighthouse.titan.data.tally import FULL, LEFT, PADDING, PAIRS, Tally
 from lighthouse.titan.data.token_streams import TokenStream
@@ -62,6 +62,16 @@ class Packing:
             keep_end_label=training.document_end_label == "keep",
             restart_positions=training.document_positions == "restart",
         )
+
+    @classmethod
+    def of_training(cls, job_config: "JobConfig", stage: Stage) -> "Packing":
+        """That of the sequences which a run reads in a stage.
+
+        One whose stages are no list reads all alike.
+        """
+        stages = Stages.of(job_config)
+        read = stage if stages.listed else stages.at(1)
+        return cls.of(job_config, [read], read.seq_len)
 
     def inputs(self, tokens_N: np.ndarray, starts: list[int]) -> dict[str, torch.Tensor]:
         """What the model is called with: tokens and positions int64 (N,), starts int32 (M,).

@@ -191,7 +191,7 @@ def build_dataloader(
         if of_upstream:
             return upstream.build_text_dataloader(*ranks, tokenizer, job, infinite)
         tokens, seq_len = _training_tokens(job, opener), job.training.seq_len
-        packing = Packing.of(job_config, [stage], seq_len) if apart else None
+        packing = Packing.of_training(job_config, stage) if apart else None
         return opener.loader(opener.packed(tokens, seq_len, infinite, packing), job.training)
 
     loader = StagedLoader(build, stages.at(1)) if stages.listed else build(stages.at(1))

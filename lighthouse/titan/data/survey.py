@@ -145,9 +145,7 @@ def _packings_of(job: "JobConfig") -> list[Packing]:
     """Of the run's sequences, each once; none where documents are not told apart."""
     if not job.training.document_mask:
         return []
-    stages = Stages.of(job)
-    read = list(stages) if stages.listed else [stages.at(1)]
-    return list(dict.fromkeys(Packing.of(job, [s], s.job(job).training.seq_len) for s in read))
+    return list(dict.fromkeys(Packing.of_training(job, stage) for stage in Stages.of(job)))
 
 
 class _Packed:

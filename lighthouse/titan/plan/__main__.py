@@ -30,15 +30,20 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--gpus", type=int, required=True, help="GPUs in all")
     known = ", ".join([*devices(), CPU])
     parser.add_argument("--device", default="h100", help=f"{known}; of others nothing is estimated")
+    parser.add_argument(
+        "--survey",
+        metavar="FILE",
+        help="what documents leave of attention: JSON of python -m lighthouse.data check",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options, trainer = parser.parse_known_args(args)
     if options.gpus < 1:
         parser.error(f"--gpus {options.gpus}: must be at least 1")
     try:
         job_config = parse(trainer, machine_of(options.device, options.gpus))
+        result = plan(job_config, options.gpus, options.device, options.survey)
     except ValueError as error:
         refuse(error)
-    result = plan(job_config, options.gpus, options.device)
     print(json.dumps(asdict(result), indent=1) if options.json else table(result), flush=True)
     if result.misfits:
         refuse("; ".join(result.misfits))

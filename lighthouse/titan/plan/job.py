@@ -16,6 +16,7 @@ from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.distributed.layout import accumulation_steps, layout_of
 from lighthouse.titan.plan.fit import largest_local_batch, largest_part
 from lighthouse.titan.plan.stage import PlannedStage, lasting, misfits, planned_stage
+from lighthouse.titan.plan.surveyed import surveyed_pairs, unknown_pairs
 from lighthouse.titan.plan.work import CPU, model_of, remarks, why_not_estimated, work_of
 
 if TYPE_CHECKING:
@@ -76,13 +77,20 @@ def machine_of(device: str, processes: int) -> Machine:
     return Machine(CPU if device == CPU else "cuda", processes, here=False)
 
 
-def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
+def plan(
+    job_config: "JobConfig", gpus: int, device: str = "h100", survey: str | None = None
+) -> Plan:
     """Estimate a job that :func:`parse` has checked for as many GPUs.
 
     Args:
         gpus: processes, where ``device`` is ``"cpu"``.
         device: a kind of GPU; one without rates is not estimated.
+        survey: a file that says what documents leave of attention.
+
+    Raises:
+        ValueError: for a survey that says nothing of the job.
     """
+    pairs_left = surveyed_pairs(job_config, survey) if survey else unknown_pairs(job_config)
     layout = layout_of(job_config, gpus)
     stages_of_run = Stages.of(job_config).stages
     reason = why_not_estimated(job_config, device)
@@ -109,7 +117,7 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
                     Counter(c.window for c in sparse if c.window_heads and c.window is not None)
                 )
             attention = (None,) * model.layers if all_dense else tuple(layers)
-            work = work_of(job, layout, attention)
+            work = work_of(job, layout, attention, pairs_left(stage))
             flops = flops_per_token(model, work)
             if rates is not None:
                 estimate = cost(model, layout, work, rates)
@@ -157,7 +165,7 @@ def plan(job_config: "JobConfig", gpus: int, device: str = "h100") -> Plan:
         ),
         largest_parts=tuple(parts),
         misfits=() if limit is None else misfits(stages, parts, limit),
-        remarks=(reason,) if reason else remarks(job_config),
+        remarks=(reason,) if reason else remarks(job_config, surveyed=survey is not None),
     )
 
 

@@ -16,8 +16,17 @@ CPU = "cpu"
 """In the place of a kind of GPU."""
 
 
-def work_of(job_config: "JobConfig", layout: Layout, attention: tuple[LayerConfig, ...]) -> Work:
-    """A step of a stage, whose configuration this is, with the attention of each layer."""
+def work_of(
+    job_config: "JobConfig",
+    layout: Layout,
+    attention: tuple[LayerConfig, ...],
+    pairs_left: float | None = None,
+) -> Work:
+    """A step of a stage, whose configuration this is, with the attention of each layer.
+
+    Args:
+        pairs_left: as in :class:`Work`.
+    """
     training = job_config.training
     checkpoint = job_config.activation_checkpoint
     selective = checkpoint.mode == "selective"
@@ -32,6 +41,7 @@ def work_of(job_config: "JobConfig", layout: Layout, attention: tuple[LayerConfi
         element_bytes=element,
         residual_bytes=residual,
         reshard=job_config.parallelism.fsdp_reshard_after_forward != "never",
+        pairs_left=pairs_left,
     )
 
 
@@ -81,9 +91,18 @@ def why_not_estimated(job_config: "JobConfig", device: str) -> str | None:
     return None
 
 
-def remarks(job_config: "JobConfig") -> tuple[str, ...]:
-    """What an estimate does not know of the job, a sentence each."""
+def remarks(job_config: "JobConfig", surveyed: bool = False) -> tuple[str, ...]:
+    """What an estimate does not know of the job, a sentence each.
+
+    Args:
+        surveyed: whether it is known what documents leave of attention.
+    """
     found: list[str] = []
+    if job_config.training.document_mask and not surveyed:
+        found.append(
+            "training.document_mask = true: attention is counted as if each sequence were one "
+            "document; --survey says what documents leave of it"
+        )
     if not job_config.compile.enable:
         found.append("compile.enable = false: the rates are those of compiled blocks")
     if job_config.training.mixed_precision_param == "float32":

@@ -62,7 +62,7 @@ def _step(trainer: Any, stage: Stage) -> None:
     tokens = torch.zeros(shape, dtype=torch.int64, device=trainer.device)
     inputs = {"input": tokens}
     if trainer.job_config.training.document_mask:
-        packing = Packing.of(trainer.job_config, [stage], stage.seq_len)
+        packing = Packing.of_training(trainer.job_config, stage)
         of_rows = one_document(packing, rows)
         inputs = {name: x.to(trainer.device) for name, x in of_rows.items()}
     trainer.optimizers.zero_grad()

@@ -54,6 +54,23 @@ def test_a_window_saves_what_is_outside_of_it():
     assert 1.5 < ratio < 2
 
 
+def test_documents_save_the_pairs_between_them():
+    """The layers of a step as ``benchmarks/documents.py`` measured one on an H200, by itself."""
+    rates = load_rates("h200")
+
+    def kernels(attention, pairs_left: float | None) -> float:
+        work = Work(seq_len=N, attention=(attention,), pairs_left=pairs_left)
+        found = cost(BODY, ONE, work, rates).seconds
+        return 1e3 * sum(s for part, s in found.items() if part.endswith(" attention"))
+
+    assert kernels(None, None) < kernels(None, 1.0)  # the kernel for documents is slower
+    assert kernels(None, 0.109) == pytest.approx(25.4, rel=0.12)
+    assert kernels(CONFIG, 0.109) == pytest.approx(1.63, rel=0.12)
+    # A window has no pairs but those of documents.
+    assert kernels(WindowConfig(N // 2), 0.109) == pytest.approx(kernels(None, 0.109))
+    assert kernels(WindowConfig(1024), 0.109) == pytest.approx(kernels(WindowConfig(1024), 1.0))
+
+
 def test_window_heads_lie_between_their_two_kinds_of_layer():
     def of(config) -> Cost:
         return cost(BODY, ONE, replace(WORK, attention=(config,) * 30), RATES)

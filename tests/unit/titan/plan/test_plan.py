@@ -18,6 +18,7 @@ from lighthouse.titan.llama3.layers import set_stage
 from lighthouse.titan.plan.__main__ import main
 from lighthouse.titan.plan.fit import largest_part
 from lighthouse.titan.plan.job import Plan, machine_of, parse, plan
+from lighthouse.titan.plan.surveyed import surveyed_pairs
 from lighthouse.titan.plan.table import table
 from lighthouse.titan.plan.work import model_of, work_of
 from tests.support import TRAIN_CONFIGS
@@ -80,21 +81,86 @@ def test_windows_are_planned():
     assert lighthouse.step_seconds < planned(BASE).stages[0].step_seconds
 
 
+@pytest.mark.parametrize("pairs", [None, 0.2])
 @pytest.mark.parametrize("windows", ["", f"{WINDOWS} --lighthouse.window_heads 2"])
-def test_flops_are_those_of_the_trainer(windows):
+def test_flops_are_those_of_the_trainer(windows, pairs, tmp_path):
     from torchtitan.protocols.train_spec import get_train_spec
 
     from lighthouse.titan.llama3.flops import flops_per_token as trainers
 
-    job = job_of(BASE, *windows.split())
-    result = plan(job, 8)
+    mask = ["--training.document_mask"] if pairs else []
+    job = job_of(BASE, *windows.split(), *mask)
+    survey = survey_of(tmp_path, {(98304, 16): pairs}) if pairs else None
+    result = plan(job, 8, survey=survey)
     args = get_train_spec("llama3").model_args["530M_byte"]
     model = on_meta(job)
     parameters, dense = args.get_nparams_and_flops(model, 98304)
     assert result.parameters == parameters
     for step, stage in ((1, result.stages[0]), (10_001, result.stages[1])):
         set_stage([model], Stages.of(job).at(step))
-        assert stage.flops_per_token == trainers([model], dense, args, job)
+        left = {"pairs_left": pairs} if pairs else {}
+        assert stage.flops_per_token == trainers([model], dense, args, job, **left)
+
+
+def survey_of(folder: Path, *pairs_of_sources: dict[tuple[int, int], float]) -> str:
+    """What ``lighthouse.data check`` would print of sources with equal shares."""
+    share = 1 / len(pairs_of_sources)
+    sources = [
+        {
+            "share": share,
+            "packed": [
+                {"seq_len": seq_len, "multiple": multiple, "pairs": left}
+                for (seq_len, multiple), left in pairs.items()
+            ],
+        }
+        for pairs in pairs_of_sources
+    ]
+    (folder / "survey.json").write_text(json.dumps(sources))
+    return str(folder / "survey.json")
+
+
+def test_documents_are_planned(tmp_path, capsys):
+    mask = "--training.document_mask"
+    survey = survey_of(tmp_path, {(98304, 16): 0.1}, {(98304, 16): 0.3})
+    assert surveyed_pairs(job_of(BASE, mask), survey)(Stages.of(job_of(BASE)).last) == 0.2
+    with_survey, without = (plan(job_of(BASE, mask), 8, survey=file) for file in (survey, None))
+    for left, all_pairs in zip(with_survey.stages, without.stages, strict=True):
+        assert left.step_seconds < all_pairs.step_seconds
+        assert left.flops_per_token < all_pairs.flops_per_token
+    assert not with_survey.remarks
+    assert "--survey says what documents leave" in without.remarks[0]
+    assert without.stages[1].step_seconds > planned(BASE).stages[1].step_seconds
+    flags = ["--gpus", "8", "--job.config_file", str(BASE), mask, "--survey", survey]
+    main(flags)
+    assert "as if each sequence were one" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file"),
+        ("{", "is no survey of a run"),
+        (
+            '[{"share": null, "packed": [{"seq_len": 1, "multiple": 1, "pairs": 1}]}]',
+            "is no survey",
+        ),
+        ("[]", "has no sequences of 98,304 tokens with documents at multiples of 16, as stage 1"),
+        ('[{"share": 1, "packed": []}]', "has no sequences of 98,304 tokens"),
+    ],
+)
+def test_a_survey_of_something_else_is_refused(content, says, tmp_path, capsys):
+    file = tmp_path / "survey.json"
+    if content is not None:
+        file.write_text(content)
+    flags = ["--gpus", "8", "--job.config_file", str(BASE), "--survey", str(file)]
+    with pytest.raises(SystemExit) as ended:
+        main([*flags, "--training.document_mask"])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--survey {file}: " in line and says in line and "lighthouse.data check" in line
+    with pytest.raises(SystemExit):
+        main(flags)
+    assert "without training.document_mask" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flavor", ["530M", "tiny_byte", "8B"])
