@@ -12,7 +12,6 @@ milliseconds of the slower rank; calls follow each other without waiting for the
 import argparse
 import json
 import os
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +29,7 @@ from torchtitan.models.attention import ScaledDotProductAttentionWrapper
 
 from benchmarks.documents import draw_starts, tensor_of
 from benchmarks.provenance import gpu
+from benchmarks.ring import median_ms
 from lighthouse import LighthouseAttention, LighthouseConfig
 from lighthouse.documents import places_for
 from lighthouse.titan.distributed.exchange import SharedSequence, share_sequences
@@ -37,7 +37,6 @@ from lighthouse.titan.distributed.exchange import SharedSequence, share_sequence
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 HEADS, HEAD_DIM = 8, 128
-RUNS, CALLS = 5, 4
 
 
 class GatheredFlex:
@@ -101,31 +100,11 @@ def calls(
     }
 
 
-def median_ms(call: Callable[[], Any]) -> float:
-    """Of the slower rank."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    dist.barrier()
-    times = []
-    for _ in range(RUNS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(CALLS):
-            call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / CALLS)
-    slowest = torch.tensor(statistics.median(times), device="cuda")
-    dist.all_reduce(slowest, dist.ReduceOp.MAX)
-    return round(float(slowest), 3)
-
-
 def both(call: Call, inputs: list[Tensor], grad: Tensor) -> list[float]:
     def forward_backward() -> None:
         torch.autograd.grad(call(*inputs), inputs, grad)
 
-    return [median_ms(lambda: call(*inputs)), median_ms(forward_backward)]
+    return [max(median_ms(run)) for run in (lambda: call(*inputs), forward_backward)]
 
 
 def difference(one: Call, other: Call, inputs: list[Tensor], grad: Tensor) -> float:

@@ -41,7 +41,7 @@ def median_ms(call: Callable[[], Any]) -> list[float]:
         end.synchronize()
         times.append(start.elapsed_time(end) / CALLS)
     median = torch.tensor([statistics.median(times)], device="cuda")
-    medians = torch.empty(2, device="cuda")
+    medians = torch.empty(dist.get_world_size(), device="cuda")
     dist.all_gather_into_tensor(medians, median)
     return [round(value, 2) for value in medians.tolist()]
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -14,7 +13,7 @@ from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import llama3_args
 
 from lighthouse.toml_types import under_dotted_keys
-from tests.support import ROOT
+from tests.support import ROOT, processes
 from tests.support.processes import python, run_module
 from tests.support.trainer import Run
 
@@ -43,22 +42,15 @@ def v1(tmp_path) -> Path:
 def environment(folder: Path) -> dict[str, str]:
     """For processes in the folder: its modules and the present code, and no GPU."""
     path = os.pathsep.join((str(folder), str(ROOT)))
-    return {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def sweep(folder: Path, *arguments: str) -> str:
     """What a command of sweeps prints in the folder."""
-    done = subprocess.run(
-        [python(), str(ROOT / "scripts" / "sweep.py"), *arguments],
-        cwd=folder,
-        env=os.environ | environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    command = [python(), ROOT / "scripts" / "sweep.py", *arguments]
+    code, printed = processes.run(command, environment(folder), path=folder)
+    assert code == 0, printed
+    return printed
 
 
 def settings(file: Path) -> dict[str, Any]:

@@ -1,15 +1,13 @@
 """What the trainer refuses, and a finished run, through the launcher and under bare torchrun."""
 
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 import titan_tree
 from tests.support import ROOT
-from tests.support.processes import python
+from tests.support.processes import python, run
 from tests.support.trainer import TINY, Run, flags, train
 
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=2 -m torchtitan.train"
@@ -23,16 +21,8 @@ EACH_LAUNCHER = pytest.mark.parametrize("launcher", LAUNCHERS)
 
 def launch(launcher: str, *arguments: str) -> tuple[int, list[str]]:
     """Exit code, and the lines on the screen."""
-    done = subprocess.run(
-        [python(), *LAUNCHERS[launcher], *arguments],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    return done.returncode, done.stdout.splitlines()
+    code, printed = run([python(), *LAUNCHERS[launcher], *arguments])
+    return code, printed.splitlines()
 
 
 def options(folder: Path, *more: str) -> list[str]:

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from torchtitan.config import ConfigManager
-from torchtitan.protocols.train_spec import get_train_spec
 
 from lighthouse import leak
-from lighthouse.titan.llama3.layers import apply_lighthouse
+from tests.support.models import drawn
 from tests.support.trainer import Run, train
 
 OPTIONS = "--lighthouse.enable --lighthouse.dense_from_step 7 --training.steps 8"
@@ -95,15 +94,7 @@ def build(selection: str) -> torch.nn.Module:
     options += " --lighthouse.enable --lighthouse.topk 8 --lighthouse.stratum 2"
     options += f" --lighthouse.dense_layers 1 2 --lighthouse.selection {selection}"
     job = ConfigManager().parse_args(options.split())
-    spec = get_train_spec("llama3")
-    model_args = spec.model_args["tiny_byte"]
-    model_args.update_from_config(job)
-    torch.manual_seed(0)
-    model = spec.model_cls(model_args)
-    with torch.no_grad():
-        model.init_weights()
-    apply_lighthouse(model, job)
-    return model.eval()
+    return drawn(job).eval()
 
 
 @pytest.mark.parametrize("selection", ["causal", "published"])

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from lighthouse.runs.metrics import read_metrics
 from lighthouse.sweep.run_folder import read_runs
 from tests.support import ROOT, TRAIN_CONFIGS
-from tests.support.processes import run_module
+from tests.support.processes import run, run_module
 
 GPUS = torch.cuda.device_count()
 
@@ -34,17 +33,9 @@ def train_sh(folder: Path, *arguments: str | Path) -> str:
     (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (folder / "python").chmod(0o755)
     own = {"PATH": f"{folder}:{os.environ['PATH']}", "NPROC": str(GPUS or 2)}
-    done = subprocess.run(
-        ["bash", ROOT / "scripts" / "train.sh", *arguments],
-        cwd=ROOT,
-        env=os.environ | own,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    code, printed = run(["bash", ROOT / "scripts" / "train.sh", *arguments], own)
+    assert code == 0, printed
+    return printed
 
 
 def test_stages_on_a_ring_are_exported(tmp_path: Path) -> None:

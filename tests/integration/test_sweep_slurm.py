@@ -4,9 +4,7 @@ The same sweep, undisturbed and without Slurm, is what all of it must lead to.
 """
 
 import json
-import os
 import shutil
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 from lighthouse.sweep.collect import TIMES, collect
 from lighthouse.sweep.progress import progress_of
 from lighthouse.sweep.run_folder import FAILED, FINISHED, PREEMPTED, TIME_LIMIT, Run, read_runs
-from tests.support import ROOT
+from tests.support import ROOT, processes
 from tests.support.processes import python
 from tests.support.slurm_cluster import (
     PATIENCE,
@@ -78,17 +76,11 @@ class Swept:
     printed: dict[str, str] = field(default_factory=dict)
 
     def command(self, *arguments: str, ok: bool = True) -> str:
-        done = subprocess.run(
-            [python(), "-m", "lighthouse.sweep", *arguments],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PATIENCE,
-        )
-        assert (done.returncode == 0) == ok, done.stdout
-        return done.stdout
+        command = [python(), "-m", "lighthouse.sweep", *arguments]
+        environment = {"PYTHONPATH": str(ROOT)} | self.environment
+        code, printed = processes.run(command, environment, timeout=PATIENCE)
+        assert (code == 0) == ok, printed
+        return printed
 
     def run(self, name: str) -> Run:
         (run,) = (r for r in read_runs(self.output) if r.name.startswith(name))

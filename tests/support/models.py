@@ -1,4 +1,4 @@
-"""Models of jobs, as the trainer builds them first: on the meta device."""
+"""Models of jobs, as the trainer builds them: first on the meta device."""
 
 from typing import Any
 
@@ -21,6 +21,21 @@ def on_meta(job_config: Any) -> Any:
         apply_tied(model, model_args)
         apply_lighthouse(model, job_config)
     return model
+
+
+def drawn(job_config: Any) -> Any:
+    """The same with weights, which are those of a new run."""
+    model = on_meta(job_config)
+    draw_weights(model)
+    return model
+
+
+def draw_weights(model: Any) -> None:
+    """Give a model of the meta device weights."""
+    torch.manual_seed(0)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        model.init_weights()
 
 
 def lighthouse_layers(model: Any) -> dict[int, LighthouseAttention]:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -47,6 +47,38 @@ def python() -> str:
     return str(folder / "python")
 
 
+def run(
+    command: Sequence[str | Path],
+    environment: Mapping[str, str] | None = None,
+    path: Path = ROOT,
+    timeout: float = TIMEOUT,
+) -> tuple[int, str]:
+    """Run a command whose processes have one thread each.
+
+    Args:
+        command: the program and its arguments.
+        environment: what differs from this process's.
+        path: the working folder.
+        timeout: seconds.
+
+    Returns:
+        Exit code, negative for a signal, and all that was printed.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer.
+    """
+    done = subprocess.run(
+        command,
+        cwd=path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    return done.returncode, done.stdout
+
+
 def run_module(
     module: str,
     *arguments: str,
@@ -54,7 +86,7 @@ def run_module(
     environment: Mapping[str, str] | None = None,
     path: Path = ROOT,
 ) -> tuple[int, str]:
-    """Run a module as ``python -m`` does, each process with one thread.
+    """:func:`run` a module as ``python -m`` does.
 
     Args:
         module: its name.
@@ -62,21 +94,7 @@ def run_module(
         ranks: processes that torchrun starts; None for one process without torchrun.
         environment: what differs from this process's.
         path: the working folder, where modules are looked for first.
-
-    Returns:
-        Exit code, negative for a signal, and all that was printed.
-
-    Raises:
-        subprocess.TimeoutExpired: it took longer than `TIMEOUT`.
     """
     agent = f"torch.distributed.run --standalone --nproc_per_node={ranks} -m".split()
-    done = subprocess.run(
-        [python(), "-m", *([] if ranks is None else agent), module, *arguments],
-        cwd=path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIMEOUT,
-    )
-    return done.returncode, done.stdout
+    command = [python(), "-m", *([] if ranks is None else agent), module, *arguments]
+    return run(command, environment, path)

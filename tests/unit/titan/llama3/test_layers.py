@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torchtitan.config import JobConfig
@@ -20,7 +19,7 @@ from lighthouse.titan.llama3.layers import (
     stage_metrics,
     wrapped_modules,
 )
-from tests.support.models import lighthouse_layers, on_meta
+from tests.support.models import draw_weights, lighthouse_layers, on_meta
 
 
 def build(*args: str):
@@ -134,13 +133,6 @@ def test_each_stage_is_the_model_of_its_own_configuration() -> None:
         assert torch.equal(staged(tokens), alone(tokens))
 
 
-def with_weights(model: Any) -> None:
-    torch.manual_seed(0)
-    model.to_empty(device="cpu")
-    with torch.no_grad():
-        model.init_weights()
-
-
 def test_a_document_is_what_it_is_alone_in_dense_and_window_layers() -> None:
     """The first layer is always dense, the others are windows, and then dense in another stage."""
     job, model = build(
@@ -148,7 +140,7 @@ def test_a_document_is_what_it_is_alone_in_dense_and_window_layers() -> None:
         *"--lighthouse.enable --lighthouse.dense_layers 0 --lighthouse.window 5".split(),
         *"--lighthouse.window_layers 1 2 3 --lighthouse.dense_from_step 5".split(),
     )
-    with_weights(model)
+    draw_weights(model)
     tokens = torch.randint(256, (1, 64))
     starts = torch.tensor([[0, 1, 30, 64]], dtype=torch.int32)
     positions = torch.cat([torch.arange(n) for n in (1, 29, 34)])[None]
@@ -167,7 +159,7 @@ def test_documents_reach_lighthouse_layers_in_a_model() -> None:
         *"--lighthouse.enable --lighthouse.topk 16 --lighthouse.stratum 16".split(),
         *"--lighthouse.num_levels 2".split(),
     )
-    with_weights(model)
+    draw_weights(model)
     set_stage([model], Stages.of(job).at(1))
     tokens = torch.randint(256, (1, 64))
     starts = torch.tensor([[0, 32]], dtype=torch.int32)

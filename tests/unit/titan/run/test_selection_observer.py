@@ -10,27 +10,19 @@ import torch
 from lighthouse.config import WindowConfig
 from lighthouse.ops import reference
 from lighthouse.pyramid import Selection
-from lighthouse.titan.llama3.layers import apply_lighthouse, wrapped_modules
+from lighthouse.titan.llama3.layers import wrapped_modules
 from lighthouse.titan.run.selection_observer import SelectionObserver
+from tests.support.models import drawn
 
 
 def build(*args: str) -> tuple[torch.nn.Module, SimpleNamespace]:
     from torchtitan.config import ConfigManager
-    from torchtitan.protocols.train_spec import get_train_spec
 
     options = "--model.flavor tiny_byte --model.tokenizer byte --training.seq_len 128"
     options += " --lighthouse.enable --lighthouse.topk 8 --lighthouse.stratum 8"
     options += " --lighthouse.dense_layers 0 --lighthouse.selection_log_freq 20"
     job = ConfigManager().parse_args([*options.split(), *args])
-    spec = get_train_spec("llama3")
-    model_args = spec.model_args["tiny_byte"]
-    model_args.update_from_config(job)
-    torch.manual_seed(0)
-    model = spec.model_cls(model_args)
-    with torch.no_grad():
-        model.init_weights()
-    apply_lighthouse(model, job)
-    return model, job
+    return drawn(job), job
 
 
 ONE_DEVICE = SimpleNamespace(get_optional_mesh=lambda name: None)
