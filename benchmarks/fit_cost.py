@@ -57,12 +57,14 @@ SPECIFICATIONS: dict[str, dict[str, Any]] = {
         "memory": 79.1 * GIB,
         "nvlink": 450e9,
         "network": 50e9,
+        "host": 64e9,
     },
     "h200": {
         "name": "NVIDIA H200",
         "memory": 139.8 * GIB,
         "nvlink": 450e9,
         "network": 50e9,
+        "host": 64e9,
         "compute": 1.0,
         "bandwidth": 4.8 / 3.35,
     },
@@ -256,7 +258,7 @@ def fit_memory(rates: Rates, runs: list[Run]) -> Rates:
             model, layout, work = sizes(run)
             if work.checkpointing == mode and "memory_gib" in run:
                 parts = cost(model, layout, work, replace(rates, activations={mode: 1.0})).memory
-                counted = parts.pop("activations")
+                counted = parts.pop("activations") + parts.pop("block inputs")
                 ratios.append((run["memory_gib"] * GIB - sum(parts.values())) / counted)
         held[mode] = float(np.mean(ratios)) if ratios else rates.activations[mode]
     return replace(rates, activations=held)
@@ -308,7 +310,7 @@ def fit_device(device: str, reference: Rates | None) -> Rates:
     kernels = [load for load in read("attention_*.json") if load["device"] == specification["name"]]
     runs = runs_of(device)
     print(f"{device}: {specification['name']}")
-    links = {name: specification[name] for name in ("memory", "nvlink", "network")}
+    links = {name: specification[name] for name in ("memory", "nvlink", "network", "host")}
     # Rates of windows and scorers come from elsewhere.
     norm = [run for run in runs if not re.search("scorer|window", run["flags"])]
     alone = [run for run in norm if "context_parallel_degree" not in run["flags"]]

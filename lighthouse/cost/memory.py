@@ -8,6 +8,8 @@ GIB = 2**30
 
 STATE_BYTES = 16  # fp32 parameter, gradient and two moments
 LOGIT_BYTES = 10  # logits, their fp32 copy and its gradient, per logit
+AT_HAND = 2  # inputs of blocks on the device, where others are offloaded
+IN_A_CHUNK = 6  # w1's output, w3's and their product, and the gradients of all three
 
 
 def memory(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str, float]:
@@ -16,8 +18,12 @@ def memory(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str, 
         _kept_bytes(model, work, config) + _kept_by_ring(model, layout, work, config)
         for config in work.attention
     ]
+    all_tokens = work.local_batch * work.seq_len / layout.cp
     working = max(kept)  # a layer that runs again in backward
     outside = work.residual_bytes * model.dim
+    share = work.checkpointed
+    inputs = AT_HAND if work.offload else share * model.layers
+    beside = _beside_chunks(model, work, tokens)
     if work.checkpointing == "none":
         activations = sum(kept)
     elif work.checkpointing == "op":
@@ -26,33 +32,59 @@ def memory(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str, 
             for config in work.attention
         )
     else:
-        share = work.checkpointed
-        activations = working + share * model.layers * outside + (1 - share) * sum(kept)
+        activations = working + (1 - share) * sum(kept)
     mode = work.checkpointing if work.checkpointing in rates.activations else "full"
+    factor = rates.activations[mode] * tokens
 
-    all_tokens = work.local_batch * work.seq_len / layout.cp
     at_a_time = min(work.loss_chunk_tokens or all_tokens, all_tokens)
     # Two layers gathered and one's gradient, beside the output layer with its own. The embedding is
     # gathered at other times.
     layer = model.layer_matrices * (2 * work.element_bytes + 4)
+    if work.ffn_chunk_tokens:
+        layer += 4 * model.ffn_matrices  # fp32 sums over chunks
     output = model.dim * model.vocab_size * (work.element_bytes + 4)
     return {
         "parameters and optimizer": STATE_BYTES * model.parameters / layout.fsdp / layout.tp,
         "gathered parameters": (layer + output) / layout.tp,
-        "activations": rates.activations[mode] * tokens * (activations + 3 * outside),
+        "block inputs": factor * inputs * outside,
+        "activations": factor * (activations + beside + 3 * outside),
         "logits": LOGIT_BYTES * at_a_time * model.vocab_size / layout.tp,
     }
 
 
+def host_memory(model: Model, layout: Layout, work: Work) -> float:
+    """Bytes of a host that a GPU's offloaded block inputs take: of all blocks but the last."""
+    if not work.offload:
+        return 0.0
+    tokens = work.local_batch * work.seq_len / layout.cp / layout.tp
+    return (model.layers - 1) * tokens * work.residual_bytes * model.dim
+
+
+def _beside_chunks(model: Model, work: Work, tokens: float) -> float:
+    """What a layer's backward has beside what is kept, per token, if the feed-forward is in chunks.
+
+    Either a chunk's hidden layer, or, when that is done, the gradients of q, k, v and the attention
+    output in place of the feed-forward's input and its norm. Of a whole feed-forward the hidden
+    layer, which is kept, is more than what is beside.
+    """
+    if not work.ffn_chunk_tokens:
+        return 0.0
+    chunk = min(work.ffn_chunk_tokens, tokens) / tokens
+    of_ffn = chunk * IN_A_CHUNK * work.element_bytes * model.ffn_dim
+    of_attention = 2 * (model.dim + model.kv_dim) * work.element_bytes
+    return max(of_ffn, of_attention - model.dim * (work.residual_bytes + work.element_bytes))
+
+
 def _kept_bytes(model: Model, work: Work, config: LighthouseConfig | WindowConfig | None) -> float:
-    """Kept for backward, per token: block input and sum, norms, SwiGLU, attention in and out.
+    """Kept for backward, per token: block input and sum, norms, SwiGLU unless it is in chunks,
+    attention in and out.
 
     A Lighthouse layer keeps the rows of its sub-sequence instead of q, k and v of each token, and
     takes those of its window heads apart.
     """
     element = work.element_bytes
     body = 2 * model.dim * (work.residual_bytes + element)
-    body += element * (model.dim + 3 * model.ffn_dim)
+    body += element * (model.dim + (0 if work.ffn_chunk_tokens else 3 * model.ffn_dim))
     qkv = model.dim + 2 * model.kv_dim
     if not isinstance(config, LighthouseConfig):
         return body + element * qkv
@@ -79,8 +111,12 @@ def _kept_by_ring(
 def _kept_by_op(
     model: Model, layout: Layout, work: Work, config: LighthouseConfig | WindowConfig | None
 ) -> float:
-    """The block's input, wq, wv, w1 and the attention kernel's outputs, one a piece, per token."""
+    """The block's input, wq, wv, w1 and the attention kernel's outputs, one a piece, per token.
+
+    Without w1 where the feed-forward is in chunks.
+    """
     near = window_share(config, model.kv_heads)
     share = near + (1 - near) * layout.cp * rows(config, work.seq_len) / work.seq_len
-    columns = model.dim + model.kv_dim + model.ffn_dim + share * model.dim
+    columns = model.dim + model.kv_dim + share * model.dim
+    columns += 0 if work.ffn_chunk_tokens else model.ffn_dim
     return work.residual_bytes * model.dim + work.element_bytes * columns

@@ -29,6 +29,7 @@ class Rates:
         dilated: FLOP/s of the ``dilated`` scorer's attention.
         gla: seconds per token and channel of the ``gla`` scorer.
         nvlink, network: bytes/s a GPU sends within a node and between nodes.
+        host: bytes/s between a GPU and its host's memory, one way.
         node: GPUs of a node.
         activations: bytes held in fact over bytes counted, by checkpointing mode.
     """
@@ -49,6 +50,7 @@ class Rates:
     gla: float
     nvlink: float
     network: float
+    host: float
     node: int
     activations: dict[str, float]
 

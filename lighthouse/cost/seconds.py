@@ -1,6 +1,9 @@
 """Seconds of a step on one GPU: work over rates, part by part."""
 
+import math
+
 from lighthouse.config import LighthouseConfig, WindowConfig
+from lighthouse.cost.memory import host_memory
 from lighthouse.cost.rates import Rates
 from lighthouse.cost.sizes import Layout, Model, Work, rows, window_share
 
@@ -9,6 +12,7 @@ ELEMENTWISE_BACKWARD = 2.0  # gradients read and write about twice what forward 
 OPTIMIZER_BYTES = 36  # norm of the gradient, then AdamW on fp32 state, per parameter
 LOSS_BYTES = 20  # passes over fp32 logits and their gradient, per logit
 MERGE_BYTES = 12  # a ring step merges its output into an fp32 one, per element
+SUM_BYTES = 10  # a chunk's gradient of a weight is added to the fp32 sum of chunks, per weight
 
 
 def seconds(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str, float]:
@@ -20,6 +24,9 @@ def seconds(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str,
     if selective:  # of wq, wk, wv, wo, w1, w3, w2 every second is not kept: wk, wo, w3
         unkept = model.dim * (model.kv_dim + model.dim + model.ffn_dim)
         matmul += 2 * model.layers * unkept
+    if work.ffn_chunk_tokens:  # w1 and w3 run again in any case; w3 of "op", both of "full" did
+        more = (1 if selective else 2 * (1 - again)) * model.ffn_matrices / 3
+        matmul += 2 * model.layers * more
 
     passes = 1 + ELEMENTWISE_BACKWARD + (1.0 if selective else again)
     elementwise = passes * model.layers * _elementwise_bytes(model, work)
@@ -66,6 +73,9 @@ def seconds(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str,
     # Gathering and reducing run beside the computation; only what is longer shows.
     busy = sum(parts.values())
     parts["fsdp"] = max(0.0, _fsdp_seconds(model, layout, work, rates) - busy)
+
+    parts["ffn chunks"] = _chunk_sum_seconds(model, layout, work, rates)
+    parts["offload"] = _offload_seconds(model, layout, work, rates, busy)
 
     step = {name: work.accumulation * seconds for name, seconds in parts.items()}
     shard = model.parameters / layout.fsdp / layout.tp
@@ -206,6 +216,23 @@ def _fsdp_seconds(model: Model, layout: Layout, work: Work, rates: Rates) -> flo
     sharded = (layout.fsdp - 1) / layout.fsdp * weights * (gathers + 4) / link
     copies = 2 * (layout.dp_replicate - 1) / layout.dp_replicate
     return sharded + copies * weights / layout.fsdp * 4 / _link(rates, layout.gpus)
+
+
+def _chunk_sum_seconds(model: Model, layout: Layout, work: Work, rates: Rates) -> float:
+    """Summing the feed-forward's gradients of weights over chunks."""
+    if not work.ffn_chunk_tokens:
+        return 0.0
+    chunks = math.ceil(work.local_batch * work.seq_len / layout.cp / work.ffn_chunk_tokens)
+    return chunks * model.layers * SUM_BYTES * model.ffn_matrices / rates.copy
+
+
+def _offload_seconds(model: Model, layout: Layout, work: Work, rates: Rates, busy: float) -> float:
+    """Copies of block inputs to the host and back, as far as they take longer than computing.
+
+    Of that, forward is one part, and backward, which runs forward again, three.
+    """
+    copy = host_memory(model, layout, work) / rates.host
+    return max(0.0, copy - busy / 4) + max(0.0, copy - 3 * busy / 4)
 
 
 def _link(rates: Rates, ranks: int) -> float:

@@ -24,9 +24,14 @@ class Model:
         return self.dim // self.heads * self.kv_heads
 
     @property
+    def ffn_matrices(self) -> int:
+        """Weights of a layer's feed-forward, a third each of w1, w2 and w3."""
+        return 3 * self.dim * self.ffn_dim
+
+    @property
     def layer_matrices(self) -> int:
         """Weights of a layer that multiply each token."""
-        return 2 * self.dim * (self.dim + self.kv_dim) + 3 * self.dim * self.ffn_dim
+        return 2 * self.dim * (self.dim + self.kv_dim) + self.ffn_matrices
 
     @property
     def matrices(self) -> int:
@@ -80,6 +85,8 @@ class Work:
         checkpointing: ``"none"``, ``"op"`` (selective), ``"full"``, or every how many layers one is
             checkpointed fully, as a numeral.
         loss_chunk_tokens: tokens whose logits exist at a time; 0 for all.
+        ffn_chunk_tokens: tokens whose SwiGLU exists at a time; 0 for all.
+        offload: inputs of fully checkpointed blocks are in host memory until backward.
         element_bytes: of activations and of parameters in use.
         residual_bytes: of the residual stream.
         reshard: parameters are gathered again for backward.
@@ -93,6 +100,8 @@ class Work:
     accumulation: int = 1
     checkpointing: str = "none"
     loss_chunk_tokens: int = 0
+    ffn_chunk_tokens: int = 0
+    offload: bool = False
     element_bytes: int = 2
     residual_bytes: int = 2
     reshard: bool = True

@@ -149,6 +149,47 @@ def test_logits_in_chunks_do_not_fill_the_memory():
     assert whole.step_seconds == chunks.step_seconds
 
 
+FULL = replace(WORK, checkpointing="full")
+
+
+def test_offload_leaves_two_inputs_and_takes_time_only_where_a_copy_is_slower() -> None:
+    plain, offloading = (cost(BODY, ONE, w, RATES) for w in (FULL, replace(FULL, offload=True)))
+    assert plain.host_bytes == 0
+    assert offloading.host_bytes == 29 * N * 2 * BODY.dim
+    saved = (30 - 2) * N * 2 * BODY.dim * RATES.activations["full"]
+    assert plain.peak_bytes - offloading.peak_bytes == pytest.approx(saved)
+    assert offloading.step_seconds == plain.step_seconds
+    work = replace(FULL, offload=True, accumulation=3)
+    slow = cost(BODY, ONE, work, replace(RATES, host=1e9)).seconds["offload"]
+    both_ways = 3 * 2 * offloading.host_bytes / 1e9
+    assert both_ways - 3 * plain.step_seconds < slow < both_ways
+
+
+@pytest.mark.parametrize(("mode", "again"), [("none", 2), ("op", 1), ("2", 1), ("full", 0)])
+def test_the_feed_forward_in_chunks_runs_w1_and_w3_again(mode: str, again: int) -> None:
+    """All else is as it was: under full checkpointing they run again in any case."""
+    whole = replace(WORK, checkpointing=mode)
+    chunks = replace(whole, ffn_chunk_tokens=16384)
+    before, after = (cost(BODY, ONE, w, RATES) for w in (whole, chunks))
+    flops = (after.seconds["matmuls"] - before.seconds["matmuls"]) * RATES.matmul
+    assert flops == pytest.approx(again * 2 * N * 30 * BODY.dim * BODY.ffn_dim, abs=1e9)
+    sums = 6 * 30 * 10 * 3 * BODY.dim * BODY.ffn_dim
+    assert after.seconds["ffn chunks"] == pytest.approx(sums / RATES.copy)
+    assert after.memory["activations"] < before.memory["activations"]
+
+
+def test_the_feed_forward_in_chunks_leaves_the_gradients_of_attention_at_the_peak() -> None:
+    def activations(**changes: int) -> float:
+        memory = cost(BODY, ONE, replace(FULL, **changes), RATES).memory
+        return memory["activations"] / RATES.activations["full"] / N
+
+    hidden = 3 * 2 * BODY.ffn_dim
+    of_attention = 4 * 2 * BODY.dim - 4 * BODY.dim
+    assert activations() - activations(ffn_chunk_tokens=1024) == hidden - of_attention
+    # A chunk of half of all tokens has more than those, and more than was kept.
+    assert activations(ffn_chunk_tokens=N // 2) - activations() == 0
+
+
 def test_scorers_cost_what_they_read():
     def scorer(name: str, **values: int) -> float:
         config = LighthouseConfig(topk=1536, scorer=name, **values)
