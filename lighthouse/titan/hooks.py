@@ -32,11 +32,14 @@ from lighthouse.titan.data.tally import PairsLeft
 from lighthouse.titan.distributed.agree import first_of_ranks
 from lighthouse.titan.distributed.exchange import share_sequences
 from lighthouse.titan.distributed.layout import accumulation_of
+from lighthouse.titan.llama3.chunked_ffn import apply_chunked_ffn
 from lighthouse.titan.llama3.chunked_loss import apply_chunked_loss
 from lighthouse.titan.llama3.compile import compile_each_stage
 from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, stage_metrics
+from lighthouse.titan.llama3.offload import apply_offload
 from lighthouse.titan.llama3.tied import apply_tied
+from lighthouse.titan.run.host_memory import check_host_memory
 from lighthouse.titan.run.nonfinite import UpdateGuard, nonfinite_weights
 from lighthouse.titan.run.quiet import keep_quiet
 from lighthouse.titan.run.rehearsal import is_wanted, rehearse
@@ -57,7 +60,8 @@ class RunHooks:
         job_config: torchtitan's ``JobConfig``, checked.
 
     Raises:
-        Refusal: the run's folder can't be written, or another process trains there.
+        Refusal: the run's folder can't be written, or another process trains there; the node's
+            memory is too small for what its ranks offload.
     """
 
     @refusals()
@@ -65,6 +69,7 @@ class RunHooks:
         set_threads()
         keep_quiet()
         check_writable(job_config)
+        check_host_memory(job_config)
         if os.environ.get("RANK", "0") == "0":
             from torchtitan.tools.logging import logger
 
@@ -120,6 +125,7 @@ class RunHooks:
             apply_tied(model, model_args_of(self._job_config))
         apply_lighthouse(model, self._job_config)
         apply_chunked_loss(model, self._job_config)
+        apply_chunked_ffn(model, self._job_config)
         compile_each_stage(self._job_config)
         check_space(self._job_config, sum(p.numel() for p in model.parameters()))
 
@@ -132,6 +138,8 @@ class RunHooks:
         self._trainer = trainer
         self._model_parts = list(trainer.model_parts)
         share_sequences(self._model_parts, self._job_config, trainer.parallel_dims)
+        for part in self._model_parts:
+            apply_offload(part, self._job_config, trainer.device)
         self._dense_flops_per_token = trainer.metrics_processor.num_flops_per_token
         self._observer = SelectionObserver(
             self._model_parts, self._job_config, trainer.parallel_dims

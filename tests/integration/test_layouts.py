@@ -25,7 +25,11 @@ BF16 = "--training.mixed_precision_param=bfloat16 --parallelism.fsdp_on_one_rank
 AC = "--activation_checkpoint"
 COMPILE = "--compile.enable"
 LAYOUTS = {
-    "fsdp, full, accumulation": [FSDP, f"{AC}.mode=full", "--training.local_batch_size=1"],
+    "fsdp, full, offload, ffn chunks, accumulation": [
+        FSDP,
+        *f"{AC}.mode=full {AC}.offload --training.ffn_chunk_tokens=100".split(),
+        "--training.local_batch_size=1",
+    ],
     "fsdp, selective op, compile": [
         FSDP,
         *f"{AC}.mode=selective {AC}.selective_ac_option=op {COMPILE}".split(),
@@ -39,9 +43,10 @@ LAYOUTS = {
         *f"{AC}.mode=selective {AC}.selective_ac_option=2".split(),
     ],
     "tp, compile": [TP, COMPILE, "--compile.backend=aot_eager", "--training.local_batch_size=4"],
-    "cp, full, compile": [
+    "cp, full, offload, ffn chunks, compile": [
         CP,
-        *f"{AC}.mode=full {COMPILE} --compile.backend=aot_eager_decomp_partition".split(),
+        *f"{AC}.mode=full {AC}.offload --training.ffn_chunk_tokens=100".split(),
+        *f"{COMPILE} --compile.backend=aot_eager_decomp_partition".split(),
         "--training.local_batch_size=4",
     ],
     "cp, hsdp, selective op": [

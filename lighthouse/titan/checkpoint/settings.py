@@ -30,6 +30,7 @@ _NO_INFLUENCE = {
     "optimizer.implementation": "the same arithmetic, rounded otherwise",
     "training.dataloader.": "when text is read; its workers are recorded with the data",
     "training.loss_chunk_tokens": "the same loss, rounded otherwise",
+    "training.ffn_chunk_tokens": "the same feed-forward, rounded otherwise",
     "training.rehearse_stages": "thrown away",
     "training.gc_": "when memory is freed",
     "training.enable_cpu_offload": "where weights lie",

@@ -36,6 +36,7 @@ def check_layout(job_config: "JobConfig", machine: "Machine") -> None:
             "compile.enable = true and 'model' among compile.components"
         )
     _check_activation_checkpoint(job_config.activation_checkpoint, compiles, tensor)
+    _check_offload(job_config)
     # Fake process groups have as many processes as they like.
     if machine.processes is not None and job_config.comm.mode == "default":
         _check_processes(job_config, machine.processes)
@@ -68,6 +69,27 @@ def _check_activation_checkpoint(section: Any, compiles: bool, tensor: int) -> N
             f"activation_checkpoint.mode = 'memory_budget': torch 2.13 fails to plan it under "
             f"parallelism.tensor_parallel_degree = {tensor}; use 'selective' or 'full'"
         )
+
+
+def _check_offload(job_config: "JobConfig") -> None:
+    section = job_config.activation_checkpoint
+    if not section.offload:
+        return
+    key = "activation_checkpoint.offload = true"
+    if section.mode != "full":
+        raise ValueError(
+            f"{key}: moves what activation_checkpoint.mode = 'full' keeps, and the mode is "
+            f"{section.mode!r}; use that, or no offload"
+        )
+    if job_config.model.name != "llama3":
+        raise ValueError(f"{key}: model.name = {job_config.model.name!r} has no such blocks")
+    why = {
+        "tensor_parallel_degree": "leaves a rank a part of a block's input, still on its way",
+        "pipeline_parallel_degree": "runs a block forward again before its backward",
+    }
+    for degree, does in why.items():
+        if (ranks := getattr(job_config.parallelism, degree)) > 1:
+            raise ValueError(f"{key}: parallelism.{degree} = {ranks} {does}; use 1, or no offload")
 
 
 def _check_processes(job_config: "JobConfig", processes: int) -> None:

@@ -27,11 +27,11 @@ def check_llama3(job_config: "JobConfig", machine: "Machine") -> None:
             f"model.tokenizer = 'byte': model.name = {name!r} does not take it; use 'hf' there, or "
             "model.name = 'llama3'"
         )
-    if job_config.training.loss_chunk_tokens and name != "llama3":
-        raise ValueError(
-            f"training.loss_chunk_tokens = {job_config.training.loss_chunk_tokens}: model.name = "
-            f"{name!r} has no such loss; use 0"
-        )
+    for key, part in (("loss_chunk_tokens", "loss"), ("ffn_chunk_tokens", "feed-forward")):
+        if (chunk_tokens := getattr(job_config.training, key)) and name != "llama3":
+            raise ValueError(
+                f"training.{key} = {chunk_tokens}: model.name = {name!r} has no such {part}; use 0"
+            )
     if name != "llama3":
         return
     model_args = model_args_of(job_config)
@@ -43,6 +43,8 @@ def check_llama3(job_config: "JobConfig", machine: "Machine") -> None:
         _check_byte_vocabulary(job_config, model_args)
     if job_config.training.loss_chunk_tokens:
         _check_chunked_loss(job_config, model_args)
+    if job_config.training.ffn_chunk_tokens:
+        _check_chunked_ffn(job_config)
     _warn_of_pipeline(job_config)
 
 
@@ -140,6 +142,26 @@ def _check_chunked_loss(job_config: "JobConfig", model_args: Any) -> None:
             f"{key}: needs the output layer as it is, which model.converters = "
             f"{job_config.model.converters} replaces; use 0, or add 'output' to "
             "quantize.linear.float8.filter_fqns"
+        )
+
+
+def _check_chunked_ffn(job_config: "JobConfig") -> None:
+    chunk_tokens = job_config.training.ffn_chunk_tokens
+    key, tensor = (
+        f"training.ffn_chunk_tokens = {chunk_tokens}",
+        job_config.parallelism.tensor_parallel_degree,
+    )
+    if chunk_tokens < 0:
+        raise ValueError(f"{key}: must be a number of tokens, or 0 for all of them at once")
+    if tensor > 1:
+        raise ValueError(
+            f"{key}: needs the whole feed-forward on each rank, which "
+            f"parallelism.tensor_parallel_degree = {tensor} splits; use 0"
+        )
+    if any(name.startswith("quantize.linear") for name in job_config.model.converters):
+        raise ValueError(
+            f"{key}: needs the feed-forward's layers as they are, which model.converters = "
+            f"{job_config.model.converters} replaces; use 0"
         )
 
 

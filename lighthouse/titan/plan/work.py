@@ -38,6 +38,8 @@ def work_of(
         accumulation=accumulation_steps(job_config, layout),
         checkpointing=checkpoint.selective_ac_option if selective else checkpoint.mode,
         loss_chunk_tokens=training.loss_chunk_tokens,
+        ffn_chunk_tokens=training.ffn_chunk_tokens,
+        offload=checkpoint.offload,
         element_bytes=element,
         residual_bytes=residual,
         reshard=job_config.parallelism.fsdp_reshard_after_forward != "never",

@@ -284,6 +284,45 @@ def test_wrong_type_names_key_and_value(parse, key, value):
             "training.loss_chunk_tokens = 64",
             "parallelism.tensor_parallel_degree = 2 splits",
         ),
+        ({"training.ffn_chunk_tokens": -1}, "training.ffn_chunk_tokens = -1", "or 0"),
+        (
+            {"training.ffn_chunk_tokens": 64, "parallelism.tensor_parallel_degree": 2},
+            "training.ffn_chunk_tokens = 64",
+            "parallelism.tensor_parallel_degree = 2 splits",
+        ),
+        (
+            {
+                "training.ffn_chunk_tokens": 64,
+                "model.flavor": "debugmodel",
+                "model.converters": ["quantize.linear.float8"],
+            },
+            "training.ffn_chunk_tokens = 64",
+            "model.converters = ['quantize.linear.float8'] replaces",
+        ),
+        (
+            {"activation_checkpoint.offload": True},
+            "activation_checkpoint.offload = true",
+            "activation_checkpoint.mode = 'full' keeps, and the mode is 'selective'",
+        ),
+        (
+            {
+                "activation_checkpoint.mode": "full",
+                "activation_checkpoint.offload": True,
+                "parallelism.tensor_parallel_degree": 2,
+            },
+            "activation_checkpoint.offload = true",
+            "parallelism.tensor_parallel_degree = 2 leaves",
+        ),
+        (
+            {
+                "activation_checkpoint.mode": "full",
+                "activation_checkpoint.offload": True,
+                "parallelism.pipeline_parallel_degree": 2,
+                "lighthouse.enable": False,
+            },
+            "activation_checkpoint.offload = true",
+            "parallelism.pipeline_parallel_degree = 2 runs",
+        ),
         (
             {"validation.enable": True, "validation.seq_len": 100},
             "validation.seq_len = 100",
