@@ -23,6 +23,8 @@ WINDOWS = "--lighthouse.dense_layers --lighthouse.window_layers 0 1 28 29 --ligh
 REAL_VOCABULARY = "--model.flavor 530M --training.loss_chunk_tokens 8192"
 LONG = "--training.loss_chunk_tokens 65536 --lighthouse.dense_layers " + FULL_AC
 MILLION = f"--lighthouse.num_levels 4 --lighthouse.topk 4096 {LONG}"
+OFFLOAD = "--activation_checkpoint.offload"
+FFN_CHUNKS = "--training.ffn_chunk_tokens 16384"
 RING = "--parallelism.context_parallel_degree"
 ALL_TO_ALL = "--parallelism.context_parallel_rotate_method alltoall"
 SHORT = 8192
@@ -82,6 +84,14 @@ def cases() -> dict[str, Case]:
     for length in (262144, 524288, 786432, 851968, 917504, 1048576):
         known[f"{length}-L4"] = Case(1, f"--training.seq_len {length} {MILLION}", steps=7)
 
+    # The first is beside one without; of the host, 1,966,080 tokens take 109 GiB, the last 160.
+    for length in (851968, 1572864, 1966080, 2359296):
+        flags = f"--training.seq_len {length} {MILLION} {OFFLOAD}"
+        known[f"{length}-L4-offload"] = Case(1, flags, steps=7)
+    for length in (851968, 1966080, 2752512):
+        flags = f"--training.seq_len {length} {MILLION} {OFFLOAD} {FFN_CHUNKS}"
+        known[f"{length}-L4-offload-ffn"] = Case(1, flags, steps=7)
+
     shared = f"--training.seq_len 196608 --lighthouse.topk 3072 --lighthouse.num_chunks 4 {OP_AC}"
     half = f"--training.seq_len 262144 --lighthouse.topk 4096 --lighthouse.num_chunks 4 {LONG}"
     whole = f"--training.seq_len 524288 --lighthouse.topk 8192 {LONG} --lighthouse.num_chunks"
@@ -122,6 +132,7 @@ def _staged_cases() -> dict[str, Case]:
     """
     million = "--lighthouse.num_levels 4 --lighthouse.topk 4096 --training.loss_chunk_tokens 65536"
     large = "--model.flavor 8B --training.loss_chunk_tokens 4096"
+    both = f"{OFFLOAD} {FFN_CHUNKS}"
     four_levels = "--lighthouse.num_levels 4 --lighthouse.topk 4096"
     case = _staged
     return {
@@ -133,6 +144,11 @@ def _staged_cases() -> dict[str, Case]:
         "8B-131k-cp2": case(2, 131072, 32, f"{large} --lighthouse.topk 2048"),
         "8B-262k-cp2": case(2, 262144, 32, f"{large} --lighthouse.topk 4096"),
         "8B-524k-cp2": case(2, 524288, 32, f"{large} {four_levels}"),
+        "8B-262k-cp2-offload": case(2, 262144, 32, f"{large} --lighthouse.topk 4096 {OFFLOAD}"),
+        "8B-262k-cp2-ffn": case(2, 262144, 32, f"{large} --lighthouse.topk 4096 {FFN_CHUNKS}"),
+        "8B-524k-cp2-offload": case(2, 524288, 32, f"{large} {four_levels} {OFFLOAD}"),
+        "8B-524k-cp2-offload-ffn": case(2, 524288, 32, f"{large} {four_levels} {both}"),
+        "8B-786k-cp2-offload-ffn": case(2, 786432, 32, f"{large} {four_levels} {both}"),
     }
 
 

@@ -27,6 +27,7 @@ def planned(result: Run, rates: Rates) -> Run:
             "step_seconds": round(expected.step_seconds, 2),
             "tokens_per_second": round(speed),
             "memory_gib": round(memory, 1),
+            "host_gib": round(expected.host_bytes * layout.gpus / GIB, 1),
             "fits": expected.peak_bytes <= rates.memory,
             "seconds_by_part": {k: round(v, 3) for k, v in expected.seconds.items() if v},
         }
@@ -61,6 +62,7 @@ def expectations(name: str, case: Case, rates: Rates) -> tuple[float, list[str]]
             f"{name}{f':{stage}' if stage else ''}: {steps} steps of {plan['step_seconds']:.2f} s, "
             f"{plan['tokens_per_second']:,} tokens/s of each GPU, {plan['memory_gib']:.1f} GiB, "
             f"which {'fit' if plan['fits'] else 'DO NOT FIT'} in {rates.memory / GIB:.1f}"
+            + (f", {plan['host_gib']:.1f} of the host" if plan["host_gib"] else "")
         )
     return seconds, lines
 

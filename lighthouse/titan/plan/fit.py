@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
 
+_FFN_CHUNK = 16384
+"""Tokens of a chunk that keep a GPU busy, and of which a large model's hidden layer is small."""
+
+
 def largest_local_batch(model: Model, layout: Layout, work: Work, rates: Rates) -> int:
     """Sequences of a micro-batch that fit into the device's memory; 0 where one does not."""
 
@@ -52,12 +56,19 @@ def _smaller(part: str, job: "JobConfig", layout: Layout) -> str:
             return f"{split} makes them smaller"
         chunk = min(1024, training.loss_chunk_tokens // 2 or 1024)
         return f"training.loss_chunk_tokens = {chunk} makes them smaller"
-    if part == "activations":
+    if part in ("activations", "block inputs"):
         if mode != "full":
             return 'activation_checkpoint.mode = "full" makes them smaller'
         if training.local_batch_size > 1:
             return f"training.local_batch_size = {training.local_batch_size // 2} halves them"
+        if part == "block inputs" and not job.activation_checkpoint.offload and layout.tp == 1:
+            return "activation_checkpoint.offload = true moves them to the host"
+        is_long = training.seq_len / layout.cp > 2 * _FFN_CHUNK
+        if part == "activations" and not training.ffn_chunk_tokens and layout.tp == 1 and is_long:
+            return f"training.ffn_chunk_tokens = {_FFN_CHUNK} makes them smaller"
         return f"parallelism.context_parallel_degree = {2 * layout.cp} halves them"
     if part == "parameters and optimizer" and layout.dp_replicate > 1:
         return "parallelism.data_parallel_replicate_degree = 1 shards them more"
+    if training.ffn_chunk_tokens or job.activation_checkpoint.offload:  # not with split weights
+        return "more GPUs make them smaller"
     return f"more GPUs, or {split}, make them smaller"

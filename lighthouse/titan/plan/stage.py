@@ -22,6 +22,7 @@ class PlannedStage:
         tokens_per_second: of one GPU.
         mfu: its share of the device's peak, by torchtitan's conventions.
         memory_gib: largest at a time, of one GPU.
+        host_gib: of a node, for what its GPUs offload.
         largest_local_batch: sequences of a micro-batch that would fit; 0 for none.
         hours: of all steps.
         seconds_by_part, gib_by_part: what the two consist of.
@@ -36,6 +37,7 @@ class PlannedStage:
     tokens_per_second: float | None
     mfu: float | None
     memory_gib: float | None
+    host_gib: float | None
     largest_local_batch: int | None
     hours: float | None
     seconds_by_part: dict[str, float]
@@ -62,7 +64,7 @@ def planned_stage(
     """
     known = stage.attention, stage.steps, stage.seq_len, tokens, flops
     if estimate is None or rates is None or flops is None:
-        return PlannedStage(*known, None, None, None, None, None, None, {}, {})
+        return PlannedStage(*known, None, None, None, None, None, None, None, {}, {})
     speed = tokens / gpus / estimate.step_seconds
     return PlannedStage(
         *known,
@@ -70,6 +72,7 @@ def planned_stage(
         tokens_per_second=speed,
         mfu=speed * flops / rates.peak,
         memory_gib=estimate.peak_bytes / GIB,
+        host_gib=estimate.host_bytes * min(gpus, rates.node) / GIB,
         largest_local_batch=largest,
         hours=stage.steps * estimate.step_seconds / 3600,
         seconds_by_part=estimate.seconds,

@@ -63,7 +63,11 @@ def table(result: "Plan") -> str:
             row(f"  {part}", seconds, ".3f")
     row("GiB per GPU", [stage.memory_gib for stage in columns], ".1f")
     for part in result.all_dense.gib_by_part:
-        row(f"  {part}", [stage.gib_by_part[part] for stage in columns], ".1f")
+        sizes = [stage.gib_by_part[part] for stage in columns]
+        if any(sizes):
+            row(f"  {part}", sizes, ".1f")
+    if any(stage.host_gib for stage in columns):
+        row("GiB of a node's host", [stage.host_gib for stage in columns], ".1f")
     row("largest micro-batch", [stage.largest_local_batch for stage in columns], ",")
     row("hours", [stage.hours for stage in columns], ".1f")
     lines.append("")

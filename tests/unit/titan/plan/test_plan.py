@@ -496,12 +496,54 @@ def test_the_largest_micro_batch_is_the_last_that_fits():
         (
             "activations",
             ["--activation_checkpoint.mode", "full"],
+            "training.ffn_chunk_tokens = 16384 makes them smaller",
+        ),
+        (
+            "activations",
+            "--activation_checkpoint.mode full --training.ffn_chunk_tokens 8192".split(),
+            "parallelism.context_parallel_degree = 2 halves them",
+        ),
+        (
+            "activations",
+            "--activation_checkpoint.mode full --training.seq_len 32768".split(),
+            "parallelism.context_parallel_degree = 2 halves them",
+        ),
+        (
+            "block inputs",
+            ["--activation_checkpoint.mode", "full"],
+            "activation_checkpoint.offload = true moves them to the host",
+        ),
+        (
+            "block inputs",
+            "--activation_checkpoint.mode full --activation_checkpoint.offload".split(),
             "parallelism.context_parallel_degree = 2 halves them",
         ),
         ("parameters and optimizer", [], "more GPUs, or parallelism.tensor_parallel_degree = 2"),
+        (
+            "parameters and optimizer",
+            ["--training.ffn_chunk_tokens", "8192"],
+            "more GPUs make them smaller",
+        ),
     ],
 )
 def test_the_largest_part_has_a_key_that_makes_it_smaller(part, flags, advice):
     job = job_of(BASE, *flags)
     said = largest_part({"another": 1.0, part: 2.0}, job, layout_of(job, 8))
     assert said.startswith(f"{part} are the largest part, 2.0 GiB: {advice}")
+
+
+def test_what_the_host_holds_is_planned() -> None:
+    full = ["--activation_checkpoint.mode", "full"]
+    plain, offloading = (
+        planned(BASE, *full),
+        planned(BASE, *full, "--activation_checkpoint.offload"),
+    )
+    sizes = model_of(job_of(BASE))
+    stage, tokens = offloading.stages[0], job_of(BASE).training.seq_len
+    # Eight ranks of a node, each with the inputs of all blocks but the last in bf16.
+    assert stage.host_gib == 8 * (sizes.layers - 1) * tokens * 2 * sizes.dim / 2**30
+    assert f"GiB of a node's host{stage.host_gib:22.1f}" in table(offloading)
+    assert "node's host" not in table(plain) and plain.stages[0].host_gib == 0
+    before, after = plain.stages[0].gib_by_part, stage.gib_by_part
+    assert after["block inputs"] == pytest.approx(before["block inputs"] * 2 / sizes.layers)
+    assert after["activations"] == before["activations"]
