@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import table, training_table
+from benchmarks.floor import Alone
 from benchmarks.training_table import RESULTS, load
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
@@ -75,9 +76,16 @@ compiled, one H100 80GB: `python -m benchmarks.training`
 At these speeds the recipe ends sooner than 16,000 dense steps: {gains}.
 
 A step without checkpointing. The floor is the products at the rate of a large one
-({matmul:.0f} TFLOP/s) and the attention layers as measured by themselves:
+({matmul:.0f} TFLOP/s), the attention layers as measured by themselves, and the bytes that norms,
+rotary embedding, SwiGLU, residuals and the optimizer must move at the rate of a copy
+([count](../benchmarks/floor.py)):
 
 {step}
+
+The same of other stages, on another H100
+([results](../benchmarks/results/training_windows_h100.json)); the dense one on the one above:
+
+{floors}
 
 A million tokens on one GPU: `530M_byte`, L=4, p=4, k=4096, no dense layers, full checkpointing, the
 loss in chunks of 65,536 tokens. 917,504 tokens do not fit on an H100.
@@ -162,6 +170,7 @@ def page() -> str:
     """The page's text."""
     attention, h100 = load("attention_h100.json"), load("training_h100.json")
     h200_x2, llama = load("training_h200_x2.json"), load("training_h200_x4.json")
+    alone = Alone(attention, load("windows_h100.json"))
     data = json.loads((RESULTS / "data_cpu.json").read_text())["results"]
     of_workers = [result for result in data if result["workers"]]
     rates = [r["tokens_per_second"] / 1e6 for r in of_workers if r["tokenizer"] == "byte"]
@@ -175,7 +184,8 @@ def page() -> str:
         training=training_table.speed_table(h100),
         gains=training_table.gains(h100),
         matmul=h100["matmul_tflops"],
-        step=training_table.step_table(h100, attention),
+        step=training_table.step_table(h100, alone),
+        floors=training_table.floor_table([h100, load("training_windows_h100.json")], alone),
         lengths=training_table.length_table(
             load("training_h100_long.json"), load("training_h200.json")
         ),

@@ -27,7 +27,6 @@ OFFLOAD = "--activation_checkpoint.offload"
 FFN_CHUNKS = "--training.ffn_chunk_tokens 16384"
 RING = "--parallelism.context_parallel_degree"
 ALL_TO_ALL = "--parallelism.context_parallel_rotate_method alltoall"
-SHORT = 8192
 
 Table = dict[str, Any]
 Run = dict[str, Any]
@@ -78,6 +77,7 @@ def cases() -> dict[str, Case]:
         "98k-dense": Case(1, f"{DENSE} {NO_AC}"),
         "98k-dense-op": Case(1, f"{DENSE} {OP_AC}"),
         "98k-dense-full": Case(1, f"{DENSE} {FULL_AC}"),
+        "98k-growing": Case(1, NO_AC, steps=7, warmup=2, stages=_growing(98304)),
         "98k-530M": Case(1, f"{REAL_VOCABULARY} {NO_AC}"),
         "98k-530M-op": Case(1, f"{REAL_VOCABULARY} {OP_AC}"),
     }
@@ -152,14 +152,23 @@ def _staged_cases() -> dict[str, Case]:
     }
 
 
+def _growing(seq_len: int) -> dict[str, Table]:
+    """The stages of ``train_configs/growing_98k.toml`` but for the last, one micro-batch a step."""
+
+    def dense(length: int) -> Table:
+        return {"attention": "dense", "seq_len": length, "local_batch_size": seq_len // length}
+
+    return {"2k": dense(2048), "8k": dense(8192), "window": {"attention": "window", "window": 8192}}
+
+
 def _staged(gpus: int, seq_len: int, layers: int, flags: str) -> Case:
     ends = [0, 1, layers - 2, layers - 1]
     sparse = {"attention": "lighthouse"}
     stages: dict[str, Table] = {
         "published": {**sparse, "selection": "published", "dense_layers": ends},
         "lighthouse": {**sparse, "dense_layers": []},
-        "window": {"attention": "window", "window": SHORT},
-        "short": {"attention": "dense", "seq_len": SHORT, "local_batch_size": seq_len // SHORT},
+        "window": _growing(seq_len)["window"],
+        "short": _growing(seq_len)["8k"],
         "dense": {"attention": "dense", "steps": 3},
     }
     flags = f"--training.seq_len {seq_len} {flags} {FULL_AC} {RING} {gpus}"

@@ -1,16 +1,15 @@
 """Tables of training.py's results, for docs/speed.md."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lighthouse.titan.llama3.flavors import BYTE_VOCAB_SIZE
+from benchmarks.floor import ATTENTION, ELEMENTWISE, OPTIMIZER, PRODUCTS, Alone, floor_ms
+from benchmarks.training_cases import tokens_per_step
 
 RESULTS = Path(__file__).parent / "results"
 SPLITS = ((10, 6), (12, 4), (14, 2))
-TOKENS, DENSE_LAYERS, LIGHTHOUSE_LAYERS = 98304, 4, 26
-# Weights of 530M_byte that multiply each token.
-MATRICES = 30 * (4 * 1024 * 1024 + 3 * 1024 * 1536) + BYTE_VOCAB_SIZE * 1024
 
 STAGES = {
     "98k": ("Lighthouse", "none"),
@@ -56,37 +55,55 @@ def gains(report: dict[str, Any]) -> str:
     return ", ".join(gain(*split) for split in SPLITS)
 
 
-def step_table(report: dict[str, Any], attention: dict[str, Any]) -> str:
-    """A step of the Lighthouse stage without checkpointing, by kind of kernel, beside its floor.
-
-    The floor: the model's products at the measured rate, and the attention layers by themselves.
-    """
-    profile = by_case(report)["98k"]["profile"][0]
-    kinds = profile["by_kind_ms"]
-    layer = next(
-        r
-        for r in attention["results"]
-        if (r["seq_len"], r["topk"], r["pooling_factor"], r["scorer"]) == (TOKENS, 1536, 4, "norm")
-    )
-    products = 6 * MATRICES * TOKENS / report["matmul_tflops"] / 1e9
-    dense = DENSE_LAYERS * layer["dense_ms"][1]
-    lighthouse = LIGHTHOUSE_LAYERS * layer["lighthouse_ms"][1]
-    rest = kinds["optimizer"] + kinds["copies"] + kinds["other"]
-    total = profile["span_ms"]
+def step_table(report: dict[str, Any], alone: Alone) -> str:
+    """A step of the Lighthouse stage without checkpointing, by kind of kernel, beside its floor."""
+    run = by_case(report)["98k"]
+    profile, floor = run["profile"][0], floor_ms(run, alone, report["matmul_tflops"])
+    kinds, total = profile["by_kind_ms"], profile["span_ms"]
+    outside = {"loss, embedding, copies": kinds["copies"] + kinds["other"]}
     rows = [
         ("attention kernels, 30 layers", kinds["attention"], None),
         ("around them, 26 layers", kinds["lighthouse"], None),
-        ("all attention", kinds["attention"] + kinds["lighthouse"], dense + lighthouse),
-        ("matrix products", kinds["matmul"], products),
-        ("norms, rotary embedding, SwiGLU, residuals", kinds["compiled elementwise"], None),
-        ("optimizer, loss, embedding, copies", rest, None),
+        ("all attention", kinds["attention"] + kinds["lighthouse"], floor[ATTENTION]),
+        ("matrix products", kinds["matmul"], floor[PRODUCTS]),
+        (
+            "norms, rotary embedding, SwiGLU, residuals",
+            kinds["compiled elementwise"],
+            floor[ELEMENTWISE],
+        ),
+        ("optimizer", kinds["optimizer"], floor[OPTIMIZER]),
+        *((name, ms, None) for name, ms in outside.items()),
         ("no kernel running", profile["idle_ms"], None),
-        ("step", total, dense + lighthouse + products),
+        ("step", total, sum(floor.values())),
     ]
     lines = ["| | ms | share | floor, ms |", "| --- | --- | --- | --- |"]
-    for name, ms, floor in rows:
-        shown = f"{floor:.0f}" if floor else ""
+    for name, ms, least in rows:
+        shown = f"{least:.0f}" if least else ""
         lines.append(f"| {name} | {ms:.0f} | {ms / total:.0%} | {shown} |")
+    return "\n".join(lines)
+
+
+FLOORS = {
+    "98k": "Lighthouse, first and last two layers dense",
+    "98k-windows": "Lighthouse, first and last two layers windows of 4,096",
+    "98k-all": "Lighthouse",
+    "98k-dense": "dense",
+}
+
+
+def floor_table(reports: Sequence[dict[str, Any]], alone: Alone) -> str:
+    """Steps without checkpointing beside their floors; of a case the newest report that has it."""
+    lines = ["| layers | step, ms | floor, ms | over it |", "| --- | --- | --- | --- |"]
+    found = {
+        case: (run, report["matmul_tflops"])
+        for report in reports
+        for case, run in by_case(report).items()
+    }
+    for case, words in FLOORS.items():
+        run, matmul_tflops = found[case]
+        ms = 1e3 * tokens_per_step(run) / run["tokens_per_second"]
+        floor = sum(floor_ms(run, alone, matmul_tflops).values())
+        lines.append(f"| {words} | {ms:.0f} | {floor:.0f} | {ms / floor - 1:.0%} |")
     return "\n".join(lines)
 
 
