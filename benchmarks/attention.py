@@ -139,11 +139,12 @@ def check(config: LighthouseConfig, inputs: Inputs) -> None:
 
     The error against a float64 run may be at most twice that of the reference in the inputs' dtype.
     """
-    q, k = (x[:, :1].detach().requires_grad_() for x in inputs[:2])
+    q, k, v = (x[:, :1].detach().requires_grad_() for x in inputs)
     triton, reference = (
         implementation(name, q.device, q.dtype) for name in ("triton", "reference")
     )
-    maxima = [triton.summarize(x, config, scored=True)[1] for x in (q, k)]
+    _, maxima = triton.summarize((q, k, v), config, scored=True)
+    assert maxima is not None
     selection, wanted = (ops.select(*maxima, config) for ops in (triton, reference))
     if not (
         torch.equal(selection.index, wanted.index) and torch.equal(selection.slot, wanted.slot)
@@ -151,15 +152,20 @@ def check(config: LighthouseConfig, inputs: Inputs) -> None:
         raise AssertionError(f"{config}: selection differs from the reference")
     grad = torch.randn_like(q)
 
-    def run(ops: Implementation, x: Tensor, dy: Tensor) -> list[Tensor]:
-        coarsest, _ = ops.summarize(x, config, scored=False)
-        rows = ops.gather(x, coarsest, selection, config)
-        out = ops.scatter(rows, selection, x, config)
-        return [rows.detach(), out.detach(), *torch.autograd.grad(out, x, dy)]
+    def run(ops: Implementation, dtype: torch.dtype) -> list[Tensor]:
+        x, y, z = (t.detach().to(dtype).requires_grad_() for t in (q, k, v))
+        coarsest, _ = ops.summarize((x, y, z), config, scored=False)
+        rows = ops.gather((x, y, z), coarsest, selection, config)
+        out = ops.scatter(sum(rows), selection, x, config)
+        gradients = torch.autograd.grad(out, (x, y, z), grad.to(dtype))
+        return [*(r.detach() for r in rows), out.detach(), *gradients]
 
-    exact = run(reference, q.detach().double().requires_grad_(), grad.double())
-    names = ("sub-sequence", "output", "gradient")
-    runs = (run(triton, q, grad), run(reference, q, grad), exact)
+    names = [
+        *(f"sub-sequence of {x}" for x in "qkv"),
+        "output",
+        *(f"gradient of {x}" for x in "qkv"),
+    ]
+    runs = (run(triton, q.dtype), run(reference, q.dtype), run(reference, torch.float64))
     for name, got, rounded, want in zip(names, *runs, strict=True):
         error, allowed = ((x.double() - want).norm() / want.norm() for x in (got, rounded))
         if not error <= 2 * allowed + 1e-7:
@@ -171,32 +177,29 @@ def stage_times(
 ) -> dict[str, float]:
     """Each step on its own, forward and, where it has one, backward; with documents if told."""
     q, k, v = (x.detach() for x in inputs)
+    qkv = q, k, v
     ops = implementation("triton", q.device, q.dtype)
-    (q_c, q_m), (k_c, k_m), (v_c, _) = (
-        ops.summarize(x, config, scored=x is not v) for x in (q, k, v)
-    )
-    times = {
-        "summarize": median_ms(
-            lambda: [ops.summarize(x, config, scored=x is not v) for x in (q, k, v)]
-        )
-    }
-    if config.scorer != "norm":
-        times["scores"] = median_ms(without_grad(level0_scores, q, k, v, config), graph=False)
-        q_m, k_m = (level1_maxima(x, config) for x in level0_scores(q, k, v, config))
-    select: Callable[[], Selection] = partial(ops.select, q_m, k_m, config)
+    summarize = partial(ops.summarize, qkv, config, scored=config.scorer == "norm")
+    coarsest, maxima = summarize()
+    times = {"summarize": median_ms(summarize)}
+    if maxima is None:
+        times["scores"] = median_ms(without_grad(level0_scores, *qkv, config), graph=False)
+        query_scores, key_scores = level0_scores(*qkv, config)
+        maxima = level1_maxima(query_scores, config), level1_maxima(key_scores, config)
+    select: Callable[[], Selection] = partial(ops.select, *maxima, config)
     if starts_BM is not None:
         seq_len = q.shape[2]
         first = first_tokens(starts_BM, seq_len, config)
         times["first tokens"] = median_ms(lambda: first_tokens(starts_BM, seq_len, config))
-        select = partial(ops.select, q_m, k_m, config, first)
+        select = partial(ops.select, *maxima, config, first)
     selection = select()
     times["select"] = median_ms(select)
     if starts_BM is not None:
         cut = partial(row_starts, selection, starts_BM, seq_len, config)
         times["row starts"] = median_ms(cut)
-    pairs = ((q, q_c), (k, k_c), (v, v_c))
-    times["gather"] = median_ms(lambda: [ops.gather(x, c, selection, config) for x, c in pairs])
-    rows = [ops.gather(x, c, selection, config) for x, c in pairs]
+    gather = partial(ops.gather, qkv, coarsest, selection, config)
+    times["gather"] = median_ms(gather)
+    rows = gather()
     out = cudnn_first(*rows, enable_gqa=True)
     times["scatter"] = median_ms(lambda: ops.scatter(out, selection, q, config))
     grad = torch.randn_like(q)
@@ -205,11 +208,8 @@ def stage_times(
     times["scatter backward"] = median_ms(
         lambda: operators.scatter_backward(grad, selection.index, selection.first_token, geometry)
     )
-    times["gather backward"] = median_ms(
-        lambda: [
-            operators.gather_backward(x, selection.slot, q.shape[2], geometry, True) for x in rows
-        ]
-    )
+    of_tokens = selection.slot, q.shape[2], geometry, [True] * 3
+    times["gather backward"] = median_ms(lambda: operators.gather_backward(list(rows), *of_tokens))
     return times
 
 

@@ -160,13 +160,11 @@ def sub_sequence(inputs: Inputs, config: LighthouseConfig, starts: Tensor) -> tu
     """What the attention of a Lighthouse layer with documents is called with."""
     q, k, v = (x.detach() for x in inputs)
     ops = implementation("auto", q.device, q.dtype)
-    (q_c, q_m), (k_c, k_m), (v_c, _) = (
-        ops.summarize(x, config, scored=x is not v) for x in (q, k, v)
-    )
+    coarsest, maxima = ops.summarize((q, k, v), config, scored=True)
+    assert maxima is not None
     seq_len = q.shape[2]
-    selection = ops.select(q_m, k_m, config, first_tokens(starts, seq_len, config))
-    pairs = ((q, q_c), (k, k_c), (v, v_c))
-    rows = tuple(ops.gather(x, c, selection, config).requires_grad_() for x, c in pairs)
+    selection = ops.select(*maxima, config, first_tokens(starts, seq_len, config))
+    rows = tuple(x.requires_grad_() for x in ops.gather((q, k, v), coarsest, selection, config))
     return rows, row_starts(selection, starts, seq_len, config)
 
 

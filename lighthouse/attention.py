@@ -120,25 +120,20 @@ def lighthouse_attention(
     seq_len = q_BHND.shape[2]
     config.validate(seq_len)
     ops = implementation(impl, q_BHND.device, q_BHND.dtype)
-    by_norm = config.scorer == "norm"
-    q_coarsest, query_maxima = ops.summarize(q_BHND, config, scored=by_norm)
-    k_coarsest, key_maxima = ops.summarize(k_BHND, config, scored=by_norm)
-    v_coarsest, _ = ops.summarize(v_BHND, config, scored=False)
-    if not by_norm:
-        scores = level0_scores(q_BHND, k_BHND, v_BHND, config)
-        query_maxima, key_maxima = (level1_maxima(x, config) for x in scores)
-    assert query_maxima is not None and key_maxima is not None
+    qkv = q_BHND, k_BHND, v_BHND
+    coarsest, maxima = ops.summarize(qkv, config, scored=config.scorer == "norm")
+    if maxima is None:
+        query_scores, key_scores = level0_scores(*qkv, config)
+        maxima = level1_maxima(query_scores, config), level1_maxima(key_scores, config)
     cut = {}
     if document_starts is None:
-        selection = ops.select(query_maxima, key_maxima, config)
+        selection = ops.select(*maxima, config)
     else:
         here_BM = documents.here(document_starts, seq_len)
         first_token_BC = first_tokens(here_BM, seq_len, config)
-        selection = ops.select(query_maxima, key_maxima, config, first_token_BC)
+        selection = ops.select(*maxima, config, first_token_BC)
         cut["document_starts"] = row_starts(selection, here_BM, seq_len, config)
-    q_BHSD = ops.gather(q_BHND, q_coarsest, selection, config)
-    k_BHSD = ops.gather(k_BHND, k_coarsest, selection, config)
-    v_BHSD = ops.gather(v_BHND, v_coarsest, selection, config)
+    q_BHSD, k_BHSD, v_BHSD = ops.gather(qkv, coarsest, selection, config)
     enable_gqa = False
     if q_BHND.shape[1] != k_BHND.shape[1]:  # a branch: SDPA refuses a comparison of symbolic sizes
         enable_gqa = True
@@ -180,7 +175,8 @@ def heads_of(x_BHND: Tensor, windowed: list[bool], which: bool) -> Tensor:
     runs = [list(run) for _, run in itertools.groupby(windowed)]
     group = x_BHND.shape[1] // len(windowed)
     pieces = x_BHND.split([group * len(run) for run in runs], dim=1)
-    return torch.cat([x for x, run in zip(pieces, runs, strict=True) if run[0] == which], dim=1)
+    chosen = [x for x, run in zip(pieces, runs, strict=True) if run[0] == which]
+    return chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=1)
 
 
 def _in_head_order(window_BHND: Tensor, other_BHND: Tensor, windowed: list[bool]) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lighthouse.config import LighthouseConfig
+from lighthouse.inputs import QKV
 from lighthouse.pyramid import Selection
 
 IMPLEMENTATIONS = ("reference", "triton")
@@ -18,8 +19,8 @@ class Implementation(Protocol):
     """
 
     def summarize(
-        self, x_BHND: Tensor, config: LighthouseConfig, *, scored: bool
-    ) -> tuple[Tensor, Tensor | None]: ...
+        self, qkv: QKV, config: LighthouseConfig, *, scored: bool
+    ) -> tuple[QKV, tuple[Tensor, Tensor] | None]: ...
 
     def select(
         self,
@@ -30,8 +31,8 @@ class Implementation(Protocol):
     ) -> Selection: ...
 
     def gather(
-        self, x_BHND: Tensor, coarsest_BHCD: Tensor, selection: Selection, config: LighthouseConfig
-    ) -> Tensor: ...
+        self, qkv: QKV, coarsest: QKV, selection: Selection, config: LighthouseConfig
+    ) -> QKV: ...
 
     def scatter(
         self, rows_BHSD: Tensor, selection: Selection, like_BHND: Tensor, config: LighthouseConfig

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lighthouse.config import LighthouseConfig
+from lighthouse.inputs import QKV
 from lighthouse.pyramid import Pyramid, Selection
 from lighthouse.scorers import level1_maxima, window_maxima
 
@@ -23,15 +24,28 @@ def _accumulation_dtype(x: Tensor) -> torch.dtype:
 
 
 def summarize(
-    x_BHND: Tensor, config: LighthouseConfig, *, scored: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Coarsest means (B, H, n_{L-1}, D) and, if ``scored``, the level-1 entries' scores by norm,
-    fp32 (B, H, n_1) without gradient (sections 1 to 3)."""
-    x = x_BHND.to(_accumulation_dtype(x_BHND))
-    coarsest = x.unflatten(2, (-1, config.coarsest_width)).mean(dim=3).to(x_BHND.dtype)
+    qkv: QKV, config: LighthouseConfig, *, scored: bool
+) -> tuple[QKV, tuple[Tensor, Tensor] | None]:
+    """Coarsest means of each, (B, H, n_{L-1}, D), and scores, if ``scored`` (sections 1 to 3).
+
+    Those of the level-1 entries by norm, of queries and of keys, fp32 (B, H, n_1) without gradient.
+    """
+    q, k, v = qkv
+    width = config.coarsest_width
+    coarsest = _means(q, width), _means(k, width), _means(v, width)
     if not scored:
         return coarsest, None
-    return coarsest, level1_maxima(x.detach().norm(dim=-1), config).float()
+    return coarsest, (_scores_by_norm(q, config), _scores_by_norm(k, config))
+
+
+def _means(x_BHND: Tensor, width: int) -> Tensor:
+    x = x_BHND.to(_accumulation_dtype(x_BHND))
+    return x.unflatten(2, (-1, width)).mean(dim=3).to(x_BHND.dtype)
+
+
+def _scores_by_norm(x_BHND: Tensor, config: LighthouseConfig) -> Tensor:
+    x = x_BHND.detach().to(_accumulation_dtype(x_BHND))
+    return level1_maxima(x.norm(dim=-1), config).float()
 
 
 def select(
@@ -148,21 +162,25 @@ def _slots(index_BKS: Tensor, pyramid: Pyramid) -> Tensor:
     return slot_BKE.scatter(-1, index_BKS.long(), row.expand_as(index_BKS))
 
 
-def gather(
+def gather(qkv: QKV, coarsest: QKV, selection: Selection, config: LighthouseConfig) -> QKV:
+    """Of each the means of the selected entries' windows, (B, H, S, D) in its dtype (section 1).
+
+    The coarsest means are those of ``summarize``, and their gradient reaches the tokens too. The
+    heads of a group all use their key/value head's selection. Sums are in fp32 or wider.
+    """
+    q, k, v = (_rows(x, c, selection, config) for x, c in zip(qkv, coarsest, strict=True))
+    return q, k, v
+
+
+def _rows(
     x_BHND: Tensor, coarsest_BHCD: Tensor, selection: Selection, config: LighthouseConfig
 ) -> Tensor:
-    """Means of the selected entries' windows, (B, H, S, D) in the dtype of ``x`` (section 1).
-
-    The coarsest means are those of ``summarize``, and their gradient reaches ``x`` too. The heads
-    of a group all use their key/value head's selection. Sums are in fp32 or wider.
-    """
     pyramid = Pyramid(x_BHND.shape[2], config.num_levels, config.pooling_factor)
-    x = x_BHND.to(_accumulation_dtype(x_BHND))
-    finer = [x.unflatten(2, (-1, w)).mean(dim=3).to(x_BHND.dtype) for w in pyramid.widths[:-1]]
+    finer = [_means(x_BHND, width) for width in pyramid.widths[:-1]]
     pooled_BHED = torch.cat([*finer, coarsest_BHCD], dim=2)
-    group = x.shape[1] // selection.index.shape[1]
+    group = x_BHND.shape[1] // selection.index.shape[1]
     index_BHS = selection.index.repeat_interleave(group, dim=1).long()
-    return pooled_BHED.gather(2, index_BHS[..., None].expand(-1, -1, -1, x.shape[-1]))
+    return pooled_BHED.gather(2, index_BHS[..., None].expand(-1, -1, -1, x_BHND.shape[-1]))
 
 
 def scatter(

@@ -13,13 +13,19 @@ from lighthouse.ops.triton.softmaxes import _add_kernel, _merge_kernel
 from lighthouse.ops.triton.summarize import _summarize_kernel
 from lighthouse.ops.triton.windows import _windows_kernel
 
-HEADS = {"H": 8, "G": 2, "BATCH_HEADS": 8}
+# Of a launch of queries, keys and values, and of queries alone.
+THREE = {"HEADS": (8, 4, 4), "ALL_HEADS": 16, "KV_HEADS": 4, "BATCH": 2}
+ONE = {"HEADS": (8,), "ALL_HEADS": 8, "KV_HEADS": 4, "BATCH": 2}
+BY_TENSOR = ("x", "rows", "coarsest", "maxima")
 H100 = GPUTarget("cuda", 90, 32)
 
 
 def compile_kernel(kernel, pointers: dict[str, str], constants: dict[str, object]) -> None:
     constants = {name: constants[name] for name in kernel.arg_names if name in constants}
     signature = {name: pointers.get(name, "i32") for name in kernel.arg_names}
+    for name in kernel.arg_names if "HEADS" in constants else ():
+        if name in BY_TENSOR or "stride_" in name:
+            signature[name] = (signature[name],) * len(constants["HEADS"])
     signature |= dict.fromkeys(constants, "constexpr")
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places)
@@ -38,20 +44,26 @@ for (levels, p), chunks, dtype, dim in (
     block |= {"BLOCK_S": 8, "BLOCK_N": 8}
     shape = {"L": levels, "P": p, "CHUNKS": chunks, "WIDTH": p ** (levels - 1)}
     for flag in (True, False):
-        common = HEADS | block | shape | {"SCORED": True, "SPOKEN": flag, "CAUSAL": flag}
-        common |= {"DOCUMENTS": flag and chunks == 2, "KV_HEADS": 4}
-        compile_kernel(_summarize_kernel, rows, common | {"UNROLL": min(p - 1, 4)})
-        compile_kernel(_windows_kernel, rows, common)
-        compile_kernel(_pull_kernel, rows, common)
+        common = block | shape | {"SPOKEN": flag, "CAUSAL": flag}
+        common |= {"DOCUMENTS": flag and chunks == 2}
+        unroll = {"UNROLL": min(p - 1, 4)}
+        scored = THREE | {"HEADS": (8, 4), "ALL_HEADS": 12, "SCORED": True}
+        unscored = (ONE if flag else THREE) | {"SCORED": False, "maxima": None}
+        for tensors in (scored, unscored):
+            compile_kernel(_summarize_kernel, rows, common | unroll | tensors)
+        not_given = {} if common["DOCUMENTS"] else {"first_token": None}
+        moved = common | not_given | (ONE if flag else THREE)
+        compile_kernel(_windows_kernel, rows, moved | ({"coarsest": None} if flag else {}))
+        compile_kernel(_pull_kernel, rows, moved)
         scores = {"query_maxima": "*fp32", "key_maxima": "*fp32"}
         ints = dict.fromkeys(("index", "slot", "scratch", "first_token"), "*i32")
-        strata = {"M": 128, "STRATA": 12, "COVER_PREFIX": flag}
+        strata = {"M": 128, "STRATA": 12, "COVER_PREFIX": flag, "KV_HEADS": 4, "G": 2}
         # The coarsest level in registers, or in blocks.
         strata |= {"COARSEST_TILE": 1024, "FINER_TILE": 512, "BLOCK_MAX": 1024 if flag else 512}
         strata |= {"COARSEST_WIDTH": p ** (levels - 1), "BITS": 1 + flag}
         parts = dict.fromkeys(("out", "part", "total"), f"*{dtype}")
         parts |= {"lse": "*fp32", "part_lse": "*fp32"}
-        of_blocks = HEADS | block | {"C": 3, "BLOCK_R": 8, "REVERSED": flag}
+        of_blocks = block | {"H": 8, "C": 3, "BLOCK_R": 8, "REVERSED": flag}
         compile_kernel(_merge_kernel, parts, of_blocks)
         compile_kernel(_add_kernel, parts, of_blocks)
         compile_kernel(_select_kernel, scores | ints, common | strata)

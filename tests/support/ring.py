@@ -182,11 +182,8 @@ def exact_with_gradients(config, inputs: list[Tensor], grad_out: Tensor, starts)
     selection = reference.select(*(level1_maxima(x, config) for x in scores), config, first)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        coarsest = [reference.summarize(x, config, scored=False)[0] for x in (q, k, v)]
-        rows = [
-            reference.gather(x, c, selection, config)
-            for x, c in zip((q, k, v), coarsest, strict=True)
-        ]
+        coarsest, _ = reference.summarize((q, k, v), config, scored=False)
+        rows = reference.gather((q, k, v), coarsest, selection, config)
         if starts is None:
             out = torch.nn.functional.scaled_dot_product_attention(
                 *rows, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]

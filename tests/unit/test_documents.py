@@ -127,10 +127,8 @@ def of_document_alone(
     group = inputs[0].shape[1] // inputs[1].shape[1]
     q = inputs[0][row : row + 1, head * group : (head + 1) * group, span]
     k, v = (x[row : row + 1, head : head + 1, span] for x in inputs[1:])
-    rows = [
-        reference.gather(x, reference.summarize(x, config, scored=False)[0], its_selection, config)
-        for x in (q, k, v)
-    ]
+    coarsest, _ = reference.summarize((q, k, v), config, scored=False)
+    rows = reference.gather((q, k, v), coarsest, its_selection, config)
     attended = nn.functional.scaled_dot_product_attention(*rows, is_causal=True, enable_gqa=True)
     return reference.scatter(attended, its_selection, q, config)
 

@@ -2,10 +2,12 @@
 
 Every function has the signature of its namesake in ``lighthouse.ops.reference``.
 
+    operator.py         registering a function as an operator
+    tensors.py          launches for queries, keys and values at once
     geometry.py         a configuration as an operator's list of integers
     summarize.py        the one pass over all tokens: coarsest means, scores by norm
     select.py           the cascade and the order of the sub-sequence
-    gather_scatter.py   two operators with gradients, out of two kernels, each serving one direction
+    gather_scatter.py   two functions with gradients, out of two kernels, each serving one direction
                         forward and the other backward:
     windows.py            sums a window of tokens into a row:  gather forward,  scatter backward
     pull.py               sums a token's rows into the token:  scatter forward, gather backward

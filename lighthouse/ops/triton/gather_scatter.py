@@ -1,8 +1,7 @@
-"""Gather and scatter as operators: what the two kernels of this package do, each other's backward.
+"""Gather and scatter with gradients, out of two kernels, each the other's backward.
 
 ``token_major`` says whether tokens are laid out (B, N, H, D) in memory, as in the trainer, or
 (B, H, N, D): outputs and gradients take the order that the inputs have, so that nothing is copied.
-An operator's arguments that its forward has no use for are there for its backward.
 """
 
 from typing import Any
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor
 
 from lighthouse.config import LighthouseConfig
+from lighthouse.inputs import QKV
 from lighthouse.ops.triton.geometry import Geometry, geometry_of
+from lighthouse.ops.triton.operator import operator
 from lighthouse.ops.triton.pull import empty_tokens, pull_rows
 from lighthouse.ops.triton.windows import sum_windows
 from lighthouse.pyramid import Selection
@@ -25,98 +26,147 @@ def _empty_rows(x: Tensor, index: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:2], index.shape[2], x.shape[3])
 
 
-@torch.library.custom_op("lighthouse::gather", mutates_args=())
+# ---- gather
+
+
+def _fake_gather(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> QKV:
+    index = rest[3]
+    return _empty_rows(q, index), _empty_rows(k, index), _empty_rows(v, index)
+
+
+@operator(_fake_gather)
 def _gather(
-    x: Tensor, coarsest: Tensor, index: Tensor, slot: Tensor, geometry: list[int], token_major: bool
-) -> Tensor:
-    return sum_windows(x, coarsest, index, Geometry(*geometry))
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_coarsest: Tensor,
+    k_coarsest: Tensor,
+    v_coarsest: Tensor,
+    index: Tensor,
+    geometry: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    coarsest = q_coarsest, k_coarsest, v_coarsest
+    q, k, v = sum_windows([q, k, v], coarsest, index, Geometry(*geometry))
+    return q, k, v
 
 
-@_gather.register_fake
-def _(x: Tensor, coarsest: Tensor, index: Tensor, *_: Any) -> Tensor:
-    return _empty_rows(x, index)
+def _empty_tokens_of_each(
+    grad_rows: list[Tensor], _: Any, seq_len: int, __: Any, token_major: list[bool]
+) -> list[Tensor]:
+    return [empty_tokens(x, seq_len, o) for x, o in zip(grad_rows, token_major, strict=True)]
 
 
-@torch.library.custom_op("lighthouse::gather_backward", mutates_args=())
+@operator(_empty_tokens_of_each, backward=True)
 def _gather_backward(
-    grad_rows: Tensor, slot: Tensor, seq_len: int, geometry: list[int], token_major: bool
+    grad_rows: list[Tensor],
+    slot: Tensor,
+    seq_len: int,
+    geometry: list[int],
+    token_major: list[bool],
+) -> list[Tensor]:
+    """Of as many of the three as are asked for, at least one."""
+    tokens = _empty_tokens_of_each(grad_rows, slot, seq_len, geometry, token_major)
+    pull_rows(grad_rows, slot, tokens, Geometry(*geometry), spoken=False)
+    return tokens
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_coarsest: Tensor,
+        k_coarsest: Tensor,
+        v_coarsest: Tensor,
+        index: Tensor,
+        slot: Tensor,
+        geometry: list[int],
+    ) -> QKV:
+        ctx.seq_len, ctx.geometry = q.shape[2], geometry
+        ctx.token_major = [_is_token_major(q), _is_token_major(k), _is_token_major(v)]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(slot)
+        return _gather(q, k, v, q_coarsest, k_coarsest, v_coarsest, index, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        # The coarsest means have none: what flows through them is in that of the tokens, since
+        # their rows are in ``slot``.
+        (slot,) = ctx.saved_tensors
+        asked = [i for i in range(3) if grads[i] is not None and ctx.needs_input_grad[i]]
+        results: list[Tensor | None] = [None] * 9
+        if asked:
+            of_rows = [grads[i] for i in asked]
+            order = [ctx.token_major[i] for i in asked]
+            of_tokens = _gather_backward(of_rows, slot, ctx.seq_len, ctx.geometry, order)
+            for i, grad in zip(asked, of_tokens, strict=True):
+                results[i] = grad
+        return tuple(results)
+
+
+def gather(qkv: QKV, coarsest: QKV, selection: Selection, config: LighthouseConfig) -> QKV:
+    """As in the reference."""
+    return _Gather.apply(*qkv, *coarsest, selection.index, selection.slot, geometry_of(config))
+
+
+# ---- scatter
+
+
+def _fake_scatter(
+    rows: Tensor, _s: Any, _f: Any, seq_len: int, _g: Any, token_major: bool
 ) -> Tensor:
-    x = empty_tokens(grad_rows, seq_len, token_major)
-    return pull_rows(grad_rows, slot, x, Geometry(*geometry), spoken=False)
+    return empty_tokens(rows, seq_len, token_major)
 
 
-@_gather_backward.register_fake
-def _(grad_rows: Tensor, slot: Tensor, seq_len: int, _: Any, token_major: bool) -> Tensor:
-    return empty_tokens(grad_rows, seq_len, token_major)
-
-
-def _gather_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, _, _, slot, ctx.geometry, ctx.token_major = inputs
-    ctx.seq_len = x.shape[2]
-    ctx.save_for_backward(slot)
-
-
-def _gather_gradients(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
-    (slot,) = ctx.saved_tensors
-    grad_x = _gather_backward(grad_rows, slot, ctx.seq_len, ctx.geometry, ctx.token_major)
-    # None for ``coarsest`` too: grad_x has what flows through it, since its rows are in ``slot``.
-    return grad_x, None, None, None, None, None
-
-
-_gather.register_autograd(_gather_gradients, setup_context=_gather_setup)
-
-
-@torch.library.custom_op("lighthouse::scatter", mutates_args=())
+@operator(_fake_scatter)
 def _scatter(
     rows: Tensor,
-    index: Tensor,
     slot: Tensor,
     first_token: Tensor | None,
     seq_len: int,
     geometry: list[int],
     token_major: bool,
 ) -> Tensor:
-    x = empty_tokens(rows, seq_len, token_major)
-    return pull_rows(rows, slot, x, Geometry(*geometry), spoken=True, first_token=first_token)
+    tokens = empty_tokens(rows, seq_len, token_major)
+    of_geometry = Geometry(*geometry)
+    pull_rows([rows], slot, [tokens], of_geometry, spoken=True, first_token=first_token)
+    return tokens
 
 
-@_scatter.register_fake
-def _(rows: Tensor, _i: Any, _s: Any, _f: Any, seq_len: int, _g: Any, token_major: bool) -> Tensor:
-    return empty_tokens(rows, seq_len, token_major)
-
-
-@torch.library.custom_op("lighthouse::scatter_backward", mutates_args=())
-def _scatter_backward(
-    grad_out: Tensor, index: Tensor, first_token: Tensor | None, geometry: list[int]
-) -> Tensor:
-    return sum_windows(grad_out, None, index, Geometry(*geometry), first_token)
-
-
-@_scatter_backward.register_fake
-def _(grad_out: Tensor, index: Tensor, *_: Any) -> Tensor:
+def _fake_scatter_backward(grad_out: Tensor, index: Tensor, *_: Any) -> Tensor:
     return _empty_rows(grad_out, index)
 
 
-def _scatter_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, index, _, first_token, _, ctx.geometry, _ = inputs
-    ctx.save_for_backward(index, first_token)
-
-
-def _scatter_gradients(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    grad_rows = _scatter_backward(grad_out, *ctx.saved_tensors, ctx.geometry)
-    return grad_rows, None, None, None, None, None, None
-
-
-_scatter.register_autograd(_scatter_gradients, setup_context=_scatter_setup)
-
-
-def gather(
-    x_BHND: Tensor, coarsest_BHCD: Tensor, selection: Selection, config: LighthouseConfig
+@operator(_fake_scatter_backward, backward=True)
+def _scatter_backward(
+    grad_out: Tensor, index: Tensor, first_token: Tensor | None, geometry: list[int]
 ) -> Tensor:
-    """As in the reference."""
-    index, slot = selection.index, selection.slot
-    in_order = _is_token_major(x_BHND)
-    return _gather(x_BHND, coarsest_BHCD, index, slot, geometry_of(config), in_order)
+    (rows,) = sum_windows([grad_out], None, index, Geometry(*geometry), first_token)
+    return rows
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        index: Tensor,
+        slot: Tensor,
+        first_token: Tensor | None,
+        seq_len: int,
+        geometry: list[int],
+        token_major: bool,
+    ) -> Tensor:
+        ctx.geometry = geometry
+        ctx.save_for_backward(index, first_token)
+        return _scatter(rows, slot, first_token, seq_len, geometry, token_major)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        grad_rows = _scatter_backward(grad_out, *ctx.saved_tensors, ctx.geometry)
+        return grad_rows, None, None, None, None, None, None
 
 
 def scatter(
@@ -125,4 +175,4 @@ def scatter(
     """As in the reference."""
     seq_len, in_order = like_BHND.shape[2], _is_token_major(like_BHND)
     of_selection = selection.index, selection.slot, selection.first_token
-    return _scatter(rows_BHSD, *of_selection, seq_len, geometry_of(config), in_order)
+    return _Scatter.apply(rows_BHSD, *of_selection, seq_len, geometry_of(config), in_order)

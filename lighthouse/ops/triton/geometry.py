@@ -1,4 +1,4 @@
-"""A configuration as the operators take it: one list of integers."""
+"""Integers that launches need: a configuration as the operators take it, and rounding."""
 
 from typing import NamedTuple
 
@@ -32,3 +32,13 @@ def geometry_of(config: LighthouseConfig) -> list[int]:
         int(config.cover_prefix),
         int(config.selection == "causal"),
     ]
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up; Triton's own takes the host 2 us a call, and this nothing."""
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest that is no less than ``n``; likewise."""
+    return 1 << (n - 1).bit_length()

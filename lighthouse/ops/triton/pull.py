@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lighthouse.ops.triton.geometry import Geometry
+from lighthouse.ops.triton.geometry import Geometry, ceil_div, power_of_two
+from lighthouse.ops.triton.tensors import head_of, of_tensor, rows_contiguous, strides_of
 
 _TILE = 4096
 
@@ -26,8 +27,10 @@ def _pull_kernel(
     stride_b,
     stride_h,
     stride_n,
-    H: tl.constexpr,
-    G: tl.constexpr,
+    HEADS: tl.constexpr,
+    ALL_HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    BATCH: tl.constexpr,
     D: tl.constexpr,
     L: tl.constexpr,
     P: tl.constexpr,
@@ -36,22 +39,25 @@ def _pull_kernel(
     DOCUMENTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BATCH_HEADS: tl.constexpr,
 ):
-    """A program has BLOCK_N tokens of one head.
+    """A program has BLOCK_N tokens of one head of a tensor; see tensors.py.
 
     With SPOKEN a token sums the rows of the entries of its chunk and document that speak for it,
     without it the rows of the entries that cover it, each divided by the tokens that it covers.
     """
-    i_bh = tl.program_id(0) % BATCH_HEADS
-    i_n = tl.program_id(0) // BATCH_HEADS * BLOCK_N + tl.arange(0, BLOCK_N)
+    i_any = tl.program_id(0) % ALL_HEADS
+    i_b = (tl.program_id(0) // ALL_HEADS % BATCH).to(tl.int64)
+    i_n = tl.program_id(0) // (ALL_HEADS * BATCH) * BLOCK_N + tl.arange(0, BLOCK_N)
     i_d = tl.arange(0, BLOCK_D)
     in_n = i_n < seq_len
     in_d = i_d < D
-    i_b = (i_bh // H).to(tl.int64)
-    i_h = (i_bh % H).to(tl.int64)
-    p_slot = slot + (i_b * (H // G) + i_h // G) * num_entries
-    p_rows = rows + i_b * row_stride_b + i_h * row_stride_h + i_d[None, :]
+    heads = of_tensor(i_any, HEADS, HEADS)
+    i_h = head_of(i_any, HEADS).to(tl.int64)
+    p_slot = slot + (i_b * KV_HEADS + i_h // (heads // KV_HEADS)) * num_entries
+    to_row = i_b * of_tensor(i_any, row_stride_b, HEADS)
+    to_row += i_h * of_tensor(i_any, row_stride_h, HEADS)
+    stride_s = of_tensor(i_any, row_stride_s, HEADS)
+    p_rows = of_tensor(i_any, rows, HEADS) + to_row + i_d[None, :]
 
     chunk_len = seq_len // CHUNKS
     b_chunk = i_n // chunk_len
@@ -73,16 +79,17 @@ def _pull_kernel(
             b_entry = i_n // P**level
             concerned = in_n
         b_slot = tl.load(p_slot + b_entry, mask=concerned, other=-1)
-        p_row = p_rows + (b_slot.to(tl.int64) * row_stride_s)[:, None]
+        p_row = p_rows + (b_slot.to(tl.int64) * stride_s)[:, None]
         b_row = tl.load(p_row, mask=(b_slot >= 0)[:, None] & in_d[None, :], other=0)
         b_row = b_row.to(tl.float32)
         # A true division would take longer than the memory does.
         b_sum += b_row if SPOKEN else b_row * (1.0 / P**level)
         p_slot += size
         size = size // P
-    p_x = x + i_b * stride_b + i_h * stride_h
-    p_x = p_x + (i_n.to(tl.int64) * stride_n)[:, None] + i_d[None, :]
-    tl.store(p_x, b_sum.to(x.dtype.element_ty), mask=in_n[:, None] & in_d[None, :])
+    to_token = i_b * of_tensor(i_any, stride_b, HEADS) + i_h * of_tensor(i_any, stride_h, HEADS)
+    b_to_token = i_n.to(tl.int64) * of_tensor(i_any, stride_n, HEADS)
+    p_x = of_tensor(i_any, x, HEADS) + to_token + b_to_token[:, None] + i_d[None, :]
+    tl.store(p_x, b_sum.to(p_x.dtype.element_ty), mask=in_n[:, None] & in_d[None, :])
 
 
 def empty_tokens(rows: Tensor, seq_len: int, token_major: bool) -> Tensor:
@@ -94,41 +101,43 @@ def empty_tokens(rows: Tensor, seq_len: int, token_major: bool) -> Tensor:
 
 
 def pull_rows(
-    rows: Tensor,
+    rows: list[Tensor],
     slot: Tensor,
-    x: Tensor,
+    tokens: list[Tensor],
     geometry: Geometry,
     *,
     spoken: bool,
     first_token: Tensor | None = None,
-) -> Tensor:
+) -> None:
     """Launch the kernel.
 
     Args:
-        rows: (B, H, S, D), any strides.
+        rows: one tensor or more, each (B, H, S, D) with any H and strides.
         slot: int32 (B, Hkv, E), contiguous.
-        x: (B, H, N, D), to be written; see :func:`empty_tokens`.
+        tokens: of each (B, H, N, D), to be written; see :func:`empty_tokens`.
         spoken: the entries that speak for a token, rather than the means that it is part of.
         first_token: with documents, if ``spoken``: as in a selection, contiguous.
-
-    Returns:
-        ``x``.
     """
-    rows = rows if rows.stride(3) == 1 else rows.contiguous()
-    batch, heads, seq_len, head_dim = x.shape
-    block_d = triton.next_power_of_2(head_dim)
+    of_rows, x = rows_contiguous(rows), tuple(tokens)
+    batch, _, seq_len, head_dim = x[0].shape
+    kv_heads, num_entries = slot.shape[1:]
+    heads = tuple([t.shape[1] for t in x])
+    all_heads = sum(heads)
+    block_d = power_of_two(head_dim)
     block_n = max(1, _TILE // block_d)
-    _pull_kernel[(batch * heads * triton.cdiv(seq_len, block_n),)](
-        rows,
+    _pull_kernel[(batch * all_heads * ceil_div(seq_len, block_n),)](
+        of_rows,
         slot,
-        slot if first_token is None else first_token,
+        first_token,
         x,
         seq_len,
-        slot.shape[2],
-        *rows.stride()[:3],
-        *x.stride()[:3],
-        H=heads,
-        G=heads // slot.shape[1],
+        num_entries,
+        *strides_of(of_rows),
+        *strides_of(x),
+        HEADS=heads,
+        ALL_HEADS=all_heads,
+        KV_HEADS=kv_heads,
+        BATCH=batch,
         D=head_dim,
         L=geometry.num_levels,
         P=geometry.pooling_factor,
@@ -137,6 +146,4 @@ def pull_rows(
         DOCUMENTS=first_token is not None,
         BLOCK_N=block_n,
         BLOCK_D=block_d,
-        BATCH_HEADS=batch * heads,
     )
-    return x

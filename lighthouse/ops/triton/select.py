@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lighthouse.config import LighthouseConfig
-from lighthouse.ops.triton.geometry import Geometry, geometry_of
+from lighthouse.ops.triton.geometry import Geometry, ceil_div, geometry_of, power_of_two
+from lighthouse.ops.triton.operator import operator
 from lighthouse.pyramid import Selection
 
 # Candidates that a program holds in registers. A level with more is gone through in such blocks.
@@ -414,7 +415,21 @@ def _select_kernel(
         )
 
 
-@torch.library.custom_op("lighthouse::select", mutates_args=())
+def _empty_outputs(
+    query_maxima: Tensor, key_maxima: Tensor, _: Any, geometry: list[int]
+) -> tuple[Tensor, Tensor]:
+    g = Geometry(*geometry)
+    batch, kv_heads, level1 = key_maxima.shape
+    seq_len = level1 * g.pooling_factor
+    rows = seq_len // g.coarsest_width + (g.num_levels - 1) * g.pooling_factor * g.topk
+    entries = sum(seq_len // g.pooling_factor**level for level in range(g.num_levels))
+    return (
+        key_maxima.new_empty(batch, kv_heads, rows, dtype=torch.int32),
+        key_maxima.new_empty(batch, kv_heads, entries, dtype=torch.int32),
+    )
+
+
+@operator(_empty_outputs)
 def _select(
     query_maxima: Tensor, key_maxima: Tensor, first_token: Tensor | None, geometry: list[int]
 ) -> tuple[Tensor, Tensor]:
@@ -423,12 +438,12 @@ def _select(
     seq_len = level1 * g.pooling_factor
     index, slot = _empty_outputs(query_maxima, key_maxima, first_token, geometry)
     strata = g.topk // g.stratum // g.num_chunks
-    longest = triton.cdiv(seq_len // g.coarsest_width // g.num_chunks, strata)
+    longest = ceil_div(seq_len // g.coarsest_width // g.num_chunks, strata)
     capacity = max(longest, g.stratum * g.pooling_factor)
     programs = batch * kv_heads * strata * g.num_chunks
     of_levels = (g.num_levels + 1) * capacity + (g.num_levels - 1) * 2 * g.stratum
     scratch = index.new_empty(programs * of_levels)
-    tiles = [triton.next_power_of_2(n) for n in (longest, g.stratum * g.pooling_factor)]
+    tiles = [power_of_two(n) for n in (longest, g.stratum * g.pooling_factor)]
     _select_kernel[(programs,)](
         query_maxima.contiguous(),
         key_maxima.contiguous(),
@@ -458,21 +473,6 @@ def _select(
         num_warps=_num_warps(min(max(tiles), _BLOCK)),
     )
     return index, slot
-
-
-@_select.register_fake
-def _empty_outputs(
-    query_maxima: Tensor, key_maxima: Tensor, _: Any, geometry: list[int]
-) -> tuple[Tensor, Tensor]:
-    g = Geometry(*geometry)
-    batch, kv_heads, level1 = key_maxima.shape
-    seq_len = level1 * g.pooling_factor
-    rows = seq_len // g.coarsest_width + (g.num_levels - 1) * g.pooling_factor * g.topk
-    entries = sum(seq_len // g.pooling_factor**level for level in range(g.num_levels))
-    return (
-        key_maxima.new_empty(batch, kv_heads, rows, dtype=torch.int32),
-        key_maxima.new_empty(batch, kv_heads, entries, dtype=torch.int32),
-    )
 
 
 def select(

@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lighthouse.ops.triton.geometry import Geometry
+from lighthouse.ops.triton.geometry import Geometry, ceil_div, power_of_two
+from lighthouse.ops.triton.tensors import head_of, of_tensor, rows_contiguous, strides_of
 
 _TILE = 1024
 
@@ -21,8 +22,10 @@ def _windows_kernel(
     stride_b,
     stride_h,
     stride_n,
-    H: tl.constexpr,
-    G: tl.constexpr,
+    HEADS: tl.constexpr,
+    ALL_HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    BATCH: tl.constexpr,
     D: tl.constexpr,
     L: tl.constexpr,
     P: tl.constexpr,
@@ -31,22 +34,23 @@ def _windows_kernel(
     DOCUMENTS: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BATCH_HEADS: tl.constexpr,
 ):
-    """A program has BLOCK_S rows of one head.
+    """A program has BLOCK_S rows of one head of a tensor; see tensors.py.
 
     Without SPOKEN a row is the mean of its entry's tokens, at the coarsest level read from
     ``coarsest``. With SPOKEN it is the sum of the tokens that the entry speaks for, which begin at
     its last token, are as many as it has, and end with the chunk and the document.
     """
-    i_bh = tl.program_id(0) % BATCH_HEADS
-    i_s = tl.program_id(0) // BATCH_HEADS * BLOCK_S + tl.arange(0, BLOCK_S)
+    i_any = tl.program_id(0) % ALL_HEADS
+    i_b = (tl.program_id(0) // ALL_HEADS % BATCH).to(tl.int64)
+    i_s = tl.program_id(0) // (ALL_HEADS * BATCH) * BLOCK_S + tl.arange(0, BLOCK_S)
     i_d = tl.arange(0, BLOCK_D)
     in_s = i_s < num_rows
     in_d = i_d < D
-    i_b = (i_bh // H).to(tl.int64)
-    i_h = (i_bh % H).to(tl.int64)
-    p_index = index + (i_b * (H // G) + i_h // G) * num_rows + i_s
+    heads = of_tensor(i_any, HEADS, HEADS)
+    i_h = head_of(i_any, HEADS)
+    i_bh = i_b * heads + i_h
+    p_index = index + (i_b * KV_HEADS + i_h // (heads // KV_HEADS)) * num_rows + i_s
     b_flat = tl.load(p_index, mask=in_s, other=0)
 
     # Level 0 unless a later level begins at or before the flat index.
@@ -80,60 +84,70 @@ def _windows_kernel(
     else:
         is_coarsest = b_width == width
         b_count = tl.where(is_coarsest, 0, b_width)
-        p_coarsest = coarsest + (i_bh.to(tl.int64) * (seq_len // width) + b_entry) * D
+        p_coarsest = of_tensor(i_any, coarsest, HEADS)
+        p_coarsest = p_coarsest + (i_bh * (seq_len // width) + b_entry) * D
         from_coarsest = (in_s & is_coarsest)[:, None] & in_d[None, :]
         b_sum = tl.load(p_coarsest[:, None] + i_d[None, :], mask=from_coarsest, other=0)
         b_sum = b_sum.to(tl.float32)
 
     b_count = tl.where(in_s, b_count, 0)
-    p_x = x + i_b * stride_b + i_h * stride_h
-    p_x = p_x + (b_first.to(tl.int64) * stride_n)[:, None] + i_d[None, :]
-    to_next = tl.full((), 1, tl.int64) * stride_n  # int64: windows can be long
+    to_head = i_b * of_tensor(i_any, stride_b, HEADS)
+    to_head += i_h.to(tl.int64) * of_tensor(i_any, stride_h, HEADS)
+    # int64: windows can be long
+    to_next = tl.full((), 1, tl.int64) * of_tensor(i_any, stride_n, HEADS)
+    p_x = of_tensor(i_any, x, HEADS) + to_head
+    p_x = p_x + (b_first.to(tl.int64) * to_next)[:, None] + i_d[None, :]
     for token in tl.range(0, tl.max(b_count), loop_unroll_factor=4):
         mask = (token < b_count)[:, None] & in_d[None, :]
         b_sum += tl.load(p_x + token * to_next, mask=mask, other=0).to(tl.float32)
     if not SPOKEN:
         b_tokens = tl.maximum(b_count, 1).to(tl.float32)[:, None]
         b_sum = tl.div_rn(b_sum, tl.broadcast_to(b_tokens, b_sum.shape))
-    p_rows = rows + ((i_bh.to(tl.int64) * num_rows + i_s) * D)[:, None] + i_d[None, :]
-    tl.store(p_rows, b_sum.to(rows.dtype.element_ty), mask=in_s[:, None] & in_d[None, :])
+    p_rows = of_tensor(i_any, rows, HEADS)
+    p_rows = p_rows + ((i_bh * num_rows + i_s) * D)[:, None] + i_d[None, :]
+    tl.store(p_rows, b_sum.to(p_rows.dtype.element_ty), mask=in_s[:, None] & in_d[None, :])
 
 
 def sum_windows(
-    x: Tensor,
-    coarsest: Tensor | None,
+    tensors: list[Tensor],
+    coarsest: tuple[Tensor, ...] | None,
     index: Tensor,
     geometry: Geometry,
     first_token: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, ...]:
     """Launch the kernel.
 
     Args:
-        x: (B, H, N, D), any strides.
-        coarsest: (B, H, n_{L-1}, D) contiguous, for means; None for sums over spoken-for tokens.
+        tensors: one or more, each (B, H, N, D) with any H and strides.
+        coarsest: of each (B, H, n_{L-1}, D) contiguous, for means; None for sums over spoken-for
+            tokens.
         index: int32 (B, Hkv, S), contiguous.
         first_token: with documents, for sums: as in a selection, contiguous.
 
     Returns:
-        (B, H, S, D), contiguous, in the dtype of ``x``.
+        Of each (B, H, S, D), contiguous, in its dtype.
     """
-    x = x if x.stride(3) == 1 else x.contiguous()
-    batch, heads, seq_len, head_dim = x.shape
-    num_rows = index.shape[2]
-    rows = x.new_empty(batch, heads, num_rows, head_dim)
-    block_d = triton.next_power_of_2(head_dim)
+    x = rows_contiguous(tensors)
+    batch, _, seq_len, head_dim = x[0].shape
+    kv_heads, num_rows = index.shape[1:]
+    heads = tuple([t.shape[1] for t in x])
+    all_heads = sum(heads)
+    rows = tuple([t.new_empty(batch, h, num_rows, head_dim) for t, h in zip(x, heads, strict=True)])
+    block_d = power_of_two(head_dim)
     block_s = max(1, _TILE // block_d)
-    _windows_kernel[(batch * heads * triton.cdiv(num_rows, block_s),)](
+    _windows_kernel[(batch * all_heads * ceil_div(num_rows, block_s),)](
         x,
-        x if coarsest is None else coarsest,
+        coarsest,
         index,
-        index if first_token is None else first_token,
+        first_token,
         rows,
         seq_len,
         num_rows,
-        *x.stride()[:3],
-        H=heads,
-        G=heads // index.shape[1],
+        *strides_of(x),
+        HEADS=heads,
+        ALL_HEADS=all_heads,
+        KV_HEADS=kv_heads,
+        BATCH=batch,
         D=head_dim,
         L=geometry.num_levels,
         P=geometry.pooling_factor,
@@ -142,6 +156,5 @@ def sum_windows(
         DOCUMENTS=first_token is not None,
         BLOCK_S=block_s,
         BLOCK_D=block_d,
-        BATCH_HEADS=batch * heads,
     )
     return rows
