@@ -108,7 +108,10 @@ class _Gather(torch.autograd.Function):
 
 def gather(qkv: QKV, coarsest: QKV, selection: Selection, config: LighthouseConfig) -> QKV:
     """As in the reference."""
-    return _Gather.apply(*qkv, *coarsest, selection.index, selection.slot, geometry_of(config))
+    index, geometry = selection.index, geometry_of(config)
+    if not torch.is_grad_enabled():  # a function of autograd costs as much again
+        return _gather(*qkv, *coarsest, index, geometry)
+    return _Gather.apply(*qkv, *coarsest, index, selection.slot, geometry)
 
 
 # ---- scatter
@@ -173,6 +176,8 @@ def scatter(
     rows_BHSD: Tensor, selection: Selection, like_BHND: Tensor, config: LighthouseConfig
 ) -> Tensor:
     """As in the reference."""
-    seq_len, in_order = like_BHND.shape[2], _is_token_major(like_BHND)
-    of_selection = selection.index, selection.slot, selection.first_token
-    return _Scatter.apply(rows_BHSD, *of_selection, seq_len, geometry_of(config), in_order)
+    how = like_BHND.shape[2], geometry_of(config), _is_token_major(like_BHND)
+    of_selection = selection.slot, selection.first_token
+    if not torch.is_grad_enabled():
+        return _scatter(rows_BHSD, *of_selection, *how)
+    return _Scatter.apply(rows_BHSD, selection.index, *of_selection, *how)
