@@ -11,7 +11,6 @@ else runs on a CPU only adds to them. Prints JSON.
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -73,6 +72,11 @@ class Driver:
         return GPUTarget("cuda", 90, 32)
 
 
+def cpu_name() -> str:
+    names = (x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x)
+    return next(names, "unknown").split(":")[-1].strip()
+
+
 def least_us(call: Callable[[], Any], seconds: float = 2.0, least: int = 200) -> float:
     """Least time of a call among those that fit."""
     for _ in range(20):
@@ -95,7 +99,7 @@ def make_inputs(seq_len: int, heads: int, kv_heads: int, head_dim: int) -> Input
     return q, k, v
 
 
-def steps(inputs: Inputs, config: LighthouseConfig) -> dict[str, Callable[[], Any]]:
+def steps_of(inputs: Inputs, config: LighthouseConfig) -> dict[str, Callable[[], Any]]:
     """Each on its own; "tracked" with gradients to come."""
     q = inputs[0]
     leaves = tuple(x.detach().requires_grad_() for x in inputs)
@@ -123,6 +127,7 @@ def steps(inputs: Inputs, config: LighthouseConfig) -> dict[str, Callable[[], An
 
 
 def measure(inputs: Inputs, config: LighthouseConfig, seconds: float) -> dict[str, float]:
+    """Of the layer and its steps."""
     leaves = tuple(x.detach().requires_grad_() for x in inputs)
     run = partial(lighthouse_attention, config=config, impl="triton", attention=attention)
     grad = run(*inputs)
@@ -135,7 +140,7 @@ def measure(inputs: Inputs, config: LighthouseConfig, seconds: float) -> dict[st
         "forward, no grad": no_grad,
         "forward": lambda: run(*leaves),
         "forward + backward": lambda: torch.autograd.grad(run(*leaves), leaves, grad),
-    } | steps(inputs, config)
+    } | steps_of(inputs, config)
     return {name: least_us(call, seconds) for name, call in calls.items()}
 
 
@@ -152,7 +157,9 @@ def main() -> None:
     config = LighthouseConfig(topk=args.seq_len // 64)
     inputs = make_inputs(args.seq_len, 8, args.kv_heads, 128)
     result = {
-        "cpu": platform.processor(),
+        "cpu": cpu_name(),
+        "seq_len": args.seq_len,
+        "kv_heads": args.kv_heads,
         "torch": torch.__version__,
         "triton": triton.__version__,
         "commit": commit(),
