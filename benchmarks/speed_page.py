@@ -40,7 +40,8 @@ These are of the published selection; the causal one takes 0.03 ms more
 With launches hidden behind earlier work, as in a compiled trainer or a CUDA graph, Lighthouse is
 faster than dense from the shortest length measured. In eager mode Python needs about 1 ms forward
 and 2.5 ms forward + backward whatever the length. There it pays from about 32K tokens forward and
-16K forward + backward on.
+16K forward + backward on. That was measured before queries, keys and values shared their operators:
+[host time](#host-time).
 
 All around the attention kernel is deterministic, forward and backward. The kernel is torch's
 choice. cuDNN's, the fastest, adds up gradients in no fixed order: two runs on a GPU agree to
@@ -119,6 +120,15 @@ for Llama-3.1-8B on 8 H100 with float8 products
 ([torchtitan](https://github.com/pytorch/torchtitan/blob/main/benchmarks/llama3_h100_202412_torchtitan.md),
 December 2024), and 2,258 for Llama-2-7B on 128 or more H100 in FP8 (NeMo 24.12, from its TFLOP/s).
 
+## Host time
+
+What Python, dispatch and Triton's launches take in eager mode for one layer of {host_tokens:,}
+tokens, in us on one core of a host without a GPU ({host_cpu}): `python -m benchmarks.host_time`
+([results](../benchmarks/results/host_time_cpu.json)). Dense attention and CUDA's own calls are not
+in it. Steps are timed alone.
+
+{host}
+
 ## Data
 
 One loader worker delivers {slowest:.0f} to {fastest:.0f} million tokens/s at 98,304 to 1,048,576
@@ -135,6 +145,27 @@ def select_rows(results: dict[str, Any]) -> str:
         f"| {row['before']} | {row['now']} |"
         for row in results["rows"]
     )
+
+
+def host_table(results: dict[str, Any]) -> str:
+    """Markdown rows of the host's time of each step, with Triton's launches and without."""
+    shown = {
+        "forward": "forward",
+        "summarize": "summarize",
+        "select": "select",
+        "gather, tracked": "gather",
+        "scatter, tracked": "scatter",
+        "forward + backward": "forward + backward",
+        "scatter backward": "scatter backward",
+        "gather backward": "gather backward",
+    }
+    lines = ["| step | us | without launches |", "| --- | --- | --- |"]
+    with_launches, without = results["with_launches_us"], results["without_launches_us"]
+    lines += [
+        f"| {step} | {with_launches[name]:.0f} | {without[name]:.0f} |"
+        for name, step in shown.items()
+    ]
+    return "\n".join(lines)
 
 
 def documents(results: dict[str, Any]) -> dict[str, Any]:
@@ -171,6 +202,7 @@ def page() -> str:
     attention, h100 = load("attention_h100.json"), load("training_h100.json")
     h200_x2, llama = load("training_h200_x2.json"), load("training_h200_x4.json")
     alone = Alone(attention, load("windows_h100.json"))
+    host = load("host_time_cpu.json")
     data = json.loads((RESULTS / "data_cpu.json").read_text())["results"]
     of_workers = [result for result in data if result["workers"]]
     rates = [r["tokens_per_second"] / 1e6 for r in of_workers if r["tokenizer"] == "byte"]
@@ -195,6 +227,9 @@ def page() -> str:
         llama=training_table.llama_table(llama, "8B-131k-cp4"),
         llama_gain=training_table.llama_gain(llama, "8B-131k-cp4"),
         llama_device=llama["device"].removeprefix("NVIDIA "),
+        host_tokens=host["seq_len"],
+        host_cpu=host["cpu"],
+        host=host_table(host),
         slowest=min(rates),
         fastest=max(rates),
         hf=max(hf),

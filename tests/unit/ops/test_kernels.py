@@ -703,6 +703,16 @@ def test_operators() -> None:
         )
 
 
+def test_each_step_is_one_operator() -> None:
+    """In eager mode the host's time is what a short sequence waits for."""
+    module, inputs = module_and_inputs("small")
+    with Calls() as calls:
+        with_gradients(module(*inputs), inputs)
+    ours = {op.name(): count for op, count in calls.of.items() if op.namespace == "lighthouse"}
+    steps = ("summarize", "select", "gather", "scatter", "scatter_backward", "gather_backward")
+    assert ours == {f"lighthouse::{step}": 1 for step in steps}
+
+
 def module_and_inputs(name: str) -> tuple[Callable[..., Tensor], QKV]:
     config, inputs = make(name, torch.float32)
     module = LighthouseAttention(config, Dense(), impl="triton")
