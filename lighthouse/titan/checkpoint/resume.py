@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lighthouse.refusal import NothingToDo
-from lighthouse.runs.folder import finished_steps, is_finished
+from lighthouse.runs.folder import finished_steps
 from lighthouse.runs.metrics import read_metrics
 from lighthouse.titan.checkpoint.changes import Change, changes
 from lighthouse.titan.checkpoint.record import RunRecord
@@ -190,33 +190,11 @@ def _step_of(checkpoint: Path) -> int | None:
 def _checkpoint_to_load(config: Any, folder: Path) -> Path | None:
     """The folder that the checkpoint manager is about to load in full, or None."""
     steps = finished_steps(folder)
-    if config.load_step != -1:
-        if config.load_step not in steps:
-            raise ValueError(
-                f"checkpoint.load_step = {config.load_step}: no such finished checkpoint in "
-                f"{folder}; finished are {steps or 'none'}"
-            )
-        if config.load_step < steps[-1]:
-            later = [step for step in steps if step > config.load_step]
-            raise ValueError(
-                f"checkpoint.load_step = {config.load_step}: {folder} also holds steps {later}, "
-                "and the next restart would load those; move them away, or branch off into "
-                "another job.dump_folder with checkpoint.initial_load_path"
-            )
-        return folder / f"step-{config.load_step}"
     if steps:
         return folder / f"step-{steps[-1]}"
-    if not config.initial_load_path or config.initial_load_in_hf:
+    if not config.initial_load_path or config.initial_load_in_hf or config.initial_load_model_only:
         return None
-    path = Path(config.initial_load_path)
-    if not is_finished(path):
-        inside = finished_steps(path)
-        hint = f"; use {path / f'step-{inside[-1]}'}" if inside else "; it names a step-N folder"
-        raise ValueError(
-            f"checkpoint.initial_load_path = {config.initial_load_path!r}: is not a finished "
-            f"checkpoint{hint}"
-        )
-    return None if config.initial_load_model_only else path
+    return Path(config.initial_load_path)
 
 
 def _step_behind(step: int | None, saved: RunRecord) -> int | None:
