@@ -15,7 +15,7 @@ from lighthouse.titan.llama3.config_json import (
     args_of_config,
     weight_shapes,
 )
-from lighthouse.titan.llama3.safetensors_header import Stored, stored_weights
+from lighthouse.titan.llama3.safetensors_header import FLOATS, Stored, stored_weights
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -145,6 +145,12 @@ def _check_weights(job_config: "JobConfig", folder: Path, key: str) -> None:
             raise ValueError(
                 f"{where}: its safetensors have {name} as {stored[name].shape}, its config.json as "
                 f"{shape}; fetch both again"
+            )
+        if stored[name].dtype not in FLOATS:
+            raise ValueError(
+                f"{where}: {stored[name].file.name} has {name} as {stored[name].dtype}, which "
+                f"needs scales that its config.json does not tell of; name a folder with weights "
+                f"of {', '.join(FLOATS)}"
             )
     unused = [n for n in stored if n not in needed and not _is_left_out(n, args.tied)]
     if unused:
