@@ -31,6 +31,7 @@ class Resume:
         changes: against the checkpoint's record.
         step: of the checkpoint; None if nothing is resumed.
         before: the checkpoint's record; None if there is none.
+        unrecorded: the checkpoint, where it has no record to compare with.
     """
 
     counted_by: int
@@ -38,6 +39,7 @@ class Resume:
     changes: list[Change] = field(default_factory=list)
     step: int | None = None
     before: RunRecord | None = None
+    unrecorded: Path | None = None
 
 
 def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> Resume:
@@ -85,7 +87,7 @@ def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> Resume:
         )
     saved = RunRecord.read(checkpoint)
     if saved is None:
-        return fresh
+        return replace(fresh, unrecorded=checkpoint)
     if saved.model_only:
         raise ValueError(
             f"checkpoint {checkpoint} holds the model alone (it was saved under "
