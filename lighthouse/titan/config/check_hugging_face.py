@@ -44,7 +44,7 @@ def check_hugging_face(job_config: "JobConfig") -> None:
     if model.name != "llama3":
         return
     if model.tokenizer == "hf":
-        _check_tokenizer(model.hf_assets_path)
+        _check_tokenizer(model.hf_assets_path, job_config.job.config_file is not None)
     _check_tied(job_config)
     folder = weights_folder(job_config)
     if folder is not None:
@@ -65,14 +65,15 @@ def weights_folder(job_config: "JobConfig") -> Path | None:
     return Path(config.initial_load_path or job_config.model.hf_assets_path)
 
 
-def _check_tokenizer(written: str) -> None:
+def _check_tokenizer(written: str, from_file: bool) -> None:
     folder = Path(written)
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         found = "has none of" if folder.is_dir() else "there is no such folder, with one of"
+        way = "" if from_file else "; no --job.config_file names a TOML that would say so"
         raise ValueError(
             f"model.hf_assets_path = {written!r}: {found} {', '.join(_VOCABULARIES)}, which "
             'model.tokenizer = "hf" reads; name a folder with a tokenizer of Hugging Face\'s, or '
-            'use model.tokenizer = "byte"'
+            f'use model.tokenizer = "byte"{way}'
         )
 
 

@@ -549,6 +549,11 @@ def test_wrong_type_names_key_and_value(parse, key, value):
             "validation.dataset = 'c5'",
             "'python'",
         ),
+        (
+            {"training.dataset": "local", "training.dataset_path": ""},
+            "training.dataset_path = ''",
+            "must name a folder or a file",
+        ),
         ({"experimental.custom_import": "nowhere"}, "experimental.custom_import = 'nowhere'", ""),
         (
             {"checkpoint.exclude_from_loading": ["scheduler"]},
@@ -660,6 +665,14 @@ def test_a_pipeline_is_warned_of(parse, caplog):
     with caplog.at_level("WARNING"):
         parse(pipeline)
     assert "parallelism.pipeline_parallel_degree = 2" in caplog.text
+
+
+def test_without_a_file_it_is_the_file_that_lacks(monkeypatch, tmp_path):
+    from torchtitan.config import ConfigManager
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal, match=r"; no --job\.config_file names a TOML that would say so$"):
+        ConfigManager(machine=CPU).parse_args([])
 
 
 @pytest.mark.parametrize("machine", [CPU, GPUS_ELSEWHERE])
