@@ -203,9 +203,9 @@ def _has_hosts() -> bool:
 def test_a_host_takes_over_from_another_by_its_own_clock(tmp_path: Path, touched: float) -> None:
     a = Host("host-a", tmp_path)
     assert a.says() == "holds"
-    refused = Host("host-b", tmp_path)
+    refused = Host("host-b", tmp_path, dead_seconds=30)  # a beat comes sooner
     assert re.fullmatch(
-        r"Waiting up to 1 s for a sign of process \d+ on host-a, .*", refused.says()
+        r"Waiting up to 30 s for a sign of process \d+ on host-a, .*", refused.says()
     )
     assert re.match(r"refused: .* process \d+ on host-a trains there; stop that", refused.says())
     refused.end()
