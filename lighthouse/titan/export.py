@@ -292,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         what = replace(_named(options.run, options), accept_nonfinite=options.accept_nonfinite)
         export(what, options.output)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # the error of a disk names the file
         refuse(error)
     print(
         f"wrote {options.output}: step {what.checkpoint.name.removeprefix('step-')}, {what.dtype}"
