@@ -128,15 +128,13 @@ def _check_schedule(job_config: "JobConfig") -> None:
             f"training.steps = {steps}, and has no learning rate after it; use {steps} or more, or "
             "fewer steps"
         )
-    end, key = steps, "training.steps"
-    if schedule.total_steps is not None:
-        end, key = schedule.total_steps, "lr_scheduler.total_steps"
-    # The default, which nobody has asked for, gives way to a short schedule; upstream warns of it.
-    if schedule.warmup_steps > end and schedule.warmup_steps != type(schedule)().warmup_steps:
+    # The warmup of a short try, and a default that nobody has set, upstream cuts and says so.
+    warmup, total = schedule.warmup_steps, schedule.total_steps
+    if total is not None and warmup > total and warmup != type(schedule)().warmup_steps:
         raise ValueError(
-            f"lr_scheduler.warmup_steps = {schedule.warmup_steps}: the schedule ends before, at "
-            f"{key} = {end}, and never has optimizer.lr; use {end} or fewer, or set "
-            "lr_scheduler.total_steps to the number of steps of the whole schedule"
+            f"lr_scheduler.warmup_steps = {warmup}: the schedule ends before, at "
+            f"lr_scheduler.total_steps = {total}, and never has optimizer.lr; use {total} or fewer, "
+            "or a longer schedule"
         )
 
 

@@ -362,8 +362,6 @@ def test_a_device_is_asked_for_by_name(capsys):
 STAGED = """
 [job]
 extends = "{base}"
-[lr_scheduler]
-warmup_steps = 200
 [training]
 global_batch_size = -1
 [[stages]]
