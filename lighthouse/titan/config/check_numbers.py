@@ -133,8 +133,8 @@ def _check_schedule(job_config: "JobConfig") -> None:
     if total is not None and warmup > total and warmup != type(schedule)().warmup_steps:
         raise ValueError(
             f"lr_scheduler.warmup_steps = {warmup}: the schedule ends before, at "
-            f"lr_scheduler.total_steps = {total}, and never has optimizer.lr; use {total} or fewer, "
-            "or a longer schedule"
+            f"lr_scheduler.total_steps = {total}, and never has optimizer.lr; use {total} or "
+            "fewer, or a longer schedule"
         )
 
 
