@@ -123,6 +123,9 @@ def run_torchrun(processes: int, nodes: int, meet: str, run_id: str, flags: Sequ
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     arguments = [f"--nnodes={nodes}", f"--nproc-per-node={processes}", "--rdzv-backend=c10d"]
     arguments += [f"--rdzv-endpoint={meet}", f"--rdzv-id={run_id}"]
+    if nodes == 1:
+        # Not the machine's name, which torchrun would wait for where nothing resolves it.
+        arguments.append("--local-addr=localhost")
     code = 0
     with tempfile.TemporaryDirectory() as folder:
         above, word = os.environ.get(FILE_VARIABLE), Path(folder) / LAST_WORD_FILE

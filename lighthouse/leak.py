@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not run.job_config.validation.enable:
             raise ValueError(f"{options.folder} has no validation text: name some with --text")
         report = measure(run, held_out(run, options.sequences, device), options.positions)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # the error of a disk names the file
         parser.error(str(error))
     output = options.folder / f"leak-step-{report.step}.json"
     write_atomic(output, json.dumps(asdict(report), indent=1) + "\n")

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from lighthouse.runs.owner import let_go
 
@@ -31,8 +32,7 @@ def watch() -> None:
     if "TORCHELASTIC_RUN_ID" not in os.environ or _watches:
         return
     _watches = True
-    # Of a torchrun that is not ours the parent is all that tells: the sooner asked, the better.
-    launcher = int(os.environ.pop(LAUNCHER_VARIABLE, os.getppid()))
+    launcher = int(os.environ.pop(LAUNCHER_VARIABLE, 0)) or _launching_parent()
     threading.Thread(target=_look, args=(launcher,), daemon=True).start()
 
 
@@ -40,6 +40,22 @@ def has_trained() -> None:
     """This process has trained a step: from now on an end must save a checkpoint."""
     global _has_trained
     _has_trained = True
+
+
+def _launching_parent() -> int:
+    """The parent's process id, under a torchrun that is not ours; 0 if that has gone before.
+
+    Whoever takes in orphans is no Python, and has not what torchrun gave to this process, as a
+    script in between would have.
+    """
+    parent = os.getppid()
+    given = f"TORCHELASTIC_RUN_ID={os.environ['TORCHELASTIC_RUN_ID']}".encode()
+    try:
+        program = os.path.basename(os.readlink(f"/proc/{parent}/exe"))
+        passed_on = given in Path(f"/proc/{parent}/environ").read_bytes().split(b"\0")
+    except OSError:  # another user's, or gone
+        return 0
+    return parent if program.startswith("python") or passed_on else 0
 
 
 def _look(launcher: int) -> None:
@@ -51,8 +67,9 @@ def _look(launcher: int) -> None:
     try:
         if os.environ.get("LOCAL_RANK") == "0":
             with suppress(OSError):  # the screen may be gone with the launcher
+                which = f"The launcher, process {launcher}," if launcher else "The launcher"
                 said = "is gone: this one ends, and has trained no step"
-                print(f"The launcher, process {launcher}, {said}", file=sys.stderr, flush=True)
+                print(f"{which} {said}", file=sys.stderr, flush=True)
         let_go()
     finally:
         os._exit(1)

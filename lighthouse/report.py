@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         published = any(map(has_published_selection, folders))
         end = diverged(folders[-1])
         report = summarize(records, newest_checkpoint(folders[-1]), published, end)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # the error of a disk names the file
         parser.error(str(error))
     output = folders[-1]
     plot_loss(records, report, output / "loss.png", output.resolve().name)

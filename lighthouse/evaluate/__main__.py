@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "positions" in options.measures and len(text) < 2:
             raise ValueError(f"the held-out text makes {len(text)} sequences; 2 are needed")
         found = evaluate(subject, text, options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # the error of a disk names the file
         parser.error(str(error))
     output = options.output or options.folder
     output.mkdir(parents=True, exist_ok=True)

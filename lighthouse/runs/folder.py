@@ -16,16 +16,32 @@ LAST_WORD_FILE = "LAST_WORD"
 DIVERGED_FILE = "DIVERGED"
 OWNER_FILE = "OWNER"
 
+_LAST_WRITTEN = (".metadata", "model.safetensors.index.json")
+
 
 def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
-    """Whether a ``step-N`` folder was written to its end."""
+    """Whether a ``step-N`` folder was written to its end.
+
+    Raises:
+        ValueError: it can't be read.
+    """
     folder = Path(checkpoint)
-    return (folder / ".metadata").is_file() or (folder / "model.safetensors.index.json").is_file()
+    try:
+        return any((folder / name).is_file() for name in _LAST_WRITTEN)
+    except OSError as error:  # another user's, say
+        raise ValueError(f"checkpoint {folder} can't be read ({error.strerror})") from error
 
 
 def all_steps(folder: str | os.PathLike[str]) -> list[int]:
-    """Steps of the checkpoints under ``folder``, ascending; empty if it doesn't exist."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
+    """Steps of the checkpoints under ``folder``, ascending; empty if it doesn't exist.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    try:
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+    except OSError as error:
+        raise ValueError(f"{folder} can't be read ({error.strerror})") from error
     return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
 
 

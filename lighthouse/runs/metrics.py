@@ -70,11 +70,11 @@ def _read_lines(path: Path) -> list[Record]:
             record = json.loads(line)
         except ValueError:
             continue  # half a line, from a run killed while writing it, or damaged by the disk
-        if not isinstance(record, dict) or "step" not in record:
+        if not isinstance(record, dict):
             continue
-        records.append(
-            {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in record.items()}
-        )
+        record = {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in record.items()}
+        if type(record.get("step")) is int and type(record.get("loss", 0)) in (int, float):
+            records.append(record)
     if not records:
         raise ValueError(f"{path} is empty: nothing logged yet")
     return records

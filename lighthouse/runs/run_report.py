@@ -127,7 +127,10 @@ def has_published_selection(folder: Path) -> bool:
     resolved = folder / RESOLVED_FILE
     if not resolved.is_file():
         return False
-    section = tomllib.loads(resolved.read_text(encoding="utf-8")).get("lighthouse", {})
+    try:
+        section = tomllib.loads(resolved.read_text(encoding="utf-8")).get("lighthouse", {})
+    except ValueError as error:
+        raise ValueError(f"{resolved} is damaged, no TOML: {error}") from error
     in_layers = any("selection=published" in entry for entry in section.get("layer_overrides", ()))
     return section.get("selection", "published") == "published" or in_layers
 

@@ -25,6 +25,8 @@ from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAda
 
 from lighthouse.refusal import refuse
 from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE, finished_steps
+from lighthouse.titan.checkpoint.damage import check_whole
+from lighthouse.titan.checkpoint.reading import METADATA
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.config.assets import GENERATION_FILE, begun_with, tokenizer_files
 from lighthouse.titan.config.model_args import model_args_of
@@ -200,6 +202,8 @@ def of_run(folder: Path, step: int | None = None, dtype: str | None = None) -> E
         raise ValueError(f"{checkpoints} has no finished checkpoint{named}{finished}")
     step = steps[-1] if step is None else step
     checkpoint = checkpoints / f"step-{step}"
+    if (checkpoint / METADATA).is_file():
+        check_whole(checkpoint)
     record = RunRecord.read(checkpoint)
     stages = Stages.of(job_config) if record is None or record.stages is None else record.stages
     stage = stages.at(step)
@@ -288,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         what = replace(_named(options.run, options), accept_nonfinite=options.accept_nonfinite)
         export(what, options.output)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # the error of a disk names the file
         refuse(error)
     print(
         f"wrote {options.output}: step {what.checkpoint.name.removeprefix('step-')}, {what.dtype}"

@@ -17,6 +17,7 @@ from lighthouse.refusal import refusals
 from lighthouse.runs.owner import hold
 from lighthouse.titan.checkpoint.damage import check_content, check_whole
 from lighthouse.titan.checkpoint.disk import check_space, check_writable
+from lighthouse.titan.checkpoint.record import RECORD
 from lighthouse.titan.checkpoint.resume import (
     check_loaded,
     check_resume,
@@ -103,6 +104,11 @@ class RunHooks:
             keep_assets(self._job_config)
         for sentence in told_args(self._job_config):
             self._say(sentence)
+        if self._resume.unrecorded is not None:
+            self._say(
+                f"{self._resume.unrecorded} has no {RECORD}, as of another trainer or a copy by "
+                "halves: whether it was trained under this configuration is not known"
+            )
         for change in self._resume.changes:
             why = "accepted" if change.needs_a_word else "no step taken is another one by it"
             self._say(f"After step {self._resume.step}: {change}; {why}")

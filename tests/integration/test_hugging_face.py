@@ -85,7 +85,7 @@ def test_there_and_back_is_an_identity(tmp_path: Path) -> None:
         "model.tokenizer": "hf",
         "training.dataset": "local",
         "training.dataset_path": write_text(tmp_path / "text"),
-        "optimizer.lr": 0.0,
+        "optimizer.lr": 1e-30,
         "checkpoint.interval": 1,
         "lighthouse.enable": True,
         "lighthouse.topk": 4,

@@ -71,6 +71,30 @@ def test_one_that_has_trained_is_asked_for_a_checkpoint(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "saved\n"), done.stderr
 
 
+def test_of_another_torchrun_that_had_gone_before_it_asked(tmp_path: Path) -> None:
+    """As a worker that is still importing when its torchrun is killed."""
+    worker = [sys.executable, "-c", f"import time; time.sleep(1); {WORKER!s}", str(tmp_path), "new"]
+    code = f"import subprocess; subprocess.Popen({worker})"  # and does not wait
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=50,
+    )
+    assert done.stdout == "The launcher is gone: this one ends, and has trained no step\n"
+    assert not (tmp_path / OWNER_FILE).exists()
+
+
+def test_a_script_between_torchrun_and_worker_is_no_end(tmp_path: Path) -> None:
+    """By which a rank is bound to its cores, say."""
+    code = "import time; from lighthouse import orphan; orphan.watch(); time.sleep(0.5)"
+    script = '"$0" -c "$1"; exit $?'  # a shell that stays
+    done = subprocess.run(["sh", "-c", script, sys.executable, code], env=environment(), timeout=50)
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize("ours", [True, False])
 def test_a_launcher_that_is_killed_later(tmp_path: Path, ours: bool) -> None:
     """By its number in the environment, or as the parent under a torchrun that is not ours."""

@@ -166,6 +166,11 @@ def test_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixtu
         main([str(tmp_path)])
     assert stopped.value.code == 2
     assert "has no metrics.jsonl" in capsys.readouterr().err
+    (tmp_path / METRICS_FILE).write_text(to_json(record(1, 2.0)) + "\n")
+    (tmp_path / RESOLVED_FILE).write_text("half a")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    assert f"{tmp_path / RESOLVED_FILE} is damaged, no TOML: " in capsys.readouterr().err
 
 
 def test_stages_that_come_again_and_sparse_logs() -> None:

@@ -5,8 +5,10 @@ stands in ``.metadata``. What it must contain stands beside each tensor: torch w
 a zip archive, with a CRC-32 that is computed while writing and that reading alone does not look at.
 """
 
+import errno
 import io
 import os
+import stat
 import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ import torch.distributed as dist
 
 from lighthouse.runs.folder import finished_steps
 from lighthouse.titan.checkpoint.reading import METADATA, read_metadata
-from lighthouse.titan.checkpoint.record import RECORD, RunRecord
+from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.distributed.agree import first_of_ranks
 
 _THREADS = 4
@@ -64,12 +66,11 @@ def fault_of(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's small files and with the sizes of its large ones."""
     try:
         RunRecord.read(checkpoint)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{RECORD} can't be read ({type(error).__name__}: {error})"
-    try:
         stored = read_metadata(checkpoint).storage_data
     except ValueError as error:
         return str(error)
+    except OSError as error:
+        return f"{METADATA} can't be read ({error.strerror})"
     needed: dict[str, int] = {}
     for place in stored.values():
         if os.path.basename(place.relative_path) != place.relative_path:
@@ -77,12 +78,19 @@ def fault_of(checkpoint: Path) -> str | None:
         end = place.offset + place.length
         needed[place.relative_path] = max(end, needed.get(place.relative_path, 0))
     for name, size in sorted(needed.items()):
+        file = checkpoint / name
         try:
-            has = (checkpoint / name).stat().st_size
+            found = file.stat()
         except FileNotFoundError:
             return f"{name} is missing"
-        if has < size:
-            return f"{name} has {has:,} of {size:,} bytes"
+        except OSError as error:
+            return f"{name} can't be read ({error.strerror})"
+        if not stat.S_ISREG(found.st_mode):
+            return f"{name} is no file"
+        if not os.access(file, os.R_OK):
+            return f"{name} can't be read ({os.strerror(errno.EACCES)})"
+        if found.st_size < size:
+            return f"{name} has {found.st_size:,} of {size:,} bytes"
     return None
 
 
@@ -105,12 +113,14 @@ def _changed(checkpoint: Path, entries: Sequence[_Entry]) -> str | None:
 
     def fault(entry: _Entry) -> str | None:
         name, offset, length, what = entry
-        with (checkpoint / name).open("rb") as file:
-            part = io.BufferedReader(_Part(file, offset, length), 1 << 20)
-            try:
+        try:
+            with (checkpoint / name).open("rb") as file:
+                part = io.BufferedReader(_Part(file, offset, length), 1 << 20)
                 changed = zipfile.ZipFile(part).testzip() is not None
-            except (zipfile.BadZipFile, NotImplementedError, EOFError):
-                changed = True
+        except (zipfile.BadZipFile, NotImplementedError, EOFError):
+            changed = True
+        except OSError as error:  # a disk that fails, say
+            return f"{name} can't be read ({error.strerror}), in {what}"
         return f"{name} has changed since it was written, in {what}" if changed else None
 
     with ThreadPoolExecutor(_THREADS) as threads:

@@ -1,6 +1,7 @@
 """Whether a run's folder can take what the run writes: asked at the start, told where it fails."""
 
 import functools
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from lighthouse.runs.folder import (
     OWNER_FILE,
     RESOLVED_FILE,
     STOP_FILE,
+    all_steps,
     finished_steps,
 )
 from lighthouse.runs.metrics import METRICS_FILE
@@ -40,7 +42,7 @@ def check_writable(job_config: "JobConfig") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _try_to_write(folder)
         for name in (CONFIGS_FOLDER, ASSETS_FOLDER, job_config.checkpoint.folder):
-            if (folder / name).exists():
+            if os.path.lexists(folder / name):
                 _try_to_write(folder / name)
     except OSError as error:
         raise ValueError(
@@ -52,6 +54,13 @@ def check_writable(job_config: "JobConfig") -> None:
             raise ValueError(
                 f"job.dump_folder = {str(folder)!r}: {name} in it is a folder, in the place of the "
                 "run's own file; move it away, or name another folder"
+            )
+    checkpoints = folder / job_config.checkpoint.folder
+    for step in all_steps(checkpoints) if job_config.checkpoint.enable else ():
+        if not (found := checkpoints / f"step-{step}").is_dir():
+            raise ValueError(
+                f"job.dump_folder = {str(folder)!r}: {found} is no folder, or a link to none; "
+                "bring it back, or move it away to go on from the checkpoint before"
             )
 
 

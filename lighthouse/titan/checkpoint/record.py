@@ -4,6 +4,7 @@ The record, ``resume.json``, is written before the rest of the checkpoint.
 """
 
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -107,12 +108,23 @@ class RunRecord:
 
     @classmethod
     def read(cls, checkpoint: Path) -> "RunRecord | None":
-        """That of a checkpoint; None for one that this trainer has not written."""
+        """That of a checkpoint; None for one that this trainer has not written.
+
+        Raises:
+            ValueError: it can't be read, or is none.
+        """
         files = (checkpoint / name for name in (RECORD, _FIRST_RECORD))
-        file = next((file for file in files if file.is_file()), None)
+        file = next((file for file in files if os.path.lexists(file)), None)
         if file is None:
             return None
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            return cls._of(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{file.name} can't be read ({why})") from error
+
+    @classmethod
+    def _of(cls, saved: dict[str, Any]) -> "RunRecord":
         stages, text = saved.get("stages"), saved.get("text")
         return cls(
             data_parallel_degree=saved["data_parallel_degree"],

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lighthouse.refusal import NothingToDo
-from lighthouse.runs.folder import finished_steps, is_finished
+from lighthouse.runs.folder import finished_steps
 from lighthouse.runs.metrics import read_metrics
 from lighthouse.titan.checkpoint.changes import Change, changes
 from lighthouse.titan.checkpoint.record import RunRecord
@@ -31,6 +31,7 @@ class Resume:
         changes: against the checkpoint's record.
         step: of the checkpoint; None if nothing is resumed.
         before: the checkpoint's record; None if there is none.
+        unrecorded: the checkpoint, where it has no record to compare with.
     """
 
     counted_by: int
@@ -38,6 +39,7 @@ class Resume:
     changes: list[Change] = field(default_factory=list)
     step: int | None = None
     before: RunRecord | None = None
+    unrecorded: Path | None = None
 
 
 def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> Resume:
@@ -85,7 +87,7 @@ def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> Resume:
         )
     saved = RunRecord.read(checkpoint)
     if saved is None:
-        return fresh
+        return replace(fresh, unrecorded=checkpoint)
     if saved.model_only:
         raise ValueError(
             f"checkpoint {checkpoint} holds the model alone (it was saved under "
@@ -190,33 +192,11 @@ def _step_of(checkpoint: Path) -> int | None:
 def _checkpoint_to_load(config: Any, folder: Path) -> Path | None:
     """The folder that the checkpoint manager is about to load in full, or None."""
     steps = finished_steps(folder)
-    if config.load_step != -1:
-        if config.load_step not in steps:
-            raise ValueError(
-                f"checkpoint.load_step = {config.load_step}: no such finished checkpoint in "
-                f"{folder}; finished are {steps or 'none'}"
-            )
-        if config.load_step < steps[-1]:
-            later = [step for step in steps if step > config.load_step]
-            raise ValueError(
-                f"checkpoint.load_step = {config.load_step}: {folder} also holds steps {later}, "
-                "and the next restart would load those; move them away, or branch off into "
-                "another job.dump_folder with checkpoint.initial_load_path"
-            )
-        return folder / f"step-{config.load_step}"
     if steps:
         return folder / f"step-{steps[-1]}"
-    if not config.initial_load_path or config.initial_load_in_hf:
+    if not config.initial_load_path or config.initial_load_in_hf or config.initial_load_model_only:
         return None
-    path = Path(config.initial_load_path)
-    if not is_finished(path):
-        inside = finished_steps(path)
-        hint = f"; use {path / f'step-{inside[-1]}'}" if inside else "; it names a step-N folder"
-        raise ValueError(
-            f"checkpoint.initial_load_path = {config.initial_load_path!r}: is not a finished "
-            f"checkpoint{hint}"
-        )
-    return None if config.initial_load_model_only else path
+    return Path(config.initial_load_path)
 
 
 def _step_behind(step: int | None, saved: RunRecord) -> int | None:

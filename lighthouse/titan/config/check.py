@@ -1,11 +1,12 @@
 """Whether a job can run on a machine: the one judge for the trainer, the dry run and sweeps."""
 
+import dataclasses
 import importlib
 import os
 import re
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lighthouse.titan.config.check_checkpoint import check_checkpoint
 from lighthouse.titan.config.check_documents import check_documents
@@ -14,6 +15,7 @@ from lighthouse.titan.config.check_layout import check_layout
 from lighthouse.titan.config.check_lighthouse import check_end, check_lighthouse, check_model
 from lighthouse.titan.config.check_llama3 import check_llama3
 from lighthouse.titan.config.check_numbers import check_numbers
+from lighthouse.titan.config.check_unread import check_unread
 from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.stage_tables import OF_SCHEDULE, of_stage
 from lighthouse.titan.config.stages import Stages
@@ -61,6 +63,7 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
         ValueError: naming the key, the value it got and what would do.
     """
     import_custom(job_config)
+    check_unread(job_config, machine)
     check_checkpoint(job_config)
     _check_device(job_config, machine.device)
     if job_config.stages:
@@ -93,17 +96,33 @@ def import_custom(job_config: "JobConfig") -> None:
     Raises:
         ValueError: there is none of that name.
     """
-    module = job_config.experimental.custom_import
-    if not module:
-        return
+    if job_config.experimental.custom_import:
+        _import("experimental.custom_import", job_config.experimental.custom_import)
+
+
+def custom_config(module: str) -> Any:
+    """The configuration class of the user's module, whose fields are more keys.
+
+    Raises:
+        ValueError: there is none.
+    """
+    key = "job.custom_config_module"
+    config = getattr(_import(key, module), "JobConfig", None)
+    if not dataclasses.is_dataclass(config):
+        raise ValueError(f"{key} = {module!r}: has no dataclass JobConfig, whose fields are keys")
+    return config
+
+
+def _import(key: str, module: str) -> Any:
+    """The one place where a configuration runs code of its own; it is said."""
     if module not in sys.modules:
         from torchtitan.tools.logging import logger
 
-        logger.warning(f"Importing {module}, as experimental.custom_import says: its code runs")
+        logger.warning(f"Importing {module}, as {key} says: its code runs")
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ValueError(f"experimental.custom_import = {module!r}: {error}") from error
+        raise ValueError(f"{key} = {module!r}: {error}") from error
 
 
 def _check_stages(job_config: "JobConfig", machine: Machine) -> None:

@@ -1,6 +1,9 @@
-"""Checks of what is saved and loaded, before there is a checkpoint to look at."""
+"""Checks of what is saved and loaded, and which checkpoint that is; none is read."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lighthouse.runs.folder import finished_steps, is_finished
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -50,4 +53,36 @@ def check_checkpoint(job_config: "JobConfig") -> None:
     if job_config.checkpoint.create_seed_checkpoint and not job_config.checkpoint.enable:
         raise ValueError(
             "checkpoint.create_seed_checkpoint = true: needs checkpoint.enable = true to save it"
+        )
+    if job_config.checkpoint.enable:
+        _check_start(job_config)
+
+
+def _check_start(job_config: "JobConfig") -> None:
+    """The checkpoint to begin with, or to go on from, is there."""
+    config = job_config.checkpoint
+    folder = Path(job_config.job.dump_folder) / config.folder
+    steps = finished_steps(folder)
+    if config.load_step != -1:
+        if config.load_step not in steps:
+            raise ValueError(
+                f"checkpoint.load_step = {config.load_step}: no such finished checkpoint in "
+                f"{folder}; finished are {steps or 'none'}"
+            )
+        if config.load_step < steps[-1]:
+            later = [step for step in steps if step > config.load_step]
+            raise ValueError(
+                f"checkpoint.load_step = {config.load_step}: {folder} also holds steps {later}, "
+                "and the next restart would load those; move them away, or branch off into "
+                "another job.dump_folder with checkpoint.initial_load_path"
+            )
+    if steps or not config.initial_load_path or config.initial_load_in_hf:
+        return
+    path = Path(config.initial_load_path)
+    if not is_finished(path):
+        inside = finished_steps(path)
+        hint = f"; use {path / f'step-{inside[-1]}'}" if inside else "; it names a step-N folder"
+        raise ValueError(
+            f"checkpoint.initial_load_path = {config.initial_load_path!r}: is not a finished "
+            f"checkpoint{hint}"
         )

@@ -15,7 +15,7 @@ from lighthouse.titan.llama3.config_json import (
     args_of_config,
     weight_shapes,
 )
-from lighthouse.titan.llama3.safetensors_header import Stored, stored_weights
+from lighthouse.titan.llama3.safetensors_header import FLOATS, Stored, stored_weights
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -44,7 +44,7 @@ def check_hugging_face(job_config: "JobConfig") -> None:
     if model.name != "llama3":
         return
     if model.tokenizer == "hf":
-        _check_tokenizer(model.hf_assets_path)
+        _check_tokenizer(model.hf_assets_path, job_config.job.config_file is not None)
     _check_tied(job_config)
     folder = weights_folder(job_config)
     if folder is not None:
@@ -65,14 +65,15 @@ def weights_folder(job_config: "JobConfig") -> Path | None:
     return Path(config.initial_load_path or job_config.model.hf_assets_path)
 
 
-def _check_tokenizer(written: str) -> None:
+def _check_tokenizer(written: str, from_file: bool) -> None:
     folder = Path(written)
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         found = "has none of" if folder.is_dir() else "there is no such folder, with one of"
+        way = "" if from_file else "; no --job.config_file names a TOML that would say so"
         raise ValueError(
             f"model.hf_assets_path = {written!r}: {found} {', '.join(_VOCABULARIES)}, which "
             'model.tokenizer = "hf" reads; name a folder with a tokenizer of Hugging Face\'s, or '
-            'use model.tokenizer = "byte"'
+            f'use model.tokenizer = "byte"{way}'
         )
 
 
@@ -145,6 +146,12 @@ def _check_weights(job_config: "JobConfig", folder: Path, key: str) -> None:
             raise ValueError(
                 f"{where}: its safetensors have {name} as {stored[name].shape}, its config.json as "
                 f"{shape}; fetch both again"
+            )
+        if stored[name].dtype not in FLOATS:
+            raise ValueError(
+                f"{where}: {stored[name].file.name} has {name} as {stored[name].dtype}, which "
+                f"needs scales that its config.json does not tell of; name a folder with weights "
+                f"of {', '.join(FLOATS)}"
             )
     unused = [n for n in stored if n not in needed and not _is_left_out(n, args.tied)]
     if unused:

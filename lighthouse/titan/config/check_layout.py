@@ -27,6 +27,8 @@ def check_layout(job_config: "JobConfig", machine: "Machine") -> None:
             f"parallelism.data_parallel_shard_degree = {shard}: must be at least 1, or -1 to take "
             "all processes that the other degrees leave"
         )
+    if section.pipeline_parallel_degree > 1:
+        _check_pipeline(section, job_config.training.local_batch_size)
     _check_compiler(job_config.compile)
     compiles = job_config.compile.enable and "model" in job_config.compile.components
     tensor = section.tensor_parallel_degree
@@ -40,6 +42,34 @@ def check_layout(job_config: "JobConfig", machine: "Machine") -> None:
     # Fake process groups have as many processes as they like.
     if machine.processes is not None and job_config.comm.mode == "default":
         _check_processes(job_config, machine.processes)
+
+
+def _check_pipeline(section: Any, local_batch_size: int) -> None:
+    # Not imported above: it takes long.
+    from torch.distributed.pipelining.schedules import get_schedule_class
+
+    name = section.pipeline_parallel_schedule
+    try:
+        get_schedule_class(name)
+    except ValueError:
+        raise ValueError(
+            f"parallelism.pipeline_parallel_schedule = {name!r}: there is no such schedule; use "
+            "'1F1B', 'Interleaved1F1B' or another one of torch.distributed.pipelining"
+        ) from None
+    for key in ("layers_per_stage", "microbatch_size"):
+        value = getattr(section, f"pipeline_parallel_{key}")
+        if value is not None and value < 1:
+            raise ValueError(f"parallelism.pipeline_parallel_{key} = {value}: must be at least 1")
+    for key in ("first_stage_less_layers", "last_stage_less_layers"):
+        value = getattr(section, f"pipeline_parallel_{key}")
+        if value < 0:
+            raise ValueError(f"parallelism.pipeline_parallel_{key} = {value}: must not be negative")
+    size = section.pipeline_parallel_microbatch_size
+    if local_batch_size % size:
+        raise ValueError(
+            f"parallelism.pipeline_parallel_microbatch_size = {size}: must divide "
+            f"training.local_batch_size = {local_batch_size}"
+        )
 
 
 def _check_compiler(section: Any) -> None:

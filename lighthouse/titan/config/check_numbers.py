@@ -34,11 +34,18 @@ def check_numbers(job_config: "JobConfig") -> None:
             "before the gradient norm is known; use 'stop', or no early step"
         )
     _check_schedule(job_config)
+    _check_loaders(job_config)
     checkpoint, profiling = job_config.checkpoint, job_config.profiling
     if checkpoint.enable and checkpoint.keep_latest_k < 2 and checkpoint.keep_latest_k != 0:
         raise ValueError(
             f"checkpoint.keep_latest_k = {checkpoint.keep_latest_k}: must be at least 2, "
             "since one is being written while another is deleted, or 0 to keep all"
+        )
+    if checkpoint.enable and checkpoint.last_save_in_hf and not checkpoint.last_save_model_only:
+        raise ValueError(
+            "checkpoint.last_save_in_hf = true: that format has weights alone, and "
+            "checkpoint.last_save_model_only = false; set it to true, or export the last "
+            "checkpoint by python -m lighthouse.titan.export"
         )
     traced = profiling.profiler_warmup + profiling.profiler_active
     if profiling.enable_profiling and profiling.profile_freq < traced:
@@ -60,22 +67,31 @@ def _is_share(value: float) -> bool:
     return 0 <= value <= 1
 
 
+def _is_above_zero(value: float) -> bool:
+    return value > 0 and math.isfinite(value)
+
+
 def _is_size(value: float) -> bool:
     return value >= 0 and math.isfinite(value)
 
 
 _SHARE = (_is_share, "at least 0 and at most 1")
 _SIZE = (_is_size, "a finite number, zero or more")
+_ABOVE_ZERO = (_is_above_zero, "a finite number above 0")
 _BELOW_ONE = (_is_below_one, "at least 0 and below 1")
 
 # NaN is in none of them. A key that is not set is not asked.
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "training.task_rate": _BELOW_ONE,
     "training.max_norm": (lambda norm: norm > 0, "above 0, or inf for no clipping"),
-    "optimizer.lr": _SIZE,
+    "training.global_batch_size": (
+        lambda size: size == -1 or size > 0,
+        "at least 1, or -1 for training.local_batch_size on each rank",
+    ),
+    "optimizer.lr": _ABOVE_ZERO,
     "optimizer.beta1": _BELOW_ONE,
     "optimizer.beta2": _BELOW_ONE,
-    "optimizer.eps": (lambda eps: eps > 0 and math.isfinite(eps), "a finite number above 0"),
+    "optimizer.eps": _ABOVE_ZERO,
     "optimizer.weight_decay": _SIZE,
     "lr_scheduler.warmup_steps": _SIZE,
     "lr_scheduler.decay_ratio": _SHARE,
@@ -83,6 +99,10 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "training.dataloader.num_workers": _SIZE,
     "validation.dataloader.num_workers": _SIZE,
     "profiling.profiler_warmup": _SIZE,
+    "activation_checkpoint.memory_budget": _SHARE,
+    "comm.trace_buf_size": _SIZE,
+    # What torch's generators take of any sign, and numbers that mean "random" elsewhere.
+    "debug.seed": (lambda seed: 0 <= seed < 1 << 63, "at least 0 and below 2 ** 63"),
 }
 
 
@@ -91,6 +111,8 @@ def _at_least_one(job_config: "JobConfig") -> list[str]:
     keys += ["metrics.log_freq", "comm.init_timeout_seconds", "comm.train_timeout_seconds"]
     if job_config.profiling.enable_profiling:
         keys.append("profiling.profiler_active")
+    if job_config.profiling.enable_memory_snapshot:
+        keys.append("profiling.profile_freq")
     if job_config.checkpoint.enable and not job_config.checkpoint.load_only:
         keys.append("checkpoint.interval")
     if job_config.validation.enable:
@@ -106,3 +128,24 @@ def _check_schedule(job_config: "JobConfig") -> None:
             f"training.steps = {steps}, and has no learning rate after it; use {steps} or more, or "
             "fewer steps"
         )
+    # The warmup of a short try, and a default that nobody has set, upstream cuts and says so.
+    warmup, total = schedule.warmup_steps, schedule.total_steps
+    if total is not None and warmup > total and warmup != type(schedule)().warmup_steps:
+        raise ValueError(
+            f"lr_scheduler.warmup_steps = {warmup}: the schedule ends before, at "
+            f"lr_scheduler.total_steps = {total}, and never has optimizer.lr; use {total} or "
+            "fewer, or a longer schedule"
+        )
+
+
+def _check_loaders(job_config: "JobConfig") -> None:
+    for name, section in (("training", job_config.training), ("validation", job_config.validation)):
+        loader, key = section.dataloader, f"{name}.dataloader.prefetch_factor"
+        ahead = loader.prefetch_factor
+        if ahead is not None and ahead < 1:
+            raise ValueError(f"{key} = {ahead}: must be at least 1; leave it out for torch's own")
+        if ahead is not None and loader.num_workers == 0:
+            raise ValueError(
+                f"{key} = {ahead}: nothing is read ahead without workers; set "
+                f"{name}.dataloader.num_workers, or leave it out"
+            )

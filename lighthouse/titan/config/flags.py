@@ -145,6 +145,7 @@ def _switch_with_value(sentence: str, words: Sequence[str]) -> str | None:
 
 def _as_key(flag: str) -> str:
     """An option as its key is written, with underscores; ``no-`` keeps its own."""
-    section, _, name = flag.rpartition(".")
+    section, _, name = flag.removeprefix("--").rpartition(".")
     no = "no-" if name.startswith("no-") else ""
-    return f"{section}.{no}{name.removeprefix('no-').replace('-', '_')}" if section else flag
+    key = f"{section}.".replace("-", "_") + no + name.removeprefix("no-").replace("-", "_")
+    return f"--{key}" if section else flag

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lighthouse.titan.llama3.config_json import (
+    MOST,
     SCALING,
     args_of_config,
     attention_factor,
@@ -111,6 +112,8 @@ def model_args_of(job_config: "JobConfig") -> Any:
     for key, value in told.items():
         if key != "tied" and not 0 < value < math.inf:
             raise ValueError(f"model.args.{key} = {value}: must be more than 0, and finite")
+        if key in MOST and value > MOST[key]:
+            raise ValueError(f"model.args.{key} = {value}: must be at most {MOST[key]}")
     if scaling:
         told["rope_scaling_args"] = _scaling_args(of_flavor.rope_scaling_args, scaling)
     changed = dataclasses.replace(of_flavor, **told)

@@ -121,16 +121,16 @@ def check_short_forms(
     """
     if not tables:
         return
+    if dense_from_step is not None:
+        raise ValueError(
+            f"lighthouse.dense_from_step = {dense_from_step}: [[stages]] say where dense attention "
+            "begins; leave it out"
+        )
     if steps is not None and steps != (sum_of_stages := sum(table["steps"] for table in tables)):
         parts = " + ".join(str(table["steps"]) for table in tables)
         raise ValueError(
             f"training.steps = {steps}: [[stages]] have {parts} = {sum_of_stages} steps; leave it "
             "out and change stages.N.steps"
-        )
-    if dense_from_step is not None:
-        raise ValueError(
-            f"lighthouse.dense_from_step = {dense_from_step}: [[stages]] say where dense attention "
-            "begins; leave it out"
         )
 
 

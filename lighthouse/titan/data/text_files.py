@@ -160,6 +160,8 @@ def check_text(section_name: str, dataset: str, dataset_path: str | None, key: s
 
 
 def check_path(key: str, path: str) -> None:
-    """Refuse a path without local text."""
+    """Refuse a path without local text, and none, which would be the folder at hand."""
+    if not path:
+        raise ValueError(f"{key} = '': must name a folder or a file")
     if not local_files(Path(path)):
         raise ValueError(f"{key} = {path!r}: no such file, or no {READ} in it")

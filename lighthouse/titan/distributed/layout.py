@@ -53,7 +53,7 @@ def layout_of(job_config: "JobConfig", processes: int) -> Layout:
     )
     training = job_config.training
     together, wanted = training.local_batch_size * layout.batch, training.global_batch_size
-    if wanted == 0 or (wanted > 0 and wanted % together):
+    if wanted > 0 and wanted % together:
         raise ValueError(
             f"training.global_batch_size = {wanted}: must be a multiple of "
             f"training.local_batch_size * data-parallel ranks = {training.local_batch_size} * "

@@ -27,6 +27,12 @@ HUGGING_FACE = {
 SIZES = frozenset(HUGGING_FACE) - {"norm_eps"}
 """What the number and the shapes of the weights follow from."""
 
+MOST: dict[str, int] = {"n_layers": 10_000} | dict.fromkeys(
+    ("dim", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size"), (1 << 31) - 1
+)
+"""The largest of each size: layers are gone through one by one, and two of the others make a
+weight, whose elements are counted in 63 bits."""
+
 _MODELS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048},
     "mistral": {
@@ -214,7 +220,7 @@ def args_of_config(folder: Path, key: str = "model.hf_assets_path") -> Any:
     reader.check()
     theta, scaling = reader.rope()
     return TransformerModelArgs(
-        **{name: reader.size(HUGGING_FACE[name]) for name in SIZES - {"tied"}},
+        **{name: reader.size(HUGGING_FACE[name], most) for name, most in MOST.items()},
         tied=reader.flag("tie_word_embeddings"),
         norm_eps=reader.number("rms_norm_eps", 1e-6),
         rope_theta=theta,
@@ -335,12 +341,14 @@ class _Reader:
             }
         return theta, scaling
 
-    def size(self, key: str) -> int:
-        """A whole number; that of key/value heads may be left out."""
+    def size(self, key: str, most: int | None = None) -> int:
+        """A whole number, at most ``most``; that of key/value heads may be left out."""
         value = self._values.get(key)
         if value is None and key == "num_key_value_heads":
             value = self._values.get("num_attention_heads")
         found: int = self._positive(key, value, whole=True)
+        if most is not None and found > most:
+            raise self._refusal(key, value, f"must be at most {most}")
         return found
 
     def number(self, key: str, default: float | None, required: bool = True) -> Any:

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+FLOATS = (*_NAMES.values(), "F64")
+"""Types of numbers that are what they say; others are quantized, and mean nothing by themselves."""
+
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 

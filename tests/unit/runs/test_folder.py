@@ -1,5 +1,6 @@
 """Which checkpoints of a folder are finished, and which may go."""
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,6 +44,20 @@ def test_only_finished_folders_of_the_exact_name_count(tmp_path: Path) -> None:
     assert finished_steps(tmp_path / "nowhere") == all_steps(tmp_path / "nowhere") == []
     manager = SimpleNamespace(folder=str(tmp_path))
     assert CheckpointManager._find_load_step(manager) == 10
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path, 5)
+
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    with pytest.raises(ValueError, match=rf"^checkpoint {path} can't be read \(Permission denied"):
+        finished_steps(tmp_path)
+    monkeypatch.setattr("os.listdir", denied)
+    with pytest.raises(ValueError, match=rf"^{tmp_path} can't be read \(Permission denied"):
+        finished_steps(tmp_path)
 
 
 def test_the_newest_of_all_folders(tmp_path: Path) -> None:

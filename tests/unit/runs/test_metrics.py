@@ -72,7 +72,13 @@ def test_half_a_line_from_a_kill_is_passed_over(tmp_path: Path) -> None:
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("damage", [b"\xff\xfe", b"7\n", b'{"loss": 1.0}\n', b"\x00" * 9])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(b"\xff\xfe", b"7\n", b'{"loss": 1.0}\n', b"\x00" * 9),
+        *(b'{"step": "3"}\n', b'{"step": null}\n', b'{"step": 3, "loss": "low"}\n'),
+    ],
+)
 def test_what_is_no_record_is_passed_over(tmp_path: Path, damage: bytes) -> None:
     write(tmp_path, 1, 2)
     with (tmp_path / METRICS_FILE).open("ab") as file:

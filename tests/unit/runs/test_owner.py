@@ -1,6 +1,7 @@
 """Who may train in a folder: the living owner, nobody else, and whoever comes after a dead one."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -143,3 +144,79 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / OWNER_FILE).mkdir()
     with pytest.raises(IsADirectoryError):
         hold(tmp_path, str)
+
+
+ON_A_HOST = """
+import pathlib, sys, time
+from lighthouse.runs import owner
+
+owner.BEAT_SECONDS, owner.LOOK_SECONDS, owner.DEAD_SECONDS = 0.05, 0.02, float(sys.argv[2])
+time.time = lambda: 0.0  # a wall clock that is far off
+try:
+    owner.hold(pathlib.Path(sys.argv[1]), lambda said: print(said, flush=True))
+except ValueError as error:
+    print(f"refused: {error}", flush=True)
+else:
+    print("holds", flush=True)
+    sys.stdin.read()
+    owner.let_go()
+"""
+
+
+class Host:
+    """A process that wants the folder on a host of its own: another name, other process ids."""
+
+    def __init__(self, name: str, folder: Path, dead_seconds: float = 1.0) -> None:
+        started = f'hostname {name}; exec "$@"'
+        command = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        command += ["sh", "-c", started, "sh", sys.executable, "-c", ON_A_HOST, str(folder)]
+        self.process = subprocess.Popen(
+            [*command, str(dead_seconds)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def says(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def end(self, sudden: bool = False) -> None:
+        """As its process lets go, or as the host loses its power."""
+        if sudden:
+            self.process.kill()
+            self.process.wait()  # before its child could see an end of its input
+        self.process.communicate()
+
+
+def _has_hosts() -> bool:
+    try:
+        done = subprocess.run(["unshare", "--uts", "--pid", "--fork", "--mount-proc", "true"])
+    except FileNotFoundError:
+        return False
+    return done.returncode == 0
+
+
+@pytest.mark.skipif(not _has_hosts(), reason="namespaces can't be made here")
+@pytest.mark.parametrize("touched", [0.0, 1e10], ids=["an old file", "a file of the future"])
+def test_a_host_takes_over_from_another_by_its_own_clock(tmp_path: Path, touched: float) -> None:
+    a = Host("host-a", tmp_path)
+    assert a.says() == "holds"
+    refused = Host("host-b", tmp_path, dead_seconds=30)  # a beat comes sooner
+    assert re.fullmatch(
+        r"Waiting up to 30 s for a sign of process \d+ on host-a, .*", refused.says()
+    )
+    assert re.match(r"refused: .* process \d+ on host-a trains there; stop that", refused.says())
+    refused.end()
+    a.end(sudden=True)
+    os.utime(tmp_path / OWNER_FILE, (touched, touched))
+    began = time.monotonic()
+    b = Host("host-b", tmp_path)
+    assert b.says().startswith("Waiting up to 1 s for a sign of process ")
+    assert re.fullmatch(
+        rf"Taking over {tmp_path} from process \d+ on host-a, which is gone", b.says()
+    )
+    assert b.says() == "holds" and time.monotonic() - began >= 1.0
+    b.end()
+    assert list(tmp_path.iterdir()) == []

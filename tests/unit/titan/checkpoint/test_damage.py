@@ -1,5 +1,7 @@
 """What a crash, a disk or a copy leaves of a checkpoint, and what is said of it."""
 
+import errno
+import os
 import pickle
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from lighthouse.titan.checkpoint.damage import _share, check_content, check_whole
+from lighthouse.titan.checkpoint.damage import _Part, _share, check_content, check_whole
 from lighthouse.titan.checkpoint.reading import read_metadata
 
 SHARD = "__0_0.distcp"
@@ -57,6 +59,50 @@ def test_what_is_cut_or_gone_is_named_with_the_way_on(checkpoint, file, size, fa
     said = f"checkpoint {checkpoint} can't be read: {fault}; "
     with pytest.raises(ValueError, match=f"^{said}{way}$"):
         check_whole(checkpoint)
+
+
+def _folder(file: Path) -> None:
+    file.mkdir()
+
+
+def _loop(file: Path) -> None:
+    file.symlink_to(file)
+
+
+@pytest.mark.parametrize(
+    ("file", "put", "fault"),
+    [
+        (SHARD, _folder, f"{SHARD} is no file"),
+        (SHARD, _loop, rf"{SHARD} can't be read \(Too many levels of symbolic links\)"),
+        ("resume.json", _folder, r"resume\.json can't be read \(IsADirectoryError: .*\)"),
+        ("resume.json", _loop, r"resume\.json can't be read \(OSError: .*\)"),
+        (".metadata", _loop, r"\.metadata can't be read \(Too many levels of symbolic links\)"),
+    ],
+)
+def test_what_is_no_file_is_named(checkpoint, file, put, fault):
+    (checkpoint / file).unlink(missing_ok=True)
+    put(checkpoint / file)
+    with pytest.raises(ValueError, match=f"^checkpoint {checkpoint} can't be read: {fault}; "):
+        check_whole(checkpoint)
+
+
+def test_a_file_of_another_user_is_named(checkpoint, monkeypatch):
+    monkeypatch.setattr("os.access", lambda file, mode: file.name != SHARD)
+    with pytest.raises(ValueError, match=rf"{SHARD} can't be read \(Permission denied\)"):
+        check_whole(checkpoint)
+
+
+def test_a_disk_that_fails_while_it_is_read(checkpoint, monkeypatch):
+    read = _Part.readinto
+
+    def fails(part, buffer):
+        if part.at == 0:  # the data, behind which a zip archive has its table
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(part, buffer)
+
+    monkeypatch.setattr(_Part, "readinto", fails)
+    with pytest.raises(ValueError, match=rf"{SHARD} can't be read \(Input/output error\), in "):
+        check_content(checkpoint)
 
 
 def test_a_record_of_something_else_is_broken(checkpoint):

@@ -67,6 +67,16 @@ def test_a_file_in_the_place_of_a_folder(job, name):
         check_writable(job)
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "checkpoint/step-6"])
+def test_a_link_to_a_disk_that_is_not_there(job, name):
+    """Training would begin before what it points to, and its next save would fail."""
+    link = Path(job.job.dump_folder) / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to("/nowhere/step-6")
+    with pytest.raises(ValueError, match=rf"job\.dump_folder = .*{link}"):
+        check_writable(job)
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.toml", "OWNER", "STOP", "DIVERGED"])
 def test_a_folder_in_the_place_of_a_file(job, name):
     (Path(job.job.dump_folder) / name).mkdir(parents=True)

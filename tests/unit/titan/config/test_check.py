@@ -3,6 +3,7 @@
 Parsing builds neither a model nor a process group, so passing here means failing early there.
 """
 
+import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,77 @@ def test_every_key_is_a_flag(parse):
 def test_numbers_that_torch_would_refuse_late(parse, key, value, wanted):
     with pytest.raises(Refusal, match=rf"{key} = {value}: must be .*{wanted}"):
         parse({}, f"--{key}", str(value), "--profiling.enable_profiling")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--optimizer.lr 0", "optimizer.lr = 0.0: must be a finite number above 0"),
+        ("--training.global_batch_size -5", "training.global_batch_size = -5: must be at least 1"),
+        ("--debug.seed -1", "debug.seed = -1: must be at least 0 and below 2 ** 63"),
+        ("--debug.seed 18446744073709551616", "debug.seed = 18446744073709551616: must be"),
+        (
+            "--lr_scheduler.warmup_steps 21 --lr_scheduler.total_steps 20",
+            "lr_scheduler.warmup_steps = 21: the schedule ends before, at lr_scheduler.total_steps",
+        ),
+        (
+            "--training.dataloader.prefetch_factor 2",
+            "training.dataloader.prefetch_factor = 2: nothing is read ahead without workers",
+        ),
+        (
+            "--validation.dataloader.prefetch_factor 0 --validation.dataloader.num_workers 1",
+            "validation.dataloader.prefetch_factor = 0: must be at least 1",
+        ),
+        (
+            "--checkpoint.last_save_in_hf --checkpoint.no-last_save_model_only",
+            "checkpoint.last_save_in_hf = true: that format has weights alone",
+        ),
+        ("--activation_checkpoint.memory_budget nan", "activation_checkpoint.memory_budget = nan"),
+        (
+            "--activation_checkpoint.determinism_check always",
+            "activation_checkpoint.determinism_check = 'always': must be one of 'default', 'none'",
+        ),
+        ("--compile.components [model,los]", "compile.components = ['model', 'los']: there is no"),
+        ("--compile.enable --compile.components []", "compile.components = []: compile.enable"),
+        ("--model.converters [float9]", "model.converters = ['float9']: there is no 'float9'"),
+        ("--comm.trace_buf_size -1", "comm.trace_buf_size = -1: must be"),
+        ("--fault_tolerance.enable", "fault_tolerance.enable = True: is of another trainer"),
+        ("--fault_tolerance.group_size -1", "fault_tolerance.group_size = -1: is of another"),
+        ("--memory_estimation.enable", "memory_estimation.enable = True: is of a script"),
+        ("--experimental.custom_args_module x", "experimental.custom_args_module = 'x': is read"),
+        ("--job.custom_config_module nowhere", "job.custom_config_module = 'nowhere': No module"),
+        ("--job.custom_config_module json", "job.custom_config_module = 'json': has no dataclass"),
+        ("--job.dump_folder ", "job.dump_folder = '': must name a folder"),
+        (
+            "--lighthouse.no-enable --parallelism.pipeline_parallel_degree 2 "
+            "--parallelism.pipeline_parallel_schedule 1F2B",
+            "parallelism.pipeline_parallel_schedule = '1F2B': there is no such schedule",
+        ),
+        (
+            "--lighthouse.no-enable --parallelism.pipeline_parallel_degree 2 "
+            "--parallelism.pipeline_parallel_microbatch_size 0",
+            "parallelism.pipeline_parallel_microbatch_size = 0: must be at least 1",
+        ),
+        (
+            "--lighthouse.no-enable --parallelism.pipeline_parallel_degree 2 "
+            "--parallelism.pipeline_parallel_microbatch_size 3",
+            "parallelism.pipeline_parallel_microbatch_size = 3: must divide",
+        ),
+        (
+            "--lighthouse.no-enable --parallelism.pipeline_parallel_degree 2 "
+            "--parallelism.pipeline_parallel_last_stage_less_layers -1",
+            "parallelism.pipeline_parallel_last_stage_less_layers = -1: must not be negative",
+        ),
+    ],
+)
+def test_what_would_train_nothing_or_be_passed_over(parse, arguments, sentence):
+    with pytest.raises(Refusal) as error:
+        parse({}, *arguments.split(" "))
+    assert str(error.value).startswith(sentence)
+
+
+def test_a_warmup_gives_way_in_a_short_try(parse):
+    parse({"training.steps": 10, "lr_scheduler.warmup_steps": 2000})
 
 
 @pytest.mark.parametrize(
@@ -291,15 +363,6 @@ def test_wrong_type_names_key_and_value(parse, key, value):
             "parallelism.tensor_parallel_degree = 2 splits",
         ),
         (
-            {
-                "training.ffn_chunk_tokens": 64,
-                "model.flavor": "debugmodel",
-                "model.converters": ["quantize.linear.float8"],
-            },
-            "training.ffn_chunk_tokens = 64",
-            "model.converters = ['quantize.linear.float8'] replaces",
-        ),
-        (
             {"activation_checkpoint.offload": True},
             "activation_checkpoint.offload = true",
             "activation_checkpoint.mode = 'full' keeps, and the mode is 'selective'",
@@ -414,7 +477,7 @@ def test_wrong_type_names_key_and_value(parse, key, value):
         ),
         ({"optimizer.lr": float("nan")}, "optimizer.lr = nan", "finite"),
         ({"optimizer.lr": float("inf")}, "optimizer.lr = inf", "finite"),
-        ({"optimizer.lr": -1.0}, "optimizer.lr = -1.0", "zero or more"),
+        ({"optimizer.lr": -1.0}, "optimizer.lr = -1.0", "above 0"),
         ({"optimizer.name": "SGD"}, "optimizer.name = 'SGD'", "Adam, AdamW"),
         ({"lr_scheduler.warmup_steps": -1}, "lr_scheduler.warmup_steps = -1", "zero or more"),
         ({"lr_scheduler.total_steps": 9}, "lr_scheduler.total_steps = 9", "use 10 or more"),
@@ -479,16 +542,12 @@ def test_wrong_type_names_key_and_value(parse, key, value):
             "validation.dataset = 'c5'",
             "'python'",
         ),
-        ({"experimental.custom_import": "nowhere"}, "experimental.custom_import = 'nowhere'", ""),
         (
-            {
-                "training.loss_chunk_tokens": 64,
-                "model.flavor": "debugmodel",
-                "model.converters": ["quantize.linear.float8"],
-            },
-            "training.loss_chunk_tokens = 64",
-            "quantize.linear.float8.filter_fqns",
+            {"training.dataset": "local", "training.dataset_path": ""},
+            "training.dataset_path = ''",
+            "must name a folder or a file",
         ),
+        ({"experimental.custom_import": "nowhere"}, "experimental.custom_import = 'nowhere'", ""),
         (
             {"checkpoint.exclude_from_loading": ["scheduler"]},
             "checkpoint.exclude_from_loading = ['scheduler']",
@@ -582,7 +641,19 @@ def test_unknown_key_is_refused(parse):
 
 
 def test_float8_leaves_a_byte_vocabulary_to_the_loss_in_chunks(parse):
-    parse({"training.loss_chunk_tokens": 64, "model.converters": ["quantize.linear.float8"]})
+    changes = {"training.loss_chunk_tokens": 64, "model.converters": ["quantize.linear.float8"]}
+    parse(changes, machine=GPUS_ELSEWHERE)
+    with pytest.raises(Refusal, match=r"loss_chunk_tokens = 64: .*linear\.float8\.filter_fqns"):
+        parse(changes | {"model.flavor": "debugmodel"}, machine=GPUS_ELSEWHERE)
+    changes = {"training.ffn_chunk_tokens": 64, "model.converters": ["quantize.linear.float8"]}
+    with pytest.raises(Refusal, match=r"ffn_chunk_tokens = 64: .*model\.converters = .* replaces"):
+        parse(changes | {"model.flavor": "debugmodel"}, machine=GPUS_ELSEWHERE)
+
+
+def test_a_library_that_is_not_here_is_named(parse, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Refusal, match=r"model\.converters = .* needs torchao"):
+        parse({"model.converters": ["quantize.linear.float8"]}, machine=GPU)
 
 
 def test_a_pipeline_is_warned_of(parse, caplog):
@@ -590,6 +661,14 @@ def test_a_pipeline_is_warned_of(parse, caplog):
     with caplog.at_level("WARNING"):
         parse(pipeline)
     assert "parallelism.pipeline_parallel_degree = 2" in caplog.text
+
+
+def test_without_a_file_it_is_the_file_that_lacks(monkeypatch, tmp_path):
+    from torchtitan.config import ConfigManager
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal, match=r"; no --job\.config_file names a TOML that would say so$"):
+        ConfigManager(machine=CPU).parse_args([])
 
 
 @pytest.mark.parametrize("machine", [CPU, GPUS_ELSEWHERE])

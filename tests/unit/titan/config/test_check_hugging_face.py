@@ -1,12 +1,13 @@
 """What a folder of weights must agree with."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lighthouse.titan.llama3.safetensors_header import INDEX_FILE, SINGLE_FILE, stored_weights
 from tests.support.llamas import LLAMA3, edit_config, parse, save_llama
@@ -106,9 +107,21 @@ def _untied(folder: Path) -> None:
     edit_config(folder, tie_word_embeddings=True)
 
 
+def _quantized(dtype: torch.dtype) -> Callable[[Path], None]:
+    """Weights in a type that needs scales, without a quantization_config."""
+
+    def change(folder: Path) -> None:
+        file = sorted(folder.glob("*.safetensors"))[-1]
+        save_file({name: weight.to(dtype) for name, weight in load_file(file).items()}, file)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (_quantized(torch.int8), "model-.*-of-.*.safetensors has .* as I8, which needs scales"),
+        (_quantized(torch.float8_e4m3fn), "model-.*-of-.* has .* as F8_E4M3, which needs scales"),
         (_cut, "by its head; fetch it again"),
         (_no_shard, "No such file.*; fetch it again"),
         (_all_gone, "has no safetensors"),

@@ -89,7 +89,6 @@ def test_refused_by_name(key: str, value: str, message: str) -> None:
         ),
         (2, "--checkpoint.enable --checkpoint.create_seed_checkpoint", "--nproc_per_node=1"),
         (2, "--training.local_batch_size 3 --training.global_batch_size 8", "nearest is 6"),
-        (2, "--training.local_batch_size 3 --training.global_batch_size 0", "nearest is 6"),
         (
             4,
             "--training.local_batch_size 3 --training.global_batch_size 10 "

@@ -78,6 +78,8 @@ def test_the_resolved_configuration_gives_the_same_model(tmp_path: Path) -> None
     [
         ("n_heads 5", r"model.args.n_heads = 5: dim = 128 must be an even number"),
         ("n_kv_heads 3", r"model.args.n_kv_heads = 3: must divide n_heads = 4"),
+        ("n_layers 1000000000", r"n_layers = 1000000000: must be at most 10000"),
+        ("ffn_dim 4294967296", r"ffn_dim = 4294967296: must be at most 2147483647"),
         ("dim -1", r"model.args.dim = -1: must be more than 0"),
         ("rope_theta 0", r"model.args.rope_theta = 0.0: must be more than 0"),
         ("vocab_size 100", r"vocabulary of 100 is smaller .* model.args.vocab_size = 264"),

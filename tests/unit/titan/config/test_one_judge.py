@@ -45,6 +45,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a switch that never comes": ({"lighthouse.dense_from_step": 99}, "lighthouse.dense_from_step"),
     "no clipping": ({"training.max_norm": 0.0}, "training.max_norm = 0.0"),
     "a rising decay": ({"lr_scheduler.min_lr_factor": 10.0}, "lr_scheduler.min_lr_factor = 10.0"),
+    "a missing checkpoint": (
+        {"checkpoint.initial_load_path": "/nowhere"},
+        "checkpoint.initial_load_path = '/nowhere': is not a finished checkpoint",
+    ),
+    "a key that nothing reads": ({"fault_tolerance.enable": True}, "fault_tolerance.enable = True"),
     "a missing module": ({"experimental.custom_import": "nope"}, "experimental.custom_import = "),
 }
 

@@ -75,6 +75,7 @@ def write(folder: Path, **change: Any) -> Path:
         ({"num_attention_heads": 5}, "num_attention_heads = 5: hidden_size = 64 must be an even"),
         ({"num_key_value_heads": 3}, "num_key_value_heads = 3: must divide"),
         ({"hidden_size": "left out"}, "no hidden_size: must be a whole number"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000: must be at most 10000"),
         ({"vocab_size": 2.5}, "vocab_size = 2.5: must be a whole number"),
         ({"rms_norm_eps": "small"}, 'rms_norm_eps = "small": must be a number'),
         ({"tie_word_embeddings": "no"}, 'tie_word_embeddings = "no": must be true or false'),

@@ -1,0 +1,56 @@
+"""The checkpoint to begin with is looked for before anything is built, as text is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torchtitan.config import JobConfig
+
+from lighthouse.titan.config.check_checkpoint import check_checkpoint
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Any:
+    config = JobConfig()
+    config.job.dump_folder, config.checkpoint.enable = str(tmp_path / "run"), True
+    return config
+
+
+def saved(folder: Path, step: int) -> Path:
+    path = folder / f"step-{step}"
+    path.mkdir(parents=True)
+    (path / ".metadata").touch()
+    return path
+
+
+def refused(job: Any) -> str:
+    with pytest.raises(ValueError) as error:
+        check_checkpoint(job)
+    return str(error.value)
+
+
+def test_a_step_to_load_is_the_last_one(job: Any, tmp_path: Path) -> None:
+    job.checkpoint.load_step = 7
+    assert refused(job).endswith("finished are none")
+    for step in (5, 10):
+        saved(tmp_path / "run" / "checkpoint", step)
+    assert refused(job).endswith("finished are [5, 10]")
+    job.checkpoint.load_step = 5
+    assert "also holds steps [10]" in refused(job)
+    job.checkpoint.load_step = 10
+    check_checkpoint(job)
+
+
+def test_a_checkpoint_to_begin_with_is_finished(job: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    path = saved(other, 30)
+    job.checkpoint.initial_load_path = str(other)
+    assert refused(job).endswith(f"use {path}")
+    job.checkpoint.initial_load_path = str(other / "step-4")
+    assert "is not a finished checkpoint; it names a step-N folder" in refused(job)
+    job.checkpoint.initial_load_path = str(path)
+    check_checkpoint(job)
+    # A run with a checkpoint of its own goes on from that, wherever it began.
+    job.checkpoint.initial_load_path = str(other / "gone")
+    saved(tmp_path / "run" / "checkpoint", 5)
+    check_checkpoint(job)
