@@ -53,8 +53,10 @@ def _launching_parent() -> int:
     try:
         program = os.path.basename(os.readlink(f"/proc/{parent}/exe"))
         passed_on = given in Path(f"/proc/{parent}/environ").read_bytes().split(b"\0")
-    except OSError:  # another user's, or gone
+    except FileNotFoundError:
         return 0
+    except PermissionError:  # another user's; the one that takes in orphans is the first process
+        return 0 if parent == 1 else parent
     return parent if program.startswith("python") or passed_on else 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lighthouse import orphan
 from lighthouse.orphan import LAUNCHER_VARIABLE
 from lighthouse.runs.folder import OWNER_FILE
 from tests.support import ROOT
@@ -123,3 +124,21 @@ def test_one_that_no_torchrun_has_started_looks_after_nobody(tmp_path: Path) -> 
     code = "import time; from lighthouse import orphan; orphan.watch(); time.sleep(0.5)"
     done = subprocess.run([sys.executable, "-c", code], env=environment_, timeout=50)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("parent", "error", "found"),
+    [(77, PermissionError, 77), (1, PermissionError, 0), (77, FileNotFoundError, 0)],
+)
+def test_a_parent_that_may_not_be_looked_at_is_the_launcher(
+    parent: int, error: type[OSError], found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the first process, to which orphans go; and one that is gone is none."""
+
+    def look(_: str) -> str:
+        raise error
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setattr(os, "getppid", lambda: parent)
+    monkeypatch.setattr(os, "readlink", look)
+    assert orphan._launching_parent() == found
