@@ -1,5 +1,6 @@
 """Checks of degrees, batch, activation checkpointing and compilation, whatever the model."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,9 +40,19 @@ def check_layout(job_config: "JobConfig", machine: "Machine") -> None:
         )
     _check_activation_checkpoint(job_config.activation_checkpoint, compiles, tensor)
     _check_offload(job_config)
+    _check_fake_processes(job_config.comm.mode, machine.here)
     # Fake process groups have as many processes as they like.
     if machine.processes is not None and job_config.comm.mode == "default":
         _check_processes(job_config, machine.processes)
+
+
+def _check_fake_processes(mode: str, here: bool) -> None:
+    told = os.environ.get("NGPU", "")
+    if mode != "default" and here and not (told.isdecimal() and int(told)):
+        raise ValueError(
+            f"comm.mode = {mode!r}: the variable NGPU says how many processes there would be, and "
+            f"it is {told!r}; set it to a number, or use comm.mode = 'default'"
+        )
 
 
 def _check_pipeline(section: Any, local_batch_size: int) -> None:

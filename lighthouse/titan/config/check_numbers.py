@@ -78,6 +78,7 @@ def _is_size(value: float) -> bool:
 _SHARE = (_is_share, "at least 0 and at most 1")
 _SIZE = (_is_size, "a finite number, zero or more")
 _ABOVE_ZERO = (_is_above_zero, "a finite number above 0")
+_WORKERS = (lambda count: 0 <= count <= 1024, "at least 0 and at most 1,024 processes of a rank")
 _BELOW_ONE = (_is_below_one, "at least 0 and below 1")
 
 # NaN is in none of them. A key that is not set is not asked.
@@ -96,8 +97,8 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "lr_scheduler.warmup_steps": _SIZE,
     "lr_scheduler.decay_ratio": _SHARE,
     "lr_scheduler.min_lr_factor": _SHARE,
-    "training.dataloader.num_workers": _SIZE,
-    "validation.dataloader.num_workers": _SIZE,
+    "training.dataloader.num_workers": _WORKERS,
+    "validation.dataloader.num_workers": _WORKERS,
     "profiling.profiler_warmup": _SIZE,
     "activation_checkpoint.memory_budget": _SHARE,
     "comm.trace_buf_size": _SIZE,
@@ -144,6 +145,11 @@ def _check_loaders(job_config: "JobConfig") -> None:
         ahead = loader.prefetch_factor
         if ahead is not None and ahead < 1:
             raise ValueError(f"{key} = {ahead}: must be at least 1; leave it out for torch's own")
+        if loader.persistent_workers and loader.num_workers == 0:
+            raise ValueError(
+                f"{name}.dataloader.persistent_workers = true: there are no workers; set "
+                f"{name}.dataloader.num_workers, or leave it out"
+            )
         if ahead is not None and loader.num_workers == 0:
             raise ValueError(
                 f"{key} = {ahead}: nothing is read ahead without workers; set "

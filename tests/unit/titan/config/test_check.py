@@ -126,8 +126,8 @@ def test_every_key_is_a_flag(parse):
         ("comm.train_timeout_seconds", 0, "at least 1"),
         ("profiling.profiler_active", 0, "at least 1"),
         ("profiling.profiler_warmup", -1, "zero or more"),
-        ("training.dataloader.num_workers", -1, "zero or more"),
-        ("validation.dataloader.num_workers", -1, "zero or more"),
+        ("training.dataloader.num_workers", -1, "at least 0"),
+        ("validation.dataloader.num_workers", -1, "at least 0"),
     ],
 )
 def test_numbers_that_torch_would_refuse_late(parse, key, value, wanted):
@@ -145,6 +145,14 @@ def test_numbers_that_torch_would_refuse_late(parse, key, value, wanted):
         (
             "--lr_scheduler.warmup_steps 21 --lr_scheduler.total_steps 20",
             "lr_scheduler.warmup_steps = 21: the schedule ends before, at lr_scheduler.total_steps",
+        ),
+        (
+            "--training.dataloader.num_workers 1000000",
+            "training.dataloader.num_workers = 1000000: must be at least 0 and at most 1,024",
+        ),
+        (
+            "--training.dataloader.persistent_workers",
+            "training.dataloader.persistent_workers = true: there are no workers",
         ),
         (
             "--training.dataloader.prefetch_factor 2",

@@ -97,7 +97,10 @@ def test_refused_by_name(key: str, value: str, message: str) -> None:
         ),
     ],
 )
-def test_must_fit_the_number_of_processes(processes: int, flags: str, message: str) -> None:
+def test_must_fit_the_number_of_processes(
+    processes: int, flags: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NGPU", "8")
     with pytest.raises(ValueError) as error:
         parse(flags, processes)
     assert message in str(error.value)
@@ -144,3 +147,16 @@ def test_a_registered_flavor_cannot_bring_a_document_mask(
     monkeypatch.delitem(sys.modules, "registers", raising=False)
     with pytest.raises(ValueError, match="plain causal mask"):
         parse(f"{LIGHTHOUSE} --experimental.custom_import registers --model.flavor mine")
+
+
+@pytest.mark.parametrize("told", [None, "", "0", "two"])
+@pytest.mark.parametrize("mode", ["fake_backend", "local_tensor"])
+def test_processes_that_are_not_there_are_numbered(mode, told, monkeypatch):
+    monkeypatch.setenv("NGPU", "2")
+    parse(f"--comm.mode {mode}")
+    monkeypatch.delenv("NGPU")
+    if told is not None:
+        monkeypatch.setenv("NGPU", told)
+    with pytest.raises(ValueError, match=f"comm.mode = '{mode}': the variable NGPU"):
+        parse(f"--comm.mode {mode}")
+    parse("--comm.mode default")
