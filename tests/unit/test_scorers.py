@@ -121,7 +121,7 @@ def test_strides_do_not_matter(scorer: str) -> None:
 @pytest.mark.parametrize("scorer", ["dilated", "gla"])
 def test_compiles_for_any_length(scorer: str) -> None:
     """Sizes are symbols; by the norm all of attention is compiled so, in ``test_attention.py``."""
-    config, inputs = make("grouped chunks", scorer)
+    config, inputs = make("chunks", scorer)
 
     @torch.compile(backend="aot_eager", fullgraph=True, dynamic=True)
     def compiled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -460,7 +460,7 @@ def test_strides_do_not_matter(name: str) -> None:
 
     wanted = results(inputs, rows)
     others = head_major, beside_others, every_second_column, columns_apart
-    for layouts in [*zip(others, others, others, strict=True), others[:3], others[1:]]:
+    for layouts in ((head_major, head_major, head_major), others[:3], others[1:]):
         values, grads = (
             tuple(layout(x) for layout, x in zip(layouts, given, strict=True))
             for given in (inputs, rows)
