@@ -69,7 +69,7 @@ def _short_stage_loss(study: Path, setting: str, seed: int) -> float | None:
 def _stages(
     records: Sequence[dict[str, Any]], setting: Setting, recipe: str
 ) -> list[dict[str, Any]]:
-    """Of each stage: its steps, and the seconds that they take at the median speed."""
+    """Of each stage: its steps, the seconds that they take at the median speed, and its start."""
     reports = stage_reports([record for record in records if "loss" in record])
     found = []
     for stage, report in zip(setting.recipes[recipe], reports, strict=True):
@@ -81,6 +81,10 @@ def _stages(
                 "steps": stage["steps"],
                 "tokens_per_second": round(report.tokens_per_second),
                 "seconds": round(stage["steps"] * setting.tokens / report.tokens_per_second, 1),
+                "loss_before": report.loss_before,
+                "spike": report.spike,
+                "steps_to_recover": report.steps_to_recover,
+                "final_loss": report.final_loss,
             }
         )
     return found
@@ -157,6 +161,27 @@ def table(runs: Sequence[Run], stages_of: dict[str, Any], seq_len: int) -> str:
             f"| {statistics.fmean(seconds(run) for run in group):.0f} | {speed / 1000:,.0f}k "
             f"| {begun} | {', '.join(f'{loss:.3f}' for loss in _far(group))} | {gain:.3f} "
             f"| {shares} |"
+        )
+    return "\n".join(lines)
+
+
+def switches(runs: Iterable[Run]) -> str:
+    """Markdown: what happened to the training loss where the last stage began."""
+    lines = [
+        "| recipe | steps before, behind | loss before | spike | steps to recover | at the end "
+        "| held-out |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in sorted(runs, key=lambda run: run["stages"][-1]["steps"]):
+        *before, last = run["stages"]
+        if not before or last.get("spike") is None:
+            continue
+        recovered = last["steps_to_recover"]
+        lines.append(
+            f"| {run['recipe']} | {sum(stage['steps'] for stage in before)}, {last['steps']} "
+            f"| {last['loss_before']:.3f} | {last['spike']:.3f} "
+            f"| {'not yet' if recovered is None else recovered} | {last['final_loss']:.3f} "
+            f"| {run['positions']['loss']:.3f} |"
         )
     return "\n".join(lines)
 
@@ -244,7 +269,8 @@ def page(runs: dict[str, Run]) -> str:
             for (device, machine), found in of.items()
         ]
         filled = filled.replace(f"{{{setting}}}", "\n\n".join(shown) or "Not measured yet.")
-    return filled
+    from_scratch = [run for run in runs.values() if run["setting"] == "scratch"]
+    return filled.replace("{switches}", switches(from_scratch))
 
 
 def main() -> None:
