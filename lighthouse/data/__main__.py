@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--{key} is not for {'a TOML' if of_toml else 'a path of text'}")
 
     # Not imported above: it takes seconds.
-    from lighthouse.titan.data.survey import survey_of_path, survey_of_toml, table
+    from lighthouse.data.survey import survey_of_path, survey_of_toml, table
 
     try:
         if of_toml:

@@ -40,7 +40,7 @@ from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, stage_metrics
 from lighthouse.titan.llama3.offload import apply_offload
 from lighthouse.titan.llama3.tied import apply_tied
-from lighthouse.titan.run.host_memory import check_host_memory
+from lighthouse.titan.plan.host_memory import check_host_memory
 from lighthouse.titan.run.nonfinite import UpdateGuard, nonfinite_weights
 from lighthouse.titan.run.quiet import keep_quiet
 from lighthouse.titan.run.rehearsal import is_wanted, rehearse

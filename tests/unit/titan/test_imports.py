@@ -17,7 +17,7 @@ from tests.support.processes import python
 TITAN = ROOT / "lighthouse" / "titan"
 MAY = {
     *("data/loaders.py", "data/packing.py", "data/sources.py", "data/tokenizer.py"),
-    *("data/mixture.py", "data/token_streams.py", "data/tokenizer_checks.py", "data/survey.py"),
+    *("data/mixture.py", "data/token_streams.py", "data/tokenizer_checks.py"),
     *("run/stop.py", "export.py", "tokenizer_files.py", "trained.py"),
 }
 MODULES = sorted(str(file.relative_to(TITAN)) for file in TITAN.rglob("*.py"))
@@ -40,14 +40,21 @@ def test_only_some_import_torchtitan_at_the_top(module: str) -> None:
 
 
 def test_nothing_else_imports_the_trainer_at_the_top() -> None:
-    """But for what looks at a run's model, and for a sweep's question to the trainer."""
-    may = {"leak.py", "sweep/resolve.py"}
+    """But for what looks at a run's model or text, and for a sweep's question to the trainer."""
+    may = {"leak.py", "sweep/resolve.py", "data/survey.py"}
     library = ROOT / "lighthouse"
     for file in library.rglob("*.py"):
         path = str(file.relative_to(library))
         if not path.startswith("titan/") and path not in may:
             names = list(imported_at_the_top(file))
             assert not any(name.startswith(("torchtitan", "lighthouse.titan")) for name in names)
+
+
+def test_the_dry_run_is_below_nothing_but_the_hooks() -> None:
+    """Not in functions either."""
+    for module in MODULES:
+        if not module.startswith("plan/") and module != "hooks.py":
+            assert "from lighthouse.titan.plan" not in (TITAN / module).read_text(), module
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from torchtitan.config import ConfigManager
 
 from lighthouse.titan.config.check import Machine
-from lighthouse.titan.run import host_memory
-from lighthouse.titan.run.host_memory import check_host_memory, memory_of_node
+from lighthouse.titan.plan import host_memory
+from lighthouse.titan.plan.host_memory import check_host_memory, memory_of_node
 
 # Of 4 blocks all but the last, in fp32.
 ARGS = "--model.flavor tiny_byte --model.tokenizer byte --training.dataset python".split()
