@@ -57,24 +57,16 @@ def run(name: str, case: Case, left: float = float("inf")) -> list[Run]:
     """
     with tempfile.TemporaryDirectory() as folder:
         tables = case.tables()
-        file = Path(folder) / "job.toml"
-        file.write_text(tomli_w.dumps({"job": {"extends": str(BASE)}, "stages": tables}))
         ends = [sum(t["steps"] for t in tables[: i + 1]) for i in range(len(tables))]
         ends = ends or [case.steps]
         command = [
             *f"{sys.executable} -m lighthouse.launch --processes {case.gpus} --".split(),
-            *f"--job.config_file {file if tables else BASE} --job.dump_folder {folder}".split(),
-            *"--training.dataset python --training.global_batch_size -1".split(),
-            *"--training.rehearse_stages False --checkpoint.no-enable --metrics.log_freq 1".split(),
-            *"--metrics.no-enable_tensorboard --metrics.disable_color_printing".split(),
-            "--debug.seed=1",
-            *"--experimental.custom_import benchmarks.trace_step".split(),
-            *([] if tables else f"--training.steps {case.steps}".split()),
-            *case.flags.split(),
+            *arguments(case, Path(folder)),
+            *"--metrics.log_freq 1 --experimental.custom_import benchmarks.trace_step".split(),
         ]
         # Where a rank fails, the others wait for it in a kernel, and hear no signal.
         variables = {"PET_SHUTDOWN_TIMEOUT": "5", "TRACE_STEPS": " ".join(map(str, ends))}
-        error = _run(command, environment(os.environ | variables), left)
+        error = run_to_its_end(command, environment(os.environ | variables), left)
         file = Path(folder) / "metrics.jsonl"
         lines = list(map(json.loads, file.read_text().splitlines())) if file.exists() else []
         results = []
@@ -94,8 +86,27 @@ def run(name: str, case: Case, left: float = float("inf")) -> list[Run]:
         return results
 
 
-def _run(command: list[str], variables: dict[str, str], left: float) -> str | None:
-    """Run a command until its end, and show its steps; why it failed, if it did."""
+def arguments(case: Case, folder: Path) -> list[str]:
+    """What the trainer is given for a case that is run in ``folder``."""
+    file = BASE
+    # The base switches behind the end of so short a run.
+    length = f"--training.steps {case.steps} --lighthouse.dense_from_step None"
+    if tables := case.tables():
+        file, length = folder / "job.toml", ""
+        file.write_text(tomli_w.dumps({"job": {"extends": str(BASE)}, "stages": tables}))
+    return [
+        *f"--job.config_file {file} --job.dump_folder {folder} {length}".split(),
+        *"--training.dataset python --training.global_batch_size -1".split(),
+        *"--training.rehearse_stages False --checkpoint.no-enable --debug.seed=1".split(),
+        *"--metrics.no-enable_tensorboard --metrics.disable_color_printing".split(),
+        *case.flags.split(),
+    ]
+
+
+def run_to_its_end(
+    command: list[str], variables: dict[str, str], left: float = float("inf")
+) -> str | None:
+    """Run a command, at most for ``left`` seconds, and show its steps; why it failed, if it did."""
     process = subprocess.Popen(
         command,
         cwd=ROOT,

@@ -26,6 +26,11 @@ MILLION = f"--lighthouse.num_levels 4 --lighthouse.topk 4096 {LONG}"
 OFFLOAD = "--activation_checkpoint.offload"
 FFN_CHUNKS = "--training.ffn_chunk_tokens 16384"
 RING = "--parallelism.context_parallel_degree"
+# Upstream's converter, which needs torchao; the chunked loss wants the output layer as it is.
+FLOAT8 = (
+    "--model.converters quantize.linear.float8 --quantize.linear.float8.filter_fqns output "
+    "--quantize.linear.float8.recipe_name"
+)
 ALL_TO_ALL = "--parallelism.context_parallel_rotate_method alltoall"
 
 Table = dict[str, Any]
@@ -77,6 +82,8 @@ def cases() -> dict[str, Case]:
         "98k-dense": Case(1, f"{DENSE} {NO_AC}"),
         "98k-dense-op": Case(1, f"{DENSE} {OP_AC}"),
         "98k-dense-full": Case(1, f"{DENSE} {FULL_AC}"),
+        "98k-float8-tensorwise": Case(1, f"{FLOAT8} tensorwise {NO_AC}"),
+        "98k-float8-rowwise": Case(1, f"{FLOAT8} rowwise {NO_AC}"),
         "98k-growing": Case(1, NO_AC, steps=7, warmup=2, stages=_growing(98304)),
         "98k-530M": Case(1, f"{REAL_VOCABULARY} {NO_AC}"),
         "98k-530M-op": Case(1, f"{REAL_VOCABULARY} {OP_AC}"),
@@ -142,6 +149,9 @@ def _staged_cases() -> dict[str, Case]:
         "8B-262k-cp4": case(4, 262144, 32, f"{large} --lighthouse.topk 4096"),
         "8B-524k-cp4": case(4, 524288, 32, f"{large} {four_levels}"),
         "8B-131k-cp2": case(2, 131072, 32, f"{large} --lighthouse.topk 2048"),
+        "8B-131k-cp2-float8": case(
+            2, 131072, 32, f"{large} --lighthouse.topk 2048 {FLOAT8} tensorwise"
+        ),
         "8B-262k-cp2": case(2, 262144, 32, f"{large} --lighthouse.topk 4096"),
         "8B-524k-cp2": case(2, 524288, 32, f"{large} {four_levels}"),
         "8B-262k-cp2-offload": case(2, 262144, 32, f"{large} --lighthouse.topk 4096 {OFFLOAD}"),

@@ -1,12 +1,16 @@
 """The cases of the measurement of training, and what is made of a step and its trace."""
 
+from pathlib import Path
+
 import pytest
 
+from benchmarks.training import arguments
 from benchmarks.training_cases import cases, named, sizes
 from benchmarks.training_plan import expectations, planned
 from benchmarks.training_trace import summarise
 from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.rates import load_rates
+from lighthouse.titan.plan.job import machine_of, parse
 
 
 @pytest.mark.parametrize("name", [name for name, case in cases().items() if case.stages])
@@ -15,6 +19,14 @@ def test_stages_are_a_job_on_gpus(name: str) -> None:
     seconds, lines = expectations(name, case, load_rates("h100"))
     assert len(lines) == len(case.stages)
     assert seconds > 10 * len(lines)
+
+
+@pytest.mark.parametrize("name", cases())
+def test_no_case_is_refused(name: str, tmp_path: Path) -> None:
+    case = cases()[name]
+    job_config = parse(arguments(case, tmp_path), machine_of("h100", case.gpus))
+    ends = sum(table["steps"] for table in case.tables()) or case.steps
+    assert job_config.training.steps == ends
 
 
 def test_stages_of_a_case_can_be_chosen() -> None:

@@ -1,0 +1,64 @@
+"""What it costs to withhold updates that are not finite, across GPUs, in a step of about 100 ms.
+
+    python -m benchmarks.guard OUT.json [--processes 2] [--steps 200]
+
+One run of the trainer, parameters sharded, in which every other step goes without the guard. Steps
+are medians on the device, from one update to the next, in ms; ``host_ms`` is the guard's call,
+which the device does not wait for while it has work.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.provenance import gpu
+from benchmarks.training import arguments, run_to_its_end
+from benchmarks.training_cases import NO_AC, Case
+from lighthouse.launch import environment
+
+SEQ_LEN = 16384
+WARMUP = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=200)
+    args = parser.parse_args()
+    case = Case(args.processes, f"--training.seq_len {SEQ_LEN} {NO_AC}", steps=args.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            *f"{sys.executable} -m lighthouse.launch --processes {args.processes} --".split(),
+            *arguments(case, Path(folder)),
+            *"--metrics.log_freq 20 --experimental.custom_import benchmarks.guard_steps".split(),
+        ]
+        error = run_to_its_end(command, environment(dict(os.environ)))
+        if error is not None:
+            raise SystemExit(error)
+        found = json.loads((Path(folder) / "guard.json").read_text())
+    steps = {int(step): ms for step, ms in found["step_ms"].items() if int(step) > WARMUP}
+    host = [ms for step, ms in found["host_ms"].items() if int(step) > WARMUP]
+    guarded, bare = (
+        statistics.median(ms for step, ms in steps.items() if step % 2 == odd) for odd in (1, 0)
+    )
+    report = {
+        **gpu(),
+        "processes": args.processes,
+        "seq_len": SEQ_LEN,
+        "steps": len(steps),
+        "guarded_ms": round(guarded, 3),
+        "bare_ms": round(bare, 3),
+        "guard_percent": round(100 * (guarded - bare) / bare, 2),
+        "host_ms": round(statistics.median(host), 3),
+    }
+    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
