@@ -12,7 +12,7 @@ from lighthouse.sweep.budget import filled_steps
 from lighthouse.sweep.identity import VERSION, identity, values_of
 from lighthouse.sweep.run_folder import Run, folder_of, run_names
 from lighthouse.sweep.spec import Point, Spec, refuse_secrets
-from lighthouse.titan.config.check import Machine
+from lighthouse.titan.check.job import Machine
 from lighthouse.titan.config.resolved_toml import to_toml
 from lighthouse.titan.config.stage_tables import FLAG
 from lighthouse.titan.plan.job import CPU, Plan, machine_of, parse, plan

@@ -28,11 +28,11 @@ from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE, finished_steps
 from lighthouse.titan.checkpoint.damage import check_whole
 from lighthouse.titan.checkpoint.reading import METADATA
 from lighthouse.titan.checkpoint.record import RunRecord
-from lighthouse.titan.config.assets import GENERATION_FILE, begun_with, tokenizer_files
-from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.llama3.config_json import CONFIG_FILE, config_of, weight_shapes
+from lighthouse.titan.llama3.model_args import model_args_of
 from lighthouse.titan.llama3.safetensors_header import INDEX_FILE, SINGLE_FILE, header_of
+from lighthouse.titan.run.assets import GENERATION_FILE, begun_with, tokenizer_files
 from lighthouse.titan.tokenizer_files import special_ids, write_tokenizer
 from lighthouse.titan.trained import job_of_run, weights_by_layer
 

@@ -23,8 +23,6 @@ from lighthouse.titan.checkpoint.resume import (
     check_resume,
     checkpoint_to_read,
 )
-from lighthouse.titan.config.assets import keep_assets
-from lighthouse.titan.config.model_args import model_args_of, told_args
 from lighthouse.titan.config.resolved_toml import write_resolved
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.moved import go_on_reading
@@ -38,9 +36,11 @@ from lighthouse.titan.llama3.chunked_loss import apply_chunked_loss
 from lighthouse.titan.llama3.compile import compile_each_stage
 from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, stage_metrics
+from lighthouse.titan.llama3.model_args import model_args_of, told_args
 from lighthouse.titan.llama3.offload import apply_offload
 from lighthouse.titan.llama3.tied import apply_tied
 from lighthouse.titan.plan.host_memory import check_host_memory
+from lighthouse.titan.run.assets import keep_assets
 from lighthouse.titan.run.nonfinite import UpdateGuard, nonfinite_weights
 from lighthouse.titan.run.quiet import keep_quiet
 from lighthouse.titan.run.rehearsal import is_wanted, rehearse

@@ -8,8 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
-from lighthouse.titan.config.assets import copy_files, tokenizer_files
 from lighthouse.titan.data.tokenizer import ByteTokenizer
+from lighthouse.titan.run.assets import copy_files, tokenizer_files
 
 _FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"

@@ -17,14 +17,14 @@ from torchtitan.protocols.train_spec import get_train_spec
 
 from lighthouse.config import LighthouseConfig
 from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE, finished_steps
+from lighthouse.titan.check.job import import_custom
 from lighthouse.titan.checkpoint.damage import check_content, check_whole
 from lighthouse.titan.checkpoint.reading import load_state, read_metadata
-from lighthouse.titan.config.check import import_custom
-from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.section import num_chunks
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.llama3.chunked_loss import token_losses
 from lighthouse.titan.llama3.layers import apply_lighthouse, selecting_modules, set_stage
+from lighthouse.titan.llama3.model_args import model_args_of
 from lighthouse.titan.llama3.tied import apply_tied
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs, llama3_args
 
-from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.export import Exported, export, main
+from lighthouse.titan.llama3.model_args import model_args_of
 
 SIZE = {"dim": 64, "n_layers": 2, "n_heads": 4, "multiple_of": 32, "vocab_size": 264}
 

@@ -12,7 +12,7 @@ from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import Transformer
 from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAdapter
 
-from lighthouse.titan.config.model_args import model_args_of
+from lighthouse.titan.llama3.model_args import model_args_of
 from lighthouse.titan.llama3.tied import apply_tied
 
 SMALL = {

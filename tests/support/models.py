@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from lighthouse import LighthouseAttention
-from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.llama3.layers import apply_lighthouse
+from lighthouse.titan.llama3.model_args import model_args_of
 from lighthouse.titan.llama3.tied import apply_tied
 
 

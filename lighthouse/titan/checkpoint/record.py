@@ -15,7 +15,6 @@ import torch.distributed as dist
 
 from lighthouse.runs.folder import is_finished
 from lighthouse.titan.checkpoint.settings import STATE_IN_CHECKPOINT, settings_of
-from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.moved import SOURCES
 from lighthouse.titan.data.source_tables import sources_of
@@ -23,6 +22,7 @@ from lighthouse.titan.data.text_identity import SourceText, old_identity, traini
 from lighthouse.titan.data.tokenizer_identity import tokenizer_identity
 from lighthouse.titan.distributed.agree import from_rank_0
 from lighthouse.titan.llama3.config_json import describe
+from lighthouse.titan.llama3.model_args import model_args_of
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig

@@ -10,8 +10,7 @@ from lighthouse.runs.folder import finished_steps
 from lighthouse.runs.metrics import read_metrics
 from lighthouse.titan.checkpoint.changes import Change, changes
 from lighthouse.titan.checkpoint.record import RunRecord
-from lighthouse.titan.checkpoint.settings import settings_of
-from lighthouse.titan.config.check_checkpoint import NONFINITE
+from lighthouse.titan.checkpoint.settings import NONFINITE, settings_of
 from lighthouse.titan.config.stages import Stages
 
 if TYPE_CHECKING:

@@ -84,6 +84,19 @@ OF_STEPS_TO_COME = {
 }
 """Settings that may change at any time, since no step that was taken is another one by them."""
 
+NONFINITE = "nonfinite"
+ACCEPTABLE = {
+    "lr_scheduler": "the learning rate: optimizer.lr, [lr_scheduler], lr_factor and warmup_steps",
+    "optimizer": "the rest of [optimizer]",
+    "data": "the text, its order and weights, and who reads it",
+    "tokenizer": "the tokenizer",
+    "attention": "[lighthouse], and the attention of stages",
+    "model": "what [model.args] may change without other weights",
+    "training": "all else: batch, length, clipping, precision, seed",
+    NONFINITE: "values of weights that are not finite, in the weights that had some when loaded",
+}
+"""What ``checkpoint.accept_changes`` may name, and what each stands for."""
+
 BATCH = "sequences of a step"
 """The key of `of_step` in which both keys of the batch meet."""
 

@@ -1,4 +1,4 @@
-"""A job's configuration: its TOML files, the ``[lighthouse]`` section, stages, and every check.
+"""A job's configuration: its TOML files and flags, the ``[lighthouse]`` section, and stages.
 
 torchtitan's own configuration imports these modules, so none imports torchtitan at the top.
 """

@@ -11,12 +11,12 @@ from torch.utils.data import default_collate
 
 from lighthouse.config import LighthouseConfig
 from lighthouse.documents import places_for
-from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.packing import PackedSequence, PackedTextDataset
 from lighthouse.titan.data.tally import FULL, LEFT, PADDING, PAIRS, Tally
 from lighthouse.titan.data.token_streams import TokenStream
 from lighthouse.titan.llama3.chunked_loss import IGNORE_INDEX
+from lighthouse.titan.llama3.model_args import model_args_of
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig

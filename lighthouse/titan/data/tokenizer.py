@@ -16,9 +16,9 @@ from torchtitan.config import JobConfig
 from torchtitan.tools.logging import logger
 
 from lighthouse.refusal import refusals
-from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.data.tokenizer_checks import settle_documents
 from lighthouse.titan.llama3.flavors import BYTE_VOCAB_SIZE
+from lighthouse.titan.llama3.model_args import model_args_of
 
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>", *(f"<|reserved_{i}|>" for i in range(5)))
 

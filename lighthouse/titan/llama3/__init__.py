@@ -1,4 +1,4 @@
-"""Llama-3: Lighthouse layers, sizes, loss in chunks, rotary embedding, compilation, FLOPs.
+"""Llama-3: what a job's model is, Lighthouse layers, loss in chunks, positions, compilation, FLOPs.
 
-torchtitan's model imports these modules, so none imports torchtitan at the top.
+torchtitan's model and configuration import these modules, so none imports torchtitan at the top.
 """

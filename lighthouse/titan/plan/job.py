@@ -10,8 +10,8 @@ from lighthouse.cost.memory import GIB
 from lighthouse.cost.rates import load_rates
 from lighthouse.cost.sizes import Layout, flops_per_token
 from lighthouse.cost.step import cost
+from lighthouse.titan.check.job import Machine
 from lighthouse.titan.checkpoint.disk import BYTES_PER_PARAMETER
-from lighthouse.titan.config.check import Machine
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.distributed.layout import accumulation_steps, layout_of
 from lighthouse.titan.plan.fit import largest_local_batch, largest_part

@@ -1,1 +1,1 @@
-"""While a run goes on: stages' times, metrics, validation, statistics, requests to stop."""
+"""While a run goes on: copies of its assets, times, metrics, validation, requests to stop."""

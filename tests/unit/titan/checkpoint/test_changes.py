@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from torchtitan.config import JobConfig
 
+from lighthouse.titan.check.checkpoint import check_checkpoint
 from lighthouse.titan.checkpoint.changes import Change, changes
 from lighthouse.titan.checkpoint.record import RunRecord, begin_save
 from lighthouse.titan.checkpoint.resume import check_resume
-from lighthouse.titan.checkpoint.settings import _NO_INFLUENCE, OF_STEPS_TO_COME
-from lighthouse.titan.config.check_checkpoint import ACCEPTABLE, check_checkpoint
+from lighthouse.titan.checkpoint.settings import _NO_INFLUENCE, ACCEPTABLE, OF_STEPS_TO_COME
 
 STEP = 10
 

@@ -8,7 +8,7 @@ import tomli_w
 from torchtitan.config import ConfigManager, JobConfig
 
 from lighthouse.refusal import Refusal
-from lighthouse.titan.config.check import Machine
+from lighthouse.titan.check.job import Machine
 from lighthouse.titan.config.resolved_toml import to_toml
 from lighthouse.titan.config.stage_tables import of_stage, take_flags
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lighthouse.titan.config.model_args import flavor_args_of, model_args_of, told_args
 from lighthouse.titan.llama3.config_json import args_of_config, describe, ffn_dim, weight_shapes
+from lighthouse.titan.llama3.model_args import flavor_args_of, model_args_of, told_args
 from lighthouse.titan.plan.work import model_of
 from tests.support.llamas import LLAMA3, SMALL, VARIANTS, YARN, load_llama, parse, save_llama
 from tests.support.models import on_meta

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lighthouse.cost import sizes
-from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.distributed.layout import layout_of
 from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, wrapped_modules
+from lighthouse.titan.llama3.model_args import model_args_of
 from lighthouse.titan.plan.work import model_of, work_of
 from tests.support.models import on_meta
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torchtitan.config import ConfigManager
 
-from lighthouse.titan.config.check import Machine
+from lighthouse.titan.check.job import Machine
 from lighthouse.titan.plan import host_memory
 from lighthouse.titan.plan.host_memory import check_host_memory, memory_of_node
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lighthouse.cost.sizes import Layout, Work
-from lighthouse.titan.config.check import Machine
+from lighthouse.titan.check.job import Machine
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.distributed.layout import layout_of

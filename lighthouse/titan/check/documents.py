@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from lighthouse.config import INTERLEAVED_SCORERS, LighthouseConfig
-from lighthouse.titan.config.check_lighthouse import check_model
-from lighthouse.titan.config.model_args import model_args_of
+from lighthouse.titan.check.lighthouse import check_model
 from lighthouse.titan.config.section import layer_configs, num_chunks
+from lighthouse.titan.llama3.model_args import model_args_of
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig

@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from lighthouse.config import nearest_multiple
-from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.distributed.layout import EXPERT_DEGREES
 from lighthouse.titan.llama3.flavors import BYTE_VOCAB_SIZE
+from lighthouse.titan.llama3.model_args import model_args_of
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
-    from lighthouse.titan.config.check import Machine
+    from lighthouse.titan.check.job import Machine
 
 OPTIMIZERS = ("Adam", "AdamW")
 

@@ -4,25 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lighthouse.runs.folder import finished_steps, is_finished
+from lighthouse.titan.checkpoint.settings import ACCEPTABLE
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
 STATES = ("model", "optimizer", "lr_scheduler", "dataloader", "train_state")
 """What a checkpoint consists of."""
-
-NONFINITE = "nonfinite"
-ACCEPTABLE = {
-    "lr_scheduler": "the learning rate: optimizer.lr, [lr_scheduler], lr_factor and warmup_steps",
-    "optimizer": "the rest of [optimizer]",
-    "data": "the text, its order and weights, and who reads it",
-    "tokenizer": "the tokenizer",
-    "attention": "[lighthouse], and the attention of stages",
-    "model": "what [model.args] may change without other weights",
-    "training": "all else: batch, length, clipping, precision, seed",
-    NONFINITE: "values of weights that are not finite, in the weights that had some when loaded",
-}
-"""What ``checkpoint.accept_changes`` may name, and what each stands for."""
 
 
 def check_checkpoint(job_config: "JobConfig") -> None:

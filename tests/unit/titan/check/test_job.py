@@ -14,7 +14,7 @@ import tomli_w
 import torch.distributed as dist
 
 from lighthouse.refusal import Refusal
-from lighthouse.titan.config.check import Machine
+from lighthouse.titan.check.job import Machine
 from lighthouse.titan.config.section import Lighthouse, num_chunks
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 

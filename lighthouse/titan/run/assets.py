@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lighthouse.runs.files import write_atomic
-from lighthouse.runs.folder import ASSETS_FOLDER
-from lighthouse.titan.config.check_hugging_face import weights_folder
-from lighthouse.titan.config.model_args import HF
+from lighthouse.runs.folder import ASSETS_FOLDER, finished_steps
 from lighthouse.titan.llama3.config_json import CONFIG_FILE
+from lighthouse.titan.llama3.model_args import HF
 from lighthouse.titan.llama3.safetensors_header import stored_weights
 
 if TYPE_CHECKING:
@@ -62,6 +61,18 @@ def keep_assets(job_config: "JobConfig") -> None:
         said = {"folder": str(begins.resolve()), "dtype": _dtype_of(begins)}
         assets.mkdir(parents=True, exist_ok=True)
         write_atomic(assets / BEGUN_FILE, json.dumps(said, indent=2) + "\n")
+
+
+def weights_folder(job_config: "JobConfig") -> Path | None:
+    """The folder in Hugging Face's format that the run begins with; None if with something else.
+
+    A run that has a checkpoint goes on from that.
+    """
+    config = job_config.checkpoint
+    own = Path(job_config.job.dump_folder) / config.folder
+    if not (config.enable and config.initial_load_in_hf) or finished_steps(own):
+        return None
+    return Path(config.initial_load_path or job_config.model.hf_assets_path)
 
 
 def begun_with(run: Path) -> dict[str, Any]:

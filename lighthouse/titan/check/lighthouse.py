@@ -7,14 +7,14 @@ import torch
 
 from lighthouse.config import LighthouseConfig, nearest_multiple
 from lighthouse.ops import implementation
-from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.section import layer_configs, num_chunks
 from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.llama3.model_args import model_args_of
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
-    from lighthouse.titan.config.check import Machine
+    from lighthouse.titan.check.job import Machine
 
 
 def check_lighthouse(job_config: "JobConfig", machine: "Machine") -> None:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import llama3_args
 
-from lighthouse.titan.config.check import Machine
+from lighthouse.titan.check.job import Machine
 
 LIGHTHOUSE = "--lighthouse.enable --lighthouse.topk 16 --lighthouse.stratum 8"
 

@@ -10,8 +10,8 @@ from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import llama3_args
 from torchtitan.models.llama3.model.model import precompute_freqs_cis
 
-from lighthouse.titan.config.model_args import model_args_of
 from lighthouse.titan.config.resolved_toml import to_toml
+from lighthouse.titan.llama3.model_args import model_args_of
 from tests.support.models import on_meta
 
 TINY = "--model.flavor tiny_byte --model.tokenizer byte --training.seq_len 512"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
-    from lighthouse.titan.config.check import Machine
+    from lighthouse.titan.check.job import Machine
 
 COMPILED = ("model", "loss")
 """What ``compile.components`` may name."""

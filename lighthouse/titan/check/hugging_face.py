@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import safe_open
 
-from lighthouse.runs.folder import finished_steps
-from lighthouse.titan.config.model_args import HF, describe, model_args_of
 from lighthouse.titan.llama3.config_json import (
     CONFIG_FILE,
     HUGGING_FACE,
@@ -15,7 +13,9 @@ from lighthouse.titan.llama3.config_json import (
     args_of_config,
     weight_shapes,
 )
+from lighthouse.titan.llama3.model_args import HF, describe, model_args_of
 from lighthouse.titan.llama3.safetensors_header import FLOATS, Stored, stored_weights
+from lighthouse.titan.run.assets import weights_folder
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -51,18 +51,6 @@ def check_hugging_face(job_config: "JobConfig") -> None:
         key = "checkpoint.initial_load_path" if config.initial_load_path else "model.hf_assets_path"
         _check_config(job_config, folder, key)
         _check_weights(job_config, folder, key)
-
-
-def weights_folder(job_config: "JobConfig") -> Path | None:
-    """The folder in Hugging Face's format that the run begins with; None if with something else.
-
-    A run that has a checkpoint goes on from that.
-    """
-    config = job_config.checkpoint
-    own = Path(job_config.job.dump_folder) / config.folder
-    if not (config.enable and config.initial_load_in_hf) or finished_steps(own):
-        return None
-    return Path(config.initial_load_path or job_config.model.hf_assets_path)
 
 
 def _check_tokenizer(written: str, from_file: bool) -> None:

@@ -8,19 +8,19 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lighthouse.titan.config.check_checkpoint import check_checkpoint
-from lighthouse.titan.config.check_documents import check_documents
-from lighthouse.titan.config.check_hugging_face import check_hugging_face
-from lighthouse.titan.config.check_layout import check_layout
-from lighthouse.titan.config.check_lighthouse import check_end, check_lighthouse, check_model
-from lighthouse.titan.config.check_llama3 import check_llama3
-from lighthouse.titan.config.check_numbers import check_numbers
-from lighthouse.titan.config.check_unread import check_unread
-from lighthouse.titan.config.model_args import model_args_of
+from lighthouse.titan.check.checkpoint import check_checkpoint
+from lighthouse.titan.check.documents import check_documents
+from lighthouse.titan.check.hugging_face import check_hugging_face
+from lighthouse.titan.check.layout import check_layout
+from lighthouse.titan.check.lighthouse import check_end, check_lighthouse, check_model
+from lighthouse.titan.check.llama3 import check_llama3
+from lighthouse.titan.check.numbers import check_numbers
+from lighthouse.titan.check.unread import check_unread
 from lighthouse.titan.config.stage_tables import OF_SCHEDULE, of_stage
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.text_files import check_texts
 from lighthouse.titan.distributed.layout import layout_of
+from lighthouse.titan.llama3.model_args import model_args_of
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torchtitan.config import JobConfig
 
-from lighthouse.titan.config.check_checkpoint import check_checkpoint
+from lighthouse.titan.check.checkpoint import check_checkpoint
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from lighthouse.titan.distributed.layout import DEGREES, EXPERT_DEGREES, layout_
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
-    from lighthouse.titan.config.check import Machine
+    from lighthouse.titan.check.job import Machine
 
 
 def check_layout(job_config: "JobConfig", machine: "Machine") -> None:
