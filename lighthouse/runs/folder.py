@@ -27,7 +27,9 @@ def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
     """
     folder = Path(checkpoint)
     try:
-        return any((folder / name).is_file() for name in _LAST_WRITTEN)
+        files = [folder / name for name in _LAST_WRITTEN]
+        # A folder or a broken link in its place is damage, for those who read it to name.
+        return any(file.exists() or file.is_symlink() for file in files)
     except OSError as error:  # another user's, say
         raise ValueError(f"checkpoint {folder} can't be read ({error.strerror})") from error
 
@@ -48,6 +50,12 @@ def all_steps(folder: str | os.PathLike[str]) -> list[int]:
 def finished_steps(folder: str | os.PathLike[str]) -> list[int]:
     """Those of `all_steps` whose checkpoint is finished."""
     return [step for step in all_steps(folder) if is_finished(Path(folder, f"step-{step}"))]
+
+
+def unfinished_steps(folder: str | os.PathLike[str]) -> list[int]:
+    """Those behind the newest finished one, which a run that goes on passes over."""
+    newest = max(finished_steps(folder), default=-1)
+    return [step for step in all_steps(folder) if step > newest]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

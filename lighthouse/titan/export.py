@@ -26,8 +26,8 @@ from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAda
 from lighthouse.refusal import refuse
 from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE, finished_steps
 from lighthouse.titan.checkpoint.damage import check_whole
-from lighthouse.titan.checkpoint.reading import METADATA
 from lighthouse.titan.checkpoint.record import RunRecord
+from lighthouse.titan.checkpoint.seal import METADATA
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.llama3.config_json import CONFIG_FILE, config_of, weight_shapes
 from lighthouse.titan.llama3.model_args import model_args_of
@@ -202,7 +202,7 @@ def of_run(folder: Path, step: int | None = None, dtype: str | None = None) -> E
         raise ValueError(f"{checkpoints} has no finished checkpoint{named}{finished}")
     step = steps[-1] if step is None else step
     checkpoint = checkpoints / f"step-{step}"
-    if (checkpoint / METADATA).is_file():
+    if os.path.lexists(checkpoint / METADATA):
         check_whole(checkpoint)
     record = RunRecord.read(checkpoint)
     stages = Stages.of(job_config) if record is None or record.stages is None else record.stages

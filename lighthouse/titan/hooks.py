@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lighthouse.launch import set_threads
 from lighthouse.orphan import has_trained
 from lighthouse.refusal import refusals
+from lighthouse.runs.folder import unfinished_steps
 from lighthouse.runs.owner import hold
 from lighthouse.titan.checkpoint.damage import check_content, check_whole
 from lighthouse.titan.checkpoint.disk import check_space, check_writable
@@ -23,6 +24,7 @@ from lighthouse.titan.checkpoint.resume import (
     check_resume,
     checkpoint_to_read,
 )
+from lighthouse.titan.checkpoint.seal import METADATA
 from lighthouse.titan.config.resolved_toml import write_resolved
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.moved import go_on_reading
@@ -102,6 +104,13 @@ class RunHooks:
         write_resolved(self._job_config, self._resume.step)
         if dist.get_rank() == 0:
             keep_assets(self._job_config)
+        checkpoint = self._job_config.checkpoint
+        folder = Path(self._job_config.job.dump_folder) / checkpoint.folder
+        for step in unfinished_steps(folder) if checkpoint.enable else ():
+            self._say(
+                f"{folder / f'step-{step}'} has no {METADATA} and is passed over, to be written "
+                "again: the rest of a save that was killed, or of a copy without hidden files"
+            )
         for sentence in told_args(self._job_config):
             self._say(sentence)
         if self._resume.unrecorded is not None:

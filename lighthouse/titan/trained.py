@@ -1,6 +1,7 @@
 """The model of a run at one of its steps, whole and on one device."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE, finished_steps
 from lighthouse.titan.check.job import import_custom
 from lighthouse.titan.checkpoint.damage import check_content, check_whole
 from lighthouse.titan.checkpoint.reading import load_state, read_metadata
+from lighthouse.titan.checkpoint.seal import METADATA
 from lighthouse.titan.config.section import num_chunks
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.llama3.chunked_loss import token_losses
@@ -216,7 +218,7 @@ def _stored_weights(checkpoint: Path, model_args: TransformerModelArgs) -> dict[
     """Shapes and dtypes, on the meta device, in the model's order."""
     if not checkpoint.is_dir():
         raise ValueError(f"checkpoint {checkpoint} is not a folder: name a step-N folder of a run")
-    if not (checkpoint / ".metadata").is_file():
+    if not os.path.lexists(checkpoint / METADATA):
         raise ValueError(
             f"checkpoint {checkpoint} has no .metadata: not a step-N folder, or its save was never "
             "finished; take another step"

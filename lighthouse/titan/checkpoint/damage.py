@@ -1,8 +1,9 @@
 """Whether a finished checkpoint is still what was written, asked before it is read.
 
 A crash, a disk or a copy leaves files empty, short, missing or changed. How long each file must be
-stands in ``.metadata``. What it must contain stands beside each tensor: torch writes every one as
-a zip archive, with a CRC-32 that is computed while writing and that reading alone does not look at.
+stands in ``.metadata``, which is sealed with the record. What a shard must contain stands beside each
+tensor: torch writes every one as a zip archive, with a CRC-32 that is computed while writing and
+that reading alone does not look at.
 """
 
 import errno
@@ -19,8 +20,9 @@ from typing import Any, BinaryIO
 import torch.distributed as dist
 
 from lighthouse.runs.folder import finished_steps
-from lighthouse.titan.checkpoint.reading import METADATA, read_metadata
+from lighthouse.titan.checkpoint.reading import read_metadata
 from lighthouse.titan.checkpoint.record import RunRecord
+from lighthouse.titan.checkpoint.seal import METADATA, check_beside
 from lighthouse.titan.distributed.agree import first_of_ranks
 
 _THREADS = 4
@@ -67,6 +69,7 @@ def fault_of(checkpoint: Path) -> str | None:
     try:
         RunRecord.read(checkpoint)
         stored = read_metadata(checkpoint).storage_data
+        check_beside(checkpoint)
     except ValueError as error:
         return str(error)
     except OSError as error:

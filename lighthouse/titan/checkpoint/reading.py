@@ -21,8 +21,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
 from lighthouse.refusal import Refusal
-
-METADATA = ".metadata"
+from lighthouse.titan.checkpoint.seal import METADATA, unsealed
 
 _DCP = "torch.distributed.checkpoint"
 _OF_METADATA = {
@@ -53,8 +52,15 @@ class _Unpickler(pickle.Unpickler):
     """Finds the named classes alone, and torch's dtypes."""
 
     def __init__(self, data: bytes, allowed: set[tuple[str, str]]) -> None:
-        super().__init__(io.BytesIO(data))
+        self._data = io.BytesIO(data)
+        super().__init__(self._data)
         self._allowed = allowed
+
+    def load(self) -> Any:
+        found = super().load()
+        if self._data.read(1):
+            raise pickle.UnpicklingError("there is more behind its end")
+        return found
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
@@ -69,18 +75,32 @@ def read_metadata(checkpoint: Path) -> Metadata:
 
     Raises:
         OSError: no ``.metadata``.
-        ValueError: its ``.metadata`` is none, or names what a checkpoint does not consist of.
+        ValueError: its ``.metadata`` is none, has changed since it was written, or names what a
+            checkpoint does not consist of.
     """
     data = (checkpoint / METADATA).read_bytes()
     if not data:
         raise ValueError(f"{METADATA} is empty")
+    pickled, _ = unsealed(data)
     try:
-        metadata = _Unpickler(data, _OF_METADATA).load()
+        metadata = _Unpickler(pickled, _OF_METADATA).load()
     except _BROKEN as error:
         raise ValueError(f"{METADATA} can't be read: {error}") from error
-    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
+    if not isinstance(metadata, Metadata) or not _is_of_places(metadata.storage_data):
         raise ValueError(f"{METADATA} can't be read: it holds something else")
     return metadata
+
+
+def _is_of_places(stored: Any) -> bool:
+    """Whether it says of names where in which file they are; a pickle may fill in anything."""
+    try:
+        return all(
+            [type(index.fqn), type(place.relative_path), type(place.offset), type(place.length)]
+            == [str, str, int, int]
+            for index, place in stored.items()
+        )
+    except AttributeError:
+        return False
 
 
 def plain(data: bytes, what: str) -> Any:

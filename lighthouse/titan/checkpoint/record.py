@@ -125,6 +125,7 @@ class RunRecord:
 
     @classmethod
     def _of(cls, saved: dict[str, Any]) -> "RunRecord":
+        _check_shape(saved)
         stages, text = saved.get("stages"), saved.get("text")
         return cls(
             data_parallel_degree=saved["data_parallel_degree"],
@@ -148,6 +149,31 @@ class RunRecord:
         stages = None if self.stages is None else self.stages.record()
         values = asdict(self) | {"stages": stages, "model_only": model_only}
         (checkpoint / RECORD).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_shape(saved: Any) -> None:
+    """Refuse JSON that is no record: what reads it later takes its keys and types as given."""
+    if not isinstance(saved, dict):
+        raise TypeError("it holds something else")
+    for key, kind in _KINDS.items():
+        null = key in _MAY_BE_NULL and saved.get(key) is None
+        if key in saved and type(saved[key]) is not kind and not null:
+            raise TypeError(f"{key} is {type(saved[key]).__name__}, not {kind.__name__}")
+    for key, names in STATE_IN_CHECKPOINT.items():
+        if odd := saved[key].keys() ^ set(names):
+            raise KeyError(f"{key}.{min(odd)}")
+    if saved.get("stages") == []:
+        raise ValueError("stages is empty")
+
+
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("data", "optimizer", "lr_scheduler", "model", "settings"), dict),
+    **dict.fromkeys(("stages", "text", "changes"), list),
+    **dict.fromkeys(("local_text", "tokenizer"), str),
+    "data_parallel_degree": int,
+    "model_only": bool,
+}
+_MAY_BE_NULL = ("stages", "model", "settings", "tokenizer", "text", "local_text")
 
 
 def begin_save(checkpoint: str, record: RunRecord | None, model_only: bool) -> None:

@@ -1,5 +1,6 @@
 """Checks of a checkpoint before it is loaded: would the run go on as the user thinks?"""
 
+import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from lighthouse.runs.folder import finished_steps
 from lighthouse.runs.metrics import read_metrics
 from lighthouse.titan.checkpoint.changes import Change, changes
 from lighthouse.titan.checkpoint.record import RunRecord
+from lighthouse.titan.checkpoint.seal import METADATA
 from lighthouse.titan.checkpoint.settings import NONFINITE, settings_of
 from lighthouse.titan.config.stages import Stages
 
@@ -78,7 +80,7 @@ def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> Resume:
             f"nothing is left to train: checkpoint {checkpoint} is at step {step}, training.steps "
             f"= {steps}; {more} to go on, or use another job.dump_folder"
         )
-    if not (checkpoint / ".metadata").is_file():
+    if not os.path.lexists(checkpoint / METADATA):
         raise ValueError(
             f"checkpoint {checkpoint} is in Hugging Face's format and can't be resumed; start from "
             "it with checkpoint.initial_load_path and checkpoint.initial_load_in_hf = true in "
@@ -151,7 +153,7 @@ def checkpoint_to_read(job_config: "JobConfig") -> Path | None:
     checkpoint = _checkpoint_to_load(config, own_folder)
     if checkpoint is None and config.initial_load_path and not config.initial_load_in_hf:
         checkpoint = Path(config.initial_load_path)
-    return checkpoint if checkpoint and (checkpoint / ".metadata").is_file() else None
+    return checkpoint if checkpoint and os.path.lexists(checkpoint / METADATA) else None
 
 
 def check_loaded(job_config: "JobConfig", step: int, nonfinite: str | None) -> None:

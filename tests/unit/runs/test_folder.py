@@ -12,6 +12,7 @@ from lighthouse.runs.folder import (
     is_finished,
     newest_checkpoint,
     stale_checkpoints,
+    unfinished_steps,
 )
 
 
@@ -29,6 +30,13 @@ def test_a_checkpoint_is_finished_when_its_mark_is_there(tmp_path: Path, mark: s
     assert not is_finished(tmp_path)
     (tmp_path / mark).touch()
     assert is_finished(tmp_path)
+
+
+def test_a_folder_in_the_place_of_the_mark_is_damage_and_no_unfinished_save(tmp_path: Path) -> None:
+    (tmp_path / "step-1" / ".metadata").mkdir(parents=True)
+    save(tmp_path, 2, finished=False)
+    assert finished_steps(tmp_path) == [1]
+    assert unfinished_steps(tmp_path) == [2]
 
 
 def test_only_finished_folders_of_the_exact_name_count(tmp_path: Path) -> None:
@@ -52,7 +60,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     def denied(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "is_file", denied)
+    monkeypatch.setattr(Path, "exists", denied)
     with pytest.raises(ValueError, match=rf"^checkpoint {path} can't be read \(Permission denied"):
         finished_steps(tmp_path)
     monkeypatch.setattr("os.listdir", denied)

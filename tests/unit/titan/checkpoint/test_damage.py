@@ -1,5 +1,6 @@
 """What a crash, a disk or a copy leaves of a checkpoint, and what is said of it."""
 
+import copy
 import errno
 import os
 import pickle
@@ -8,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torchtitan.config import JobConfig
 
 from lighthouse.titan.checkpoint.damage import _Part, _share, check_content, check_whole
 from lighthouse.titan.checkpoint.reading import read_metadata
+from lighthouse.titan.checkpoint.record import RunRecord
+from lighthouse.titan.checkpoint.seal import SealingWriter
 
 SHARD = "__0_0.distcp"
 
@@ -76,6 +80,7 @@ def _loop(file: Path) -> None:
         (SHARD, _loop, rf"{SHARD} can't be read \(Too many levels of symbolic links\)"),
         ("resume.json", _folder, r"resume\.json can't be read \(IsADirectoryError: .*\)"),
         ("resume.json", _loop, r"resume\.json can't be read \(OSError: .*\)"),
+        (".metadata", _folder, r"\.metadata can't be read \(Is a directory\)"),
         (".metadata", _loop, r"\.metadata can't be read \(Too many levels of symbolic links\)"),
     ],
 )
@@ -107,8 +112,53 @@ def test_a_disk_that_fails_while_it_is_read(checkpoint, monkeypatch):
 
 def test_a_record_of_something_else_is_broken(checkpoint):
     (checkpoint / "resume.json").write_text('{"optimizer": 1}')
-    with pytest.raises(ValueError, match=r"resume\.json can't be read \(KeyError"):
+    with pytest.raises(ValueError, match=r"resume\.json can't be read \(TypeError"):
         check_whole(checkpoint)
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    """A checkpoint as the trainer writes it, with its record."""
+    folder = tmp_path / "step-3"
+    RunRecord.of(JobConfig(), 1).write(folder, model_only=False)
+    state = {"a": torch.arange(1000.0), "b": torch.ones(30), "train_state": {"step": 3}}
+    dcp.save(state, storage_writer=SealingWriter(folder), checkpoint_id=folder, no_dist=True)
+    return folder
+
+
+def test_a_sealed_one_is_whole_and_torch_reads_it(sealed):
+    check_whole(sealed)
+    state = {"a": torch.zeros(1000)}
+    dcp.load(state, checkpoint_id=sealed, no_dist=True)
+    assert torch.equal(state["a"], torch.arange(1000.0))
+
+
+@pytest.mark.parametrize("name", [".metadata", "resume.json"])
+def test_no_bit_of_a_small_file_turns_unseen(sealed, name):
+    data = (sealed / name).read_bytes()
+    for at in range(0, len(data), 13):
+        changed = bytearray(data)
+        changed[at] ^= 1 << at % 8
+        (sealed / name).write_bytes(bytes(changed))
+        with pytest.raises(ValueError, match=rf"{name} (has changed|can't be read)"):
+            check_whole(sealed)
+
+
+def test_a_sealed_record_that_is_gone_is_missed(sealed):
+    (sealed / "resume.json").unlink()
+    with pytest.raises(ValueError, match=r"resume\.json is missing"):
+        check_whole(sealed)
+
+
+def test_places_of_another_kind_are_no_metadata(checkpoint):
+    """As a bit in an older checkpoint's, which nothing seals, may leave them."""
+    metadata = read_metadata(checkpoint)
+    for field in ("relative_path", "length"):
+        broken = copy.deepcopy(metadata)
+        delattr(next(iter(broken.storage_data.values())), field)
+        (checkpoint / ".metadata").write_bytes(pickle.dumps(broken))
+        with pytest.raises(ValueError, match="metadata can't be read: it holds something else"):
+            check_whole(checkpoint)
 
 
 def test_a_file_elsewhere_is_not_read(checkpoint):

@@ -39,6 +39,29 @@ def test_a_record_is_readable_json(job: JobConfig, tmp_path: Path) -> None:
     assert stages == [("lighthouse", 1, 14), ("dense", 15, 20)]
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"stages": []},
+        {"settings": []},
+        {"changes": 5},
+        {"model": "x"},
+        {"lr_scheduler": {}},
+        {"optimizer": {"a": 1}},
+        {"data_parallel_degree": True},
+    ],
+    ids=str,
+)
+def test_json_of_other_types_is_no_record(job: JobConfig, tmp_path: Path, changed) -> None:
+    RunRecord.of(job, 1).write(tmp_path, model_only=False)
+    values = json.loads((tmp_path / RECORD).read_text())
+    (tmp_path / RECORD).write_text(json.dumps(values | changed))
+    with pytest.raises(
+        ValueError, match=rf"^{RECORD} can't be read \(\w+: .*{next(iter(changed))}"
+    ):
+        RunRecord.read(tmp_path)
+
+
 def test_a_checkpoint_of_another_trainer_has_none(tmp_path: Path) -> None:
     assert RunRecord.read(tmp_path) is None
 
