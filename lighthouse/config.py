@@ -110,6 +110,13 @@ class LighthouseConfig:
                 raise ValueError(
                     f"{name} = {getattr(self, name)}: must be at least {least}; use {least}"
                 )
+        # Not by the power itself, which may have more digits than fit into memory.
+        if (self.num_levels - 1) * (self.pooling_factor.bit_length() - 1) >= 63:
+            raise ValueError(
+                f"num_levels = {self.num_levels}: with pooling_factor = {self.pooling_factor} a "
+                "coarsest entry holds pooling_factor ** (num_levels - 1) tokens, more than any "
+                "sequence has; use fewer levels or a smaller factor"
+            )
         if self.stratum % 2:
             raise ValueError(
                 f"stratum = {self.stratum}: must be even, since half of a stratum's places go to "

@@ -19,6 +19,13 @@ def check_checkpoint(job_config: "JobConfig") -> None:
     Raises:
         ValueError: naming the key, the value it got and what would do.
     """
+    folder = job_config.checkpoint.folder
+    if Path(folder).name != folder or folder == ".." or not folder.strip():
+        raise ValueError(
+            f"checkpoint.folder = {folder!r}: must be the name of a folder in job.dump_folder, "
+            "which one trainer has for itself, such as 'checkpoint'; for another disk make it a "
+            "link"
+        )
     excluded = job_config.checkpoint.exclude_from_loading
     unknown = [state for state in excluded if state not in STATES]
     if unknown:

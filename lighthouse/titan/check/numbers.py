@@ -23,6 +23,7 @@ def check_numbers(job_config: "JobConfig") -> None:
         value = _value(job_config, key)
         if value is not None and not is_sound(value):
             raise ValueError(f"{key} = {value}: must be {wanted}")
+    _check_batches(job_config)
     validation = job_config.validation
     if validation.enable and validation.steps != -1 and validation.steps < 1:
         raise ValueError(
@@ -78,6 +79,7 @@ def _is_size(value: float) -> bool:
 _SHARE = (_is_share, "at least 0 and at most 1")
 _SIZE = (_is_size, "a finite number, zero or more")
 _ABOVE_ZERO = (_is_above_zero, "a finite number above 0")
+_SECONDS = (lambda count: 1 <= count < 1 << 31, "at least 1 and below 2 ** 31 seconds")
 _WORKERS = (lambda count: 0 <= count <= 1024, "at least 0 and at most 1,024 processes of a rank")
 _BELOW_ONE = (_is_below_one, "at least 0 and below 1")
 
@@ -92,7 +94,8 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "optimizer.lr": _ABOVE_ZERO,
     "optimizer.beta1": _BELOW_ONE,
     "optimizer.beta2": _BELOW_ONE,
-    "optimizer.eps": _ABOVE_ZERO,
+    # Below Adam's root of a mean of squares, which it keeps from being 0.
+    "optimizer.eps": (lambda eps: 0 < eps <= 1, "above 0 and at most 1"),
     "optimizer.weight_decay": _SIZE,
     "lr_scheduler.warmup_steps": _SIZE,
     "lr_scheduler.decay_ratio": _SHARE,
@@ -101,7 +104,9 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "validation.dataloader.num_workers": _WORKERS,
     "profiling.profiler_warmup": _SIZE,
     "activation_checkpoint.memory_budget": _SHARE,
-    "comm.trace_buf_size": _SIZE,
+    "comm.init_timeout_seconds": _SECONDS,
+    "comm.train_timeout_seconds": _SECONDS,
+    "comm.trace_buf_size": (lambda size: 0 <= size < 1 << 31, "at least 0 and below 2 ** 31"),
     # What torch's generators take of any sign, and numbers that mean "random" elsewhere.
     "debug.seed": (lambda seed: 0 <= seed < 1 << 63, "at least 0 and below 2 ** 63"),
 }
@@ -109,7 +114,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 def _at_least_one(job_config: "JobConfig") -> list[str]:
     keys = ["training.steps", "training.seq_len", "training.local_batch_size", "training.gc_freq"]
-    keys += ["metrics.log_freq", "comm.init_timeout_seconds", "comm.train_timeout_seconds"]
+    keys.append("metrics.log_freq")
     if job_config.profiling.enable_profiling:
         keys.append("profiling.profiler_active")
     if job_config.profiling.enable_memory_snapshot:
@@ -119,6 +124,29 @@ def _at_least_one(job_config: "JobConfig") -> list[str]:
     if job_config.validation.enable:
         keys += ["validation.freq", "validation.seq_len", "validation.local_batch_size"]
     return keys
+
+
+_MOST_TOKENS = 1 << 31
+"""Of a batch on a rank: kernels count them in 32 bits."""
+
+
+def _check_batches(job_config: "JobConfig") -> None:
+    """Batches that can be put together: what no memory holds would be read without an end."""
+    sections: list[tuple[str, Any]] = [("training", job_config.training)]
+    if job_config.validation.enable:
+        sections.append(("validation", job_config.validation))
+    for name, section in sections:
+        size, tokens = section.local_batch_size, section.local_batch_size * section.seq_len
+        if tokens >= _MOST_TOKENS:
+            raise ValueError(
+                f"{name}.local_batch_size = {size}: with {name}.seq_len = {section.seq_len} a "
+                f"rank's batch has {tokens:,} tokens, and must have less than {_MOST_TOKENS:,}"
+            )
+    whole = job_config.training.global_batch_size
+    if whole >= _MOST_TOKENS:
+        raise ValueError(
+            f"training.global_batch_size = {whole}: must be below {_MOST_TOKENS:,} sequences a step"
+        )
 
 
 def _check_schedule(job_config: "JobConfig") -> None:

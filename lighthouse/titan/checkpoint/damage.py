@@ -1,9 +1,9 @@
 """Whether a finished checkpoint is still what was written, asked before it is read.
 
 A crash, a disk or a copy leaves files empty, short, missing or changed. How long each file must be
-stands in ``.metadata``, which is sealed with the record. What a shard must contain stands beside each
-tensor: torch writes every one as a zip archive, with a CRC-32 that is computed while writing and
-that reading alone does not look at.
+stands in ``.metadata``, which is sealed with the record. What a shard must contain stands beside
+each tensor: torch writes every one as a zip archive, with a CRC-32 that is computed while writing
+and that reading alone does not look at.
 """
 
 import errno
