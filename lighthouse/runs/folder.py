@@ -67,7 +67,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def diverged(folder: Path) -> str | None:
     """At which step a run's numbers were not finite any more, in words; None if they are."""
     file = folder / DIVERGED_FILE
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+    return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
 
 
 def stale_checkpoints(folder: str, keep: int) -> list[str]:

@@ -11,6 +11,9 @@ ETA = "time_metrics/eta(s)"
 
 Record = dict[str, Any]
 
+ATTENTIONS = ("lighthouse", "dense", "window")
+_NAMES = ("attention", "stage")  # of one of those; all else is numbers
+
 
 def to_json(value: Any) -> str:
     """Strict JSON: floats in full, NaN and infinities as "nan", "inf", "-inf"."""
@@ -72,12 +75,24 @@ def _read_lines(path: Path) -> list[Record]:
             continue  # half a line, from a run killed while writing it, or damaged by the disk
         if not isinstance(record, dict):
             continue
-        record = {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in record.items()}
-        if type(record.get("step")) is int and type(record.get("loss", 0)) in (int, float):
+        if (record := _of_numbers(record)) is not None:
             records.append(record)
     if not records:
-        raise ValueError(f"{path} is empty: nothing logged yet")
+        raise ValueError(f"{path} has no step that can be read: nothing logged yet, or damaged")
     return records
+
+
+def _of_numbers(values: Record) -> Record | None:
+    """What readers can compute with; None for what is no record of a step."""
+    # Not by `in` of the value, which may be a list.
+    values = {k: float(v) if str(v) in ("nan", "inf", "-inf") else v for k, v in values.items()}
+    named = {key: values[key] for key in _NAMES if key in values}
+    found = {k: v for k, v in values.items() if type(v) in (int, float)}
+    is_step = type(found.get("step")) is int and 0 <= found["step"] < 1 << 63
+    is_known = all(type(name) is str and name in ATTENTIONS for name in named.values())
+    return (
+        found | named if is_step and is_known and ("loss" in found) == ("loss" in values) else None
+    )
 
 
 def _rewind(records: list[Record]) -> list[Record]:

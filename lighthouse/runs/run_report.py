@@ -148,5 +148,6 @@ def _speed(steps: Sequence[Record], attention: str) -> float | None:
         for stage in split(steps)
         if attention_of(stage[0]) == attention
         for record in stage[1:]
+        if "tokens_per_second" in record
     ]
     return statistics.median(speeds) if speeds else None

@@ -41,6 +41,14 @@ def test_the_switch_by_hand() -> None:
     assert report.checkpoint == "run/checkpoint/step-20"
 
 
+def test_steps_without_a_speed_have_none() -> None:
+    records = recipe()
+    for step in records:
+        del step["tokens_per_second"]
+    assert summarize(records).dense_tokens_per_second is None
+    assert "dense speed              not measured" in format_table(summarize(records))
+
+
 def test_the_spike_foreseen_is_the_last_one_measured() -> None:
     assert summarize(recipe()).foreseen_loss is None
     measured = [{"step": step, "validation_dense_loss": loss} for step, loss in ((6, 9), (11, 4.8))]

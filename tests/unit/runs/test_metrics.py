@@ -26,6 +26,31 @@ def write(folder: Path, *steps: int, loss: float = 1.0) -> None:
     logger.close()
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 2, "loss": null}',
+        '{"step": -2, "loss": 1.0}',
+        f'{{"step": {10**30}, "loss": 1.0}}',
+        '{"step": 2, "loss": 1.0, "attention": ["dense"]}',
+        '{"step": 2, "loss": 1.0, "attention": "other"}',
+        '{"step": true, "loss": 1.0}',
+    ],
+)
+def test_a_line_of_no_step_is_passed_over(tmp_path: Path, line: str) -> None:
+    write(tmp_path, 1)
+    with (tmp_path / METRICS_FILE).open("a") as file:
+        file.write(f"{line}\n")
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1]
+
+
+def test_a_value_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+    line = '{"step": 1, "loss": "nan", "tokens_per_second": "x", "validation_loss": [], "t": true}'
+    (tmp_path / METRICS_FILE).write_text(f"{line}\n")
+    (record,) = read_metrics(tmp_path)
+    assert record.keys() == {"step", "loss"} and math.isnan(record["loss"])
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1 / 3])
 def test_floats_survive(tmp_path: Path, value: float) -> None:
     write(tmp_path, 1, loss=value)
