@@ -20,7 +20,12 @@ _NOT_OF_TYPE = {
     r"invalid literal for int\(\) with base 10: ('.*?')": r"\1 is no whole number",
     r"could not convert string to float: ('.*?')": r"\1 is no number",
     r"no type matching (\S+) could be instantiated from \[(.*?)\]\. Got errors:.*": r"\2 is no \1",
+    r"is no (\{None\}\|)?INT\b": "is no whole number",
+    r"is no (\{None\}\|)?FLOAT(\|INT)?\b": "is no number",
+    r"Missing value for argument '(\S+)'\. Expected 1 values\.": r"\1: needs a value behind it",
 }
+_MOST_MEANT = 3
+CONFIG_FILE = ("--job.config_file", "--job.config-file")
 
 
 def list_of(words: Sequence[str]) -> list[Any]:
@@ -87,6 +92,7 @@ def wrong_in_one_sentence(parse: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(parse)
     def parsed(*args: Any, **kwargs: Any) -> Any:
         said = io.StringIO()
+        _check_one_file(kwargs.get("args", sys.argv[1:]))
         try:
             with contextlib.redirect_stderr(said):
                 result = parse(*args, **kwargs | {"registry": _registry})
@@ -117,10 +123,10 @@ def sentence_of(box: str, words: Sequence[str] = ()) -> str:
     sentence = " ".join(first.split())
     meant = re.findall(r"^(--[\w.-]+)", "\n".join(others), flags=re.MULTILINE)
     if sentence.startswith("Unrecognized"):
-        if switch := _switch_with_value(sentence, words):
-            return switch
-        if meant:
-            sentence += f"; perhaps {' or '.join(dict.fromkeys(meant))} was meant"
+        if found := _switch_with_value(sentence, words) or _second_value(sentence, words):
+            return found
+        if names := [name for name in dict.fromkeys(meant) if name != "--help"][:_MOST_MEANT]:
+            sentence += f"; perhaps {' or '.join(names)} was meant"
     for pattern, instead in _NOT_OF_TYPE.items():
         sentence = re.sub(pattern, instead, sentence)
     # Keys are written with underscores in files, and tyro takes both.
@@ -141,6 +147,34 @@ def _switch_with_value(sentence: str, words: Sequence[str]) -> str | None:
                 f"write {section}.no-{name.removeprefix('no-')} to turn it off"
             )
     return None
+
+
+def _second_value(sentence: str, words: Sequence[str]) -> str | None:
+    """What to say of a word that belongs to no option, or stands behind one that has its value."""
+    first = sentence.partition(": ")[2].split(", ")[0]
+    if first.startswith("-") or first not in words:
+        return None
+    at = list(words).index(first)
+    option = next((word for word in reversed(words[:at]) if word.startswith("--")), None)
+    if option is None:
+        return f"{first}: is no option; write --SECTION.KEY VALUE, or see --help"
+    key = _as_key(option.partition("=")[0])
+    given = " ".join([option, *words[list(words).index(option) + 1 : at + 1]])
+    return f"{given}: {key} has one value; leave {first!r} out, or quote what belongs together"
+
+
+def _check_one_file(words: Sequence[str]) -> None:
+    """Refuse a second configuration file, which upstream would not read."""
+    files = [
+        word.partition("=")[2] if "=" in word else following
+        for word, following in zip(words, [*words[1:], ""], strict=True)
+        if word.partition("=")[0] in CONFIG_FILE
+    ]
+    if len(files) > 1:
+        raise ValueError(
+            f"--job.config_file is given {len(files)} times, as {' and '.join(map(repr, files))}; "
+            "give one, which may extend another by [job] extends"
+        )
 
 
 def _as_key(flag: str) -> str:

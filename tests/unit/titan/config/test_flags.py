@@ -15,7 +15,16 @@ from lighthouse.titan.config.flags import sentence_of
             "Unrecognized options: --lighthouse.top_k, 3; perhaps --lighthous",
         ),
         ("--nonsense", "Unrecognized options: --nonsense"),
-        ("--training.steps", "Missing value for argument '--training.steps'. Expected 1 values."),
+        ("--training.steps", "--training.steps: needs a value behind it"),
+        ("--training.steps 5 6", "--training.steps 5 6: --training.steps has one value; leave '6'"),
+        ("--training.steps=5 6", "--training.steps=5 6: --training.steps has one value; leave '6'"),
+        ("bogus", "bogus: is no option; write --SECTION.KEY VALUE"),
+        ("--lighthouse.window x", "Error parsing --lighthouse.window: 'x' is no whole number"),
+        ("--training.max_norm 1,0", "Error parsing --training.max_norm: '1,0' is no number"),
+        (
+            "--job.config_file train_configs/tiny.toml --job.config-file=b.toml",
+            "--job.config_file is given 2 times, as 'train_configs/tiny.toml' and 'b.toml'; ",
+        ),
         ("--training.steps abc", "Error parsing --training.steps: 'abc' is no whole number"),
         ("--lighthouse.dense_layers [0,x]", "Error parsing --lighthouse.dense_layers: 'x' is "),
         ("--lighthouse.dense_layers [0,1.5]", "Error parsing --lighthouse.dense_layers: '1.5' is"),
@@ -32,6 +41,12 @@ def test_a_wrong_flag_is_refused_in_one_sentence(
     assert str(refused.value).startswith(sentence)
     assert "\n" not in str(refused.value) and "│" not in str(refused.value)
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_meant_is_a_few_options() -> None:
+    with pytest.raises(Refusal) as refused:
+        ConfigManager(checked=False).parse_args(["--lighthouse"])
+    assert str(refused.value).count(" or ") == 2 and "--help" not in str(refused.value)
 
 
 def test_what_is_meant_is_named() -> None:
