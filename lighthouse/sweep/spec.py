@@ -89,10 +89,12 @@ def read_spec(file: Path) -> Spec:
         raise ValueError(f"there is no sweep file {file}") from None
     except IsADirectoryError:
         raise ValueError(f"{file} is a folder; give the sweep file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not TOML: {error}") from None
     refuse_secrets(values)
     check_toml_types(SweepFile, values)
+    if values.get("seeds") == []:
+        raise ValueError("seeds = []: must be at least one, or leave it out for the base's own")
     sweep = SweepFile(**values | {"resources": Resources(**values.get("resources", {}))})
     sweep.resources.check()
 
@@ -100,7 +102,9 @@ def read_spec(file: Path) -> Spec:
     if not _NAME.fullmatch(name):
         raise ValueError(f"name = {name!r}: must be letters, digits, '.', '_' and '-'")
     base = file.parent / sweep.base
-    if not sweep.base or not base.is_file():
+    if not sweep.base:
+        raise ValueError("base is not set; name the TOML file that the runs begin with")
+    if not base.is_file():
         raise ValueError(f"base = {sweep.base!r}: there is no file {base}")
     # One spelling of each folder: locks and running trainers are found by its path.
     output = Path(sweep.output or f"outputs/sweeps/{name}").resolve()
@@ -161,6 +165,8 @@ def _points(sweep: SweepFile) -> list[Point]:
             raise ValueError(f"axes.{key} = {choices!r}: must be a list of values, at least one")
         if key in common:
             raise ValueError(f"overrides.{key}: is one of the axes too; say it in one place")
+        _check_once(f"axes.{key}", choices)
+    _check_once("seeds", sweep.seeds)
     if sweep.seeds and any(SEED in keys for keys in (common, axes, *explicit)):
         raise ValueError(f"seeds = {sweep.seeds}: {SEED} is set elsewhere too")
 
@@ -178,6 +184,13 @@ def _points(sweep: SweepFile) -> list[Point]:
     if not points:
         raise ValueError("exclude: leaves no point to run")
     return points
+
+
+def _check_once(key: str, values: list[Any]) -> None:
+    """Refuse a value that stands there twice, which would be the same run; 1 and 1.0 are too."""
+    twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
+    if twice is not None:
+        raise ValueError(f"{key} = {values}: {twice!r} stands there twice; leave one out")
 
 
 def _flat(values: dict[str, Any], where: str, path: str = "") -> Point:

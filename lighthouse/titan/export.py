@@ -231,8 +231,10 @@ def _named(path: Path, options: argparse.Namespace) -> Exported:
     Raises:
         ValueError: it is in no run and not described, or described otherwise than its run is.
     """
+    if not path.is_dir():
+        raise ValueError(f"{path} is no folder; name a run's, or a step-N folder of one")
     is_run = (path / RESOLVED_FILE).is_file()
-    run = path if is_run else path.resolve().parents[1]
+    run = path if is_run else path.resolve().parent.parent
     if not is_run and not (run / RESOLVED_FILE).is_file():
         if options.flavor is None:
             raise ValueError(f"{path} lies in no run's folder; name the sizes with --flavor")

@@ -209,6 +209,13 @@ def test_refusals(tmp_path: Path, change: Callable[[Path], dict], message: str) 
     assert not (output / "config.json").exists() and not left
 
 
+@pytest.mark.parametrize("name", ["/nowhere", "nowhere"])
+def test_a_run_that_is_not_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "out"])
+    assert capsys.readouterr().err.startswith(f"refused: {name} is no folder; name a run's")
+
+
 def test_unknown_flavor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([str(tmp_path), str(tmp_path / "out"), "--flavor", "9B"])

@@ -38,11 +38,17 @@ def check_writable(job_config: "JobConfig") -> None:
             of one of the run's files or the other way round.
     """
     folder = Path(job_config.job.dump_folder)
+    inside = (CONFIGS_FOLDER, ASSETS_FOLDER, job_config.checkpoint.folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _try_to_write(folder)
-        for name in (CONFIGS_FOLDER, ASSETS_FOLDER, job_config.checkpoint.folder):
-            if os.path.lexists(folder / name):
+        for name in inside:
+            if os.path.lexists(folder / name) and not (folder / name).is_dir():
+                raise ValueError(
+                    f"job.dump_folder = {str(folder)!r}: {folder / name} is no folder, or a link "
+                    "to none; bring it back, or move it away"
+                )
+            if (folder / name).is_dir():
                 _try_to_write(folder / name)
     except OSError as error:
         raise ValueError(

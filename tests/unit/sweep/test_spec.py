@@ -61,6 +61,10 @@ def test_without_axes_there_is_the_base_or_the_explicit_points_alone(read):
     ("text", "message"),
     [
         ('base = "no.toml"', "base = 'no.toml': there is no file"),
+        ('base = ""', "base is not set; name the TOML"),
+        ("seeds = []", "seeds = []: must be at least one"),
+        ("seeds = [1, 2, 1]", "seeds = [1, 2, 1]: 1 stands there twice"),
+        ("[axes]\na.b = [1e-3, 0.001]", "axes.a.b = [0.001, 0.001]: 0.001 stands there twice"),
         ("axis = 1", "axis: there is no such key; did you mean axes?"),
         ("[resources]\ngpus = 1", "resources.gpus: there is no such key"),
         ("[axes]\nlighthouse.topk = 16", "axes.lighthouse.topk = 16: must be a list"),
@@ -122,6 +126,12 @@ def test_what_cannot_be_is_refused_by_name(read, text, message, tmp_path, monkey
     with pytest.raises(ValueError) as raised:
         read(text)
     assert message in str(raised.value)
+
+
+def test_bytes_are_no_sweep_file(tmp_path):
+    (tmp_path / "s.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"s\.toml is not TOML: "):
+        read_spec(tmp_path / "s.toml")
 
 
 def test_a_folder_is_no_sweep_file(tmp_path):

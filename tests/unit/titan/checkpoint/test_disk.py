@@ -63,7 +63,7 @@ def test_a_file_in_the_place_of_a_folder(job, name):
     assert list((folder / name).iterdir()) == []
     (folder / name).rmdir()
     (folder / name).touch()
-    with pytest.raises(ValueError, match=rf"Not a directory: '{folder}/{name}"):
+    with pytest.raises(ValueError, match=rf"{folder}/{name} is no folder"):
         check_writable(job)
 
 
