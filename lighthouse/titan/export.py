@@ -231,13 +231,14 @@ def _named(path: Path, options: argparse.Namespace) -> Exported:
     Raises:
         ValueError: it is in no run and not described, or described otherwise than its run is.
     """
-    if not path.is_dir():
-        raise ValueError(f"{path} is no folder; name a run's, or a step-N folder of one")
     is_run = (path / RESOLVED_FILE).is_file()
     run = path if is_run else path.resolve().parent.parent
     if not is_run and not (run / RESOLVED_FILE).is_file():
         if options.flavor is None:
-            raise ValueError(f"{path} lies in no run's folder; name the sizes with --flavor")
+            where = (
+                "lies in no run's folder" if path.is_dir() else "is no folder of a run, nor in one"
+            )
+            raise ValueError(f"{path} {where}; if it is a checkpoint, name the sizes with --flavor")
         if options.flavor not in llama3_args:
             known = ", ".join(sorted(llama3_args))
             raise ValueError(f"--flavor {options.flavor!r}: must be one of {known}")

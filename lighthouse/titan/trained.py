@@ -22,6 +22,7 @@ from lighthouse.titan.check.job import import_custom
 from lighthouse.titan.checkpoint.damage import check_content, check_whole
 from lighthouse.titan.checkpoint.reading import load_state, read_metadata
 from lighthouse.titan.checkpoint.seal import METADATA
+from lighthouse.titan.config.resolved_toml import check_resolved
 from lighthouse.titan.config.section import num_chunks
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.llama3.chunked_loss import token_losses
@@ -161,10 +162,11 @@ def job_of_run(folder: Path) -> "JobConfig":
     """The configuration that a run's folder has.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is damaged.
     """
     if not (folder / RESOLVED_FILE).is_file():
         raise ValueError(f"{folder} has no {RESOLVED_FILE}: not the folder of a run")
+    check_resolved(folder / RESOLVED_FILE)
     job_config = ConfigManager(checked=False).parse_args(_arguments_of(folder))
     import_custom(job_config)
     return job_config

@@ -213,7 +213,7 @@ def test_refusals(tmp_path: Path, change: Callable[[Path], dict], message: str) 
 def test_a_run_that_is_not_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([name, "out"])
-    assert capsys.readouterr().err.startswith(f"refused: {name} is no folder; name a run's")
+    assert capsys.readouterr().err.startswith(f"refused: {name} is no folder of a run")
 
 
 def test_unknown_flavor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,13 +32,40 @@ def write_resolved(job_config: "JobConfig", step: int | None) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     command = shlex.join(sys.argv).replace("\n", " ")
     values = to_toml(job_config)
-    text = f"# The resolved configuration of: {command}\n{values}"
+    text = f"{_HEAD} {command}\n{values}"
     before = sorted(file for file in kept.glob("*.toml") if file.stem.isdecimal())
-    if not before or tomllib.loads(before[-1].read_text()) != tomllib.loads(values):
+    if not before or _read(before[-1]) != tomllib.loads(values):
         number = 1 + (int(before[-1].stem) if before else 0)
         since = "from the start" if step is None else f"after step {step}"
         write_atomic(kept / f"{number:04d}.toml", f"# In use {since}.\n{text}")
     write_atomic(folder / RESOLVED_FILE, text)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """None where it is damaged, so that it is another one than any."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+
+
+def check_resolved(file: Path) -> None:
+    """Refuse a ``config.toml`` that is damaged: what is cut off would be the default's silently.
+
+    Raises:
+        ValueError: it is no TOML, or lacks the section that `to_toml` writes last.
+    """
+    values = _read(file)
+    written_here = values is not None and file.read_text(encoding="utf-8").startswith(_HEAD)
+    if not values or (written_here and _LAST_SECTION not in values):
+        raise ValueError(
+            f"{file} is damaged, empty or cut; copy the newest one of "
+            f"{file.parent / CONFIGS_FOLDER} to it, which is what the run had"
+        )
+
+
+_HEAD = "# The resolved configuration of:"
+_LAST_SECTION = "debug"
 
 
 def to_toml(job_config: "JobConfig") -> str:

@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from lighthouse.titan.config.resolved_toml import to_toml, write_resolved
+from lighthouse.titan.config.resolved_toml import check_resolved, to_toml, write_resolved
 from tests.support import TRAIN_CONFIGS
 
 
@@ -77,3 +77,25 @@ def test_the_configuration_of_each_attempt_is_kept(tmp_path, monkeypatch):
     assert kept["0002.toml"].startswith("# In use after step 4.\n")
     assert [tomllib.loads(text)["training"]["steps"] for text in kept.values()].count(9) == 1
     assert tomllib.loads((folder / "config.toml").read_text())["training"]["steps"] == 9
+
+
+@pytest.mark.parametrize("left", [0, 40, 300, 0.5, 0.9])
+def test_what_is_left_of_a_file_is_no_configuration(tmp_path, monkeypatch, left):
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    write_resolved(parse("--job.dump_folder", str(tmp_path)), None)
+    file = tmp_path / "config.toml"
+    check_resolved(file)
+    data = file.read_bytes()
+    file.write_bytes(data[: left if isinstance(left, int) else int(left * len(data))])
+    with pytest.raises(
+        ValueError, match=rf"{file} is damaged, empty or cut; copy the newest one of"
+    ):
+        check_resolved(file)
+
+
+def test_a_damaged_one_of_an_earlier_attempt_stops_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "0001.toml").write_bytes(b"\xff")
+    write_resolved(parse("--job.dump_folder", str(tmp_path)), 3)
+    assert (tmp_path / "configs" / "0002.toml").is_file()
