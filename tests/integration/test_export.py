@@ -216,6 +216,16 @@ def test_a_run_that_is_not_there(name: str, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err.startswith(f"refused: {name} is no folder of a run")
 
 
+def test_a_healthy_export_says_what_it_has_written_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    save(small(), tmp_path / "step-3")
+    recwarn.clear()
+    export(Exported(tmp_path / "step-3", small()), tmp_path / "out")
+    assert not recwarn.list
+    assert capsys.readouterr().err == ""
+
+
 def test_unknown_flavor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([str(tmp_path), str(tmp_path / "out"), "--flavor", "9B"])

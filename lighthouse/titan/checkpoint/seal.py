@@ -10,7 +10,9 @@ import os
 import zlib
 from pathlib import Path
 
+from torch.distributed.checkpoint import FileSystemWriter, Metadata
 from torch.distributed.checkpoint.filesystem import FileSystem, _FileSystemWriter
+from torch.distributed.checkpoint.storage import WriteResult
 
 METADATA = ".metadata"
 _MARK = b"\nsealed "
@@ -18,11 +20,18 @@ _DIGITS = 8
 
 
 class SealingWriter(_FileSystemWriter):
-    """torch's writer, which seals ``.metadata`` before that gets its name: finished is sealed."""
+    """torch's writer, which seals ``.metadata`` before that gets its name: finished is sealed.
+
+    No `FileSystemWriter`: that stages tensors too, ``async_save`` would let it, and of those on a
+    CPU it makes no copy. It only ends as one does.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
         self.fs = _SealingFiles()
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        FileSystemWriter.finish(self, metadata, results)
 
 
 class _SealingFiles(FileSystem):
