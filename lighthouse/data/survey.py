@@ -117,14 +117,19 @@ def survey_of_toml(file: Path, gpus: int) -> list[Survey]:
     Raises:
         ValueError: the trainer would refuse the run, or it trains on other than local text.
     """
-    from lighthouse.titan.plan.job import CPU, machine_of, parse, plan
+    from torchtitan.config import ConfigManager
 
-    job = parse(["--job.config_file", str(file)], machine_of(CPU, gpus))
+    from lighthouse.titan.check.job import check_job
+    from lighthouse.titan.plan.job import CPU, machine_of, plan
+
+    job = ConfigManager(checked=False).parse_args(["--job.config_file", str(file)])
     training = job.training
     if training.dataset.lower() != "local":
         raise ValueError(
             f'training.dataset = {training.dataset!r}: can\'t be checked; "local" text can'
         )
+    training.dataset_bad_rows = "skip"  # which are counted here
+    check_job(job, machine_of(CPU, gpus))
     listed = sources_of(job)
     sources = listed or [Source(str(training.dataset_path), text=training.dataset_text)]
     stages = plan(job, gpus, CPU).stages

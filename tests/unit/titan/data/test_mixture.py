@@ -12,7 +12,8 @@ from torchtitan.config import ConfigManager, JobConfig
 from lighthouse.refusal import Refusal
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.config.resolved_toml import to_toml
-from lighthouse.titan.data.text_files import check_texts, forget_files
+from lighthouse.titan.data.text_checks import check_texts
+from lighthouse.titan.data.text_files import forget_files
 from tests.support.text import assert_resumes_exactly, config_for, loader, rows, write_jsonl
 
 WEIGHTS = {"a": 2.0, "b": 1.0, "c": 0.25}
