@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer
+from torchtitan.components.tokenizer import BaseTokenizer
 
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.document_packing import Packer, Packing
@@ -29,8 +29,7 @@ from lighthouse.titan.data.tally import (
 )
 from lighthouse.titan.data.text_files import unread_files
 from lighthouse.titan.data.token_streams import encoded
-from lighthouse.titan.data.tokenizer import ByteTokenizer, build_tokenizer
-from lighthouse.titan.data.tokenizer_checks import settle_documents
+from lighthouse.titan.data.tokenizer import ByteTokenizer, build_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -106,8 +105,7 @@ def survey_of_path(path: Path, column: str, tokenizer: str) -> list[Survey]:
     if tokenizer != "byte":
         if not Path(tokenizer).is_dir():
             raise ValueError(f"--tokenizer {tokenizer!r}: is no folder; name one, or byte")
-        used = HuggingFaceTokenizer(tokenizer)
-        settle_documents(used, Path(tokenizer))
+        used = read_tokenizer(tokenizer, "--tokenizer")
     return [_survey(Source(str(path), text=column), "PATH", used, _Hashes())]
 
 

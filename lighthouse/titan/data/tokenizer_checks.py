@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 _PROBE = "a b"
+_RARE = "\ua66e"  # a letter that next to no vocabulary has
 
 
 def settle_documents(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
@@ -28,6 +29,7 @@ def settle_documents(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
     _say_new_tokens(tokenizer, folder)
     _settle_end(tokenizer, folder / "tokenizer_config.json")
     tokenizer._infer_should_add_bos_eos()  # which it did with all of this still on
+    _check_unknown(tokenizer, folder)
     _check_ends(tokenizer, folder)
 
 
@@ -69,12 +71,29 @@ def _settle_end(tokenizer: "HuggingFaceTokenizer", config: Path) -> None:
         logger.warning(f"{config} names no bos_token: documents have an end, and no beginning")
 
 
+def _check_unknown(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
+    """What becomes of characters that the vocabulary lacks."""
+    way = "give its model an unk_token, or bytes to fall back on"
+    try:
+        found = tokenizer.tokenizer.encode(_RARE, add_special_tokens=False).ids
+    except Exception as error:  # which is what tokenizers raises
+        raise ValueError(
+            f"{folder}: the tokenizer ends at characters that its vocabulary lacks ({error}); {way}"
+        ) from error
+    if not found:
+        logger.warning(
+            f"{folder}: the tokenizer leaves characters out that its vocabulary lacks; to keep "
+            f"them, {way}"
+        )
+
+
 def _check_ends(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     found = tokenizer.encode(_PROBE, add_bos=True, add_eos=True)
     begin = [] if bos is None else [bos]
     inside = found[len(begin) : -1]
-    if found[: len(begin)] != begin or found[-1:] != [eos] or {bos, eos} & set(inside):
+    alone = tokenizer.tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    if found != [*begin, *alone, eos] or {bos, eos} & set(inside):
         wanted = f"{bos} (bos_token), its tokens, {eos} (eos_token)"
         raise ValueError(
             f"{folder}: the tokenizer makes {found} of {_PROBE!r}, which should be {wanted}; mend "
