@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lighthouse.refusal import NothingToDo
 from lighthouse.runs.folder import finished_steps
 from lighthouse.runs.metrics import read_metrics
-from lighthouse.titan.checkpoint.changes import Change, changes
+from lighthouse.titan.checkpoint.change import NOT_SET, Change
+from lighthouse.titan.checkpoint.changes import changes
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.settings import NONFINITE, settings_of
 from lighthouse.titan.config.stages import Stages
@@ -210,7 +211,7 @@ def _refuse(checkpoint: Path, found: list[Change], accepted: list[str]) -> None:
     refused = [change for change in found if change.needs_a_word and change.name not in accepted]
     if not refused:
         return
-    back = [change.back or f"set {change.key} = {change.was!r}" for change in refused]
+    back = [change.back or _way_back(change) for change in refused]
     ways = [f"{' and '.join(dict.fromkeys(back))} to go on as it began"]
     if any(change.name == "" for change in refused):
         ways.append(
@@ -225,6 +226,12 @@ def _refuse(checkpoint: Path, found: list[Change], accepted: list[str]) -> None:
         f"{'; '.join(map(str, refused))}: checkpoint {checkpoint} was trained otherwise; "
         f"{', or '.join(ways)}"
     )
+
+
+def _way_back(change: Change) -> str:
+    if change.was is None or change.was == NOT_SET:
+        return f"leave {change.key} out"
+    return f"set {change.key} = {change.was!r}"
 
 
 def _selection(checkpoint: Path, step: int, stages: Stages) -> list[Change]:
