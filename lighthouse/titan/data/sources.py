@@ -20,7 +20,7 @@ from lighthouse.refusal import Refusal
 from lighthouse.titan.data.rows import BadRow, Block, read_rows
 from lighthouse.titan.data.tally import MENDED, SKIPPED, Tally
 from lighthouse.titan.data.text_checks import check_files, check_text, refused_row
-from lighthouse.titan.data.text_files import READ, hidden_files, unread_files
+from lighthouse.titan.data.text_files import READ, hidden_files, local_files, unread_files
 
 PIECE_BYTES = 4096
 
@@ -187,3 +187,18 @@ def _say_files(path: str, count: int) -> None:
         logger.warning(f"Not read: {len(names)} files in {path}, which are not {READ}: {shown}")
     if hidden:
         logger.info(f"Not read either: {hidden} files or folders in {path} that are hidden")
+
+
+@cache
+def say_shared(paths: tuple[str, ...]) -> None:
+    """Say which sources have files in common, which are read for each; once a process."""
+    owner: dict[str, int] = {}
+    for number, path in enumerate(paths, start=1):
+        real = [os.path.realpath(file) for file in local_files(Path(path))]
+        for other in sorted({owner[file] for file in real if file in owner}):
+            count = sum(owner.get(file) == other for file in real)
+            logger.warning(
+                f"training.sources.{number}.path = {path!r}: {count} of its {len(real)} files are "
+                f"those of training.sources.{other} too, and are read for both"
+            )
+        owner |= dict.fromkeys(real, number) | owner
