@@ -169,7 +169,13 @@ def test_documents_end_once_whoever_ends_them(folder: Path, tmp_path: Path, temp
     assert tokenizer.encode("hi", add_bos=True, add_eos=True) == [256, *b"hi", 257]
 
 
-@pytest.mark.parametrize("template", ["$A <|pad|> <|eos|> <|eos|>", "<|eos|> $A", "<|pad|> $A", "<|bos|> <|pad|> $A <|eos|>"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        *("$A <|pad|> <|eos|> <|eos|>", "<|eos|> $A"),
+        *("<|pad|> $A", "<|bos|> <|pad|> $A <|eos|>"),
+    ],
+)
 def test_documents_that_do_not_end_so_are_refused(
     folder: Path, tmp_path: Path, template: str
 ) -> None:
@@ -214,5 +220,5 @@ def test_characters_that_a_vocabulary_lacks(
     def words(inner: Tokenizer) -> None:
         inner.model = WordLevel({"a": 0, "b": 1})
 
-    with pytest.raises(ValueError, match="ends at characters that its vocabulary lacks .*unk_tok"):
+    with pytest.raises(ValueError, match=r"ends at characters that its vocabulary lacks .*unk_tok"):
         build(folder, tmp_path / "2", words)
