@@ -1,6 +1,6 @@
 """The one place where a checkpoint's record is compared with the run that is to go on from it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,13 @@ from lighthouse.titan.run.schedule import factors
 _SHAPES = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size", "tied")
 
 
-def changes(saved: RunRecord, now: RunRecord, step: int | None, own: bool) -> list[Change]:
+def changes(
+    saved: RunRecord,
+    now: RunRecord,
+    step: int | None,
+    own: bool,
+    unread: Sequence[bool] = (),
+) -> list[Change]:
     """What differs, key by key.
 
     Args:
@@ -23,8 +29,9 @@ def changes(saved: RunRecord, now: RunRecord, step: int | None, own: bool) -> li
         now: of the run.
         step: of the checkpoint; None where steps are counted anew, so that none lies behind.
         own: whether the checkpoint lies in the run's own folder.
+        unread: as for :func:`text_changes`.
     """
-    found = [*text_changes(saved, now), *_optimizer(saved, now)]
+    found = [*text_changes(saved, now, unread), *_optimizer(saved, now)]
     found += _schedule(saved, now, step)
     if own:
         found += _model(saved, now)

@@ -9,6 +9,7 @@ import importlib
 import io
 import os
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,11 @@ def load_state(
     """
     folder = Path(checkpoint)
     try:
-        dcp.load(states, storage_reader=_Reader(folder), planner=_Planner(folder), no_dist=no_dist)
+        with warnings.catch_warnings():
+            if no_dist:  # which is what is meant
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            reader, planner = _Reader(folder), _Planner(folder)
+            dcp.load(states, storage_reader=reader, planner=planner, no_dist=no_dist)
     except CheckpointException as error:
         for failure, _ in error.failures.values():
             if isinstance(failure, Refusal):

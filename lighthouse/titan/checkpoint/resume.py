@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,10 @@ from lighthouse.titan.checkpoint.change import NOT_SET, Change
 from lighthouse.titan.checkpoint.changes import changes
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.settings import NONFINITE, settings_of
+from lighthouse.titan.checkpoint.unread_text import still_unread
 from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.data.text_identity import SourceText
+from lighthouse.titan.distributed.agree import from_rank_0
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -112,9 +116,13 @@ def _compared(
     """Go on from a record, or refuse."""
     excluded, stages = job_config.checkpoint.exclude_from_loading, Stages.of(job_config)
     behind = None if "train_state" in excluded else _step_behind(step, saved)
+    unread: list[bool] = []
+    texts = saved.text or [], now.text or []
+    if len(texts[0]) == len(texts[1]) and not all(map(SourceText.same, *texts)):
+        unread = from_rank_0(partial(still_unread, checkpoint, saved, now))
     found = [
         change
-        for change in changes(saved, now, behind, own)
+        for change in changes(saved, now, behind, own, unread)
         if not (change.name == "data" and "dataloader" in excluded)
         and not (change.name == "lr_scheduler" and "lr_scheduler" in excluded)
         and not (change.key.startswith("optimizer.") and "optimizer" in excluded)

@@ -1,6 +1,6 @@
 """Whether a checkpoint's place in the text is one in the run's text too."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lighthouse.titan.checkpoint.change import NOT_SET, Change
@@ -10,8 +10,12 @@ from lighthouse.titan.data.moved import SOURCES
 _BACK = "put the text back"
 
 
-def text_changes(saved: RunRecord, now: RunRecord) -> Iterator[Change]:
-    """What differs of the text, of who reads it, and of its tokenizer."""
+def text_changes(saved: RunRecord, now: RunRecord, unread: Sequence[bool] = ()) -> Iterator[Change]:
+    """What differs of the text, of who reads it, and of its tokenizer.
+
+    Args:
+        unread: of each source, whether what differs is still to be read; empty: not known.
+    """
     was, is_now = saved.data_parallel_degree, now.data_parallel_degree
     if was != is_now:
         yield Change("data-parallel degree", was, is_now, "data")
@@ -19,7 +23,7 @@ def text_changes(saved: RunRecord, now: RunRecord) -> Iterator[Change]:
     for key, value in saved.data.items():
         if key != SOURCES and value != now.data.get(key, NOT_SET):
             yield Change(key, value, now.data.get(key, NOT_SET), "data")
-    yield from _text(saved, now)
+    yield from _text(saved, now, unread)
     yield from _tokenizer(saved, now)
 
 
@@ -37,7 +41,7 @@ def _sources(was: list[Any], is_now: list[Any]) -> Iterator[Change]:
             yield Change(f"training.sources.{number}.text", before[1], after[1], "data")
 
 
-def _text(saved: RunRecord, now: RunRecord) -> Iterator[Change]:
+def _text(saved: RunRecord, now: RunRecord, unread: Sequence[bool]) -> Iterator[Change]:
     if saved.text is None or now.text is None:
         if saved.local_text and now.local_text and saved.local_text != now.local_text:
             was_text, is_text = saved.local_text, now.local_text
@@ -50,7 +54,8 @@ def _text(saved: RunRecord, now: RunRecord) -> Iterator[Change]:
     for number, (was, text) in enumerate(zip(saved.text, now.text, strict=True), start=1):
         if not was.same(text):
             key = f"training.sources.{number}.path" if listed else "training.dataset_path"
-            name = None if _lies_ahead(saved, now, number - 1) else "data"
+            ahead = any(unread[number - 1 : number]) or _lies_ahead(saved, now, number - 1)
+            name = None if ahead else "data"
             values = was.described(), text.described()
             yield Change(key, *values, name, text.difference(was), _BACK)
 

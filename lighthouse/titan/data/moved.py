@@ -86,13 +86,14 @@ def moved_between(was: "RunRecord", now: "RunRecord") -> list[list[Moved]] | Non
     return [
         [
             Moved(old, text, old_column != column, one_share, weight)
-            for old, (weight, old_column) in zip(was.text, _weights_and_columns(was), strict=True)
+            for old, (weight, old_column) in zip(was.text, weights_and_columns(was), strict=True)
         ]
-        for text, (_, column) in zip(now.text, _weights_and_columns(now), strict=True)
+        for text, (_, column) in zip(now.text, weights_and_columns(now), strict=True)
     ]
 
 
-def _weights_and_columns(record: "RunRecord") -> list[tuple[float, str]]:
+def weights_and_columns(record: "RunRecord") -> list[tuple[float, str]]:
+    """Of each source; one without ``training.sources``."""
     listed = [(weight, column) for weight, column in record.data[SOURCES]]
     return listed or [(1.0, record.data["training.dataset_text"])]
 
