@@ -18,7 +18,8 @@ def text_changes(saved: RunRecord, now: RunRecord, unread: Sequence[bool] = ()) 
     """
     was, is_now = saved.data_parallel_degree, now.data_parallel_degree
     if was != is_now:
-        yield Change("data-parallel degree", was, is_now, "data")
+        back = f"read by {was} data-parallel rank{'s' if was > 1 else ''}"
+        yield Change("data-parallel degree", was, is_now, "data", back=back)
     yield from _sources(saved.data[SOURCES], now.data[SOURCES])
     for key, value in saved.data.items():
         if key != SOURCES and value != now.data.get(key, NOT_SET):
@@ -31,14 +32,21 @@ def _sources(was: list[Any], is_now: list[Any]) -> Iterator[Change]:
     """Shares and columns of sources, of which there are as many; their texts are compared alone."""
     if len(was) != len(is_now):
         if not (was and is_now):
-            yield Change("training.sources", len(was), len(is_now), "data", "in number")
+            yield _number(was, is_now)
         return
     totals = [sum(weight for weight, _ in sources) for sources in (was, is_now)]
-    for number, (before, after) in enumerate(zip(was, is_now, strict=True), start=1):
-        if before[0] / totals[0] != after[0] / totals[1]:
+    pairs = list(zip(was, is_now, strict=True))
+    same_shares = all(a[0] / totals[0] == b[0] / totals[1] for a, b in pairs)
+    for number, (before, after) in enumerate(pairs, start=1):
+        if before[0] != after[0] and not same_shares:
             yield Change(f"training.sources.{number}.weight", before[0], after[0], "data")
         if before[1] != after[1]:
             yield Change(f"training.sources.{number}.text", before[1], after[1], "data")
+
+
+def _number(was: Sequence[Any], is_now: Sequence[Any]) -> Change:
+    back = "name the sources that it had"
+    return Change("training.sources", len(was), len(is_now), "data", "in number", back)
 
 
 def _text(saved: RunRecord, now: RunRecord, unread: Sequence[bool]) -> Iterator[Change]:
@@ -49,7 +57,7 @@ def _text(saved: RunRecord, now: RunRecord, unread: Sequence[bool]) -> Iterator[
         return
     listed = len(now.text) > 1
     if len(saved.text) != len(now.text):
-        yield Change("training.sources", len(saved.text), len(now.text), "data", "in number")
+        yield _number(saved.text, now.text)
         return
     for number, (was, text) in enumerate(zip(saved.text, now.text, strict=True), start=1):
         if not was.same(text):

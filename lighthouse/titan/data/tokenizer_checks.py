@@ -1,5 +1,6 @@
 """What a Hugging Face tokenizer's files say that would change the stream of tokens unseen."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ def settle_documents(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
     _say_new_tokens(tokenizer, folder)
     _settle_end(tokenizer, folder / "tokenizer_config.json")
     tokenizer._infer_should_add_bos_eos()  # which it did with all of this still on
+    _say_other_ids(tokenizer, folder)
     _check_unknown(tokenizer, folder)
     _check_ends(tokenizer, folder)
 
@@ -69,6 +71,23 @@ def _settle_end(tokenizer: "HuggingFaceTokenizer", config: Path) -> None:
         )
     if tokenizer.bos_id is None:
         logger.warning(f"{config} names no bos_token: documents have an end, and no beginning")
+
+
+def _say_other_ids(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
+    """A model's own configuration may name other tokens than the tokenizer's."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there is none, or its own check says so
+        return
+    for name, used in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
+        theirs = config.get(f"{name}_id") if isinstance(config, dict) else None
+        if None not in (theirs, used) and used not in (
+            theirs if isinstance(theirs, list) else [theirs]
+        ):
+            logger.warning(
+                f"{folder}: config.json has {name}_id = {theirs}, and the tokenizer's {name} is "
+                f"{used}, which documents are trained with"
+            )
 
 
 def _check_unknown(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:

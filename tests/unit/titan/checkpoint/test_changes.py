@@ -320,7 +320,6 @@ def test_sources_go_by_number_and_key(job: JobConfig, tmp_path: Path) -> None:
     now.training.sources = [a | {"weight": 2.0}, b | {"weight": 2.0, "text": "body"}]
     found = {change.key: (change.was, change.now, change.name) for change in changes_of(job, now)}
     assert found == {
-        "training.sources.1.weight": (2.0, 2.0, "data"),
         "training.sources.2.weight": (1.0, 2.0, "data"),
         "training.sources.2.text": ("text", "body", "data"),
     }

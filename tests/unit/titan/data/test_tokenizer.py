@@ -222,3 +222,17 @@ def test_characters_that_a_vocabulary_lacks(
 
     with pytest.raises(ValueError, match=r"ends at characters that its vocabulary lacks .*unk_tok"):
         build(folder, tmp_path / "2", words)
+
+
+def test_a_model_that_ends_otherwise_is_said(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folder, tmp_path / "0")
+    with caplog.at_level(logging.WARNING):
+        for ids in ([257, 258], 257, None):
+            (tmp_path / "0" / "config.json").write_text(json.dumps({"eos_token_id": ids}))
+            build(tmp_path / "0", tmp_path / str(ids), lambda inner: None)
+        assert not caplog.records
+        (tmp_path / "0" / "config.json").write_text(json.dumps({"eos_token_id": 258}))
+        build(tmp_path / "0", tmp_path / "1", lambda inner: None)
+    assert "has eos_token_id = 258, and the tokenizer's eos_token is 257" in caplog.text
