@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lighthouse.refusal import Refusal
+from torch.distributed.checkpoint.api import CheckpointException
+
 from lighthouse.titan.checkpoint.reading import load_state, plain
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.data.moved import SOURCES, weights_and_columns
@@ -53,7 +54,8 @@ def still_unread(checkpoint: Path, saved: RunRecord, now: RunRecord) -> list[boo
         return no
     try:
         reached = _reached(checkpoint, len(no), listed=bool(data[SOURCES]))
-    except (Refusal, KeyError):  # damaged, which is said when it is loaded, or of another loader
+    except (ValueError, KeyError, CheckpointException):
+        # Damaged, which is said when it is loaded, or of another loader.
         return no
     columns = [column for _, column in weights_and_columns(now)]
     return [
