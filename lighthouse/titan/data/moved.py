@@ -117,4 +117,9 @@ def go_on_reading(
         say("The text begins anew: its place in the checkpoint is one among other ranks or files")
     else:
         loader.go_on_from(sources)
-        say("The text goes on with the next document")
+        was, text = resume.before.text or [], resume.record.text or []
+        anew = ""
+        if resume.record.data["training.dataset_order"] == "shuffled":
+            if len(was) != len(text) or not all(map(SourceText.same, was, text)):
+                anew = "; what is shuffled and has changed, with its next epoch"
+        say(f"The text goes on with the next document{anew}")
