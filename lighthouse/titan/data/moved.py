@@ -118,8 +118,7 @@ def go_on_reading(
     else:
         loader.go_on_from(sources)
         was, text = resume.before.text or [], resume.record.text or []
-        anew = ""
-        if resume.record.data["training.dataset_order"] == "shuffled":
-            if len(was) != len(text) or not all(map(SourceText.same, was, text)):
-                anew = "; what is shuffled and has changed, with its next epoch"
-        say(f"The text goes on with the next document{anew}")
+        changed = len(was) != len(text) or not all(map(SourceText.same, was, text))
+        shuffled = resume.record.data["training.dataset_order"] == "shuffled"
+        anew = "; what is shuffled and has changed, with its next epoch"
+        say(f"The text goes on with the next document{anew if shuffled and changed else ''}")
