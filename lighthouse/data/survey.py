@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer
+from torchtitan.components.tokenizer import BaseTokenizer
 
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.document_packing import Packer, Packing
@@ -29,8 +29,7 @@ from lighthouse.titan.data.tally import (
 )
 from lighthouse.titan.data.text_files import unread_files
 from lighthouse.titan.data.token_streams import encoded
-from lighthouse.titan.data.tokenizer import ByteTokenizer, build_tokenizer
-from lighthouse.titan.data.tokenizer_checks import settle_documents
+from lighthouse.titan.data.tokenizer import ByteTokenizer, build_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -106,8 +105,7 @@ def survey_of_path(path: Path, column: str, tokenizer: str) -> list[Survey]:
     if tokenizer != "byte":
         if not Path(tokenizer).is_dir():
             raise ValueError(f"--tokenizer {tokenizer!r}: is no folder; name one, or byte")
-        used = HuggingFaceTokenizer(tokenizer)
-        settle_documents(used, Path(tokenizer))
+        used = read_tokenizer(tokenizer, "--tokenizer")
     return [_survey(Source(str(path), text=column), "PATH", used, _Hashes())]
 
 
@@ -117,14 +115,19 @@ def survey_of_toml(file: Path, gpus: int) -> list[Survey]:
     Raises:
         ValueError: the trainer would refuse the run, or it trains on other than local text.
     """
-    from lighthouse.titan.plan.job import CPU, machine_of, parse, plan
+    from torchtitan.config import ConfigManager
 
-    job = parse(["--job.config_file", str(file)], machine_of(CPU, gpus))
+    from lighthouse.titan.check.job import check_job
+    from lighthouse.titan.plan.job import CPU, machine_of, plan
+
+    job = ConfigManager(checked=False).parse_args(["--job.config_file", str(file)])
     training = job.training
     if training.dataset.lower() != "local":
         raise ValueError(
             f'training.dataset = {training.dataset!r}: can\'t be checked; "local" text can'
         )
+    training.dataset_bad_rows = "skip"  # which are counted here
+    check_job(job, machine_of(CPU, gpus))
     listed = sources_of(job)
     sources = listed or [Source(str(training.dataset_path), text=training.dataset_text)]
     stages = plan(job, gpus, CPU).stages

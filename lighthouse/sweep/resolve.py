@@ -15,6 +15,7 @@ from lighthouse.sweep.spec import Point, Spec, refuse_secrets
 from lighthouse.titan.check.job import Machine
 from lighthouse.titan.config.resolved_toml import to_toml
 from lighthouse.titan.config.stage_tables import FLAG
+from lighthouse.titan.config.stages import said_otherwise
 from lighthouse.titan.plan.job import CPU, Plan, machine_of, parse, plan
 
 
@@ -93,7 +94,8 @@ def _resolve_point(
             "true and false"
         )
     values, defaults = (values_of(to_toml(config)) for config in (job, type(job)()))
-    key = identity(values, defaults, processes)
+    tables = [said_otherwise(table, values) for table in values.get("stages", [])]
+    key = identity({**values, "stages": tables}, defaults, processes)
     named = {**spec.overrides, **point}
     folder = folder_of(spec.output, name, key, values, processes, named)
     if spec.changes:

@@ -48,8 +48,10 @@ def test_two_resumes_in_a_row(undisturbed, tmp_path):
 
 def test_tokens_are_counted_on_at_another_data_parallel_degree(stage1_copy):
     fresh_data = ("--checkpoint.exclude_from_loading", "dataloader")
-    run = train(stage1_copy, *ONE_RUN, *fresh_data, "--training.steps", "6", processes=2)
-    assert run.values("tokens_seen") == {s: 512 * s for s in range(1, 6)} | {6: 512 * (5 + 2)}
+    same_batch = ("--training.local_batch_size", "1")
+    more = (*fresh_data, *same_batch, "--training.steps", "6")
+    run = train(stage1_copy, *ONE_RUN, *more, processes=2)
+    assert run.values("tokens_seen") == {s: 512 * s for s in range(1, 7)}
 
 
 def test_killed_in_the_middle_of_a_save(undisturbed, tmp_path):
@@ -104,6 +106,9 @@ def test_a_finished_run_says_so_and_changes_nothing(stage1, stage1_copy):
 
 def test_a_changed_data_parallel_degree(stage1_copy):
     more = (*SAVES, "--training.steps", "8")
+    run = train(stage1_copy, *more, processes=2, ok=False)
+    assert "training.local_batch_size = 2 (was 2), sequences of a step are 4" in run.refusal()
+    more += ("--training.local_batch_size", "1")
     run = train(stage1_copy, *more, processes=2, ok=False)
     assert run.refusal().startswith("data-parallel degree = 2")
     assert "exclude_from_loading = ['dataloader']" in run.refusal()

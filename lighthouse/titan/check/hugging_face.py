@@ -129,7 +129,10 @@ def _check_weights(job_config: "JobConfig", folder: Path, key: str) -> None:
     where = f"{key} = {str(folder)!r}"
     for name, shape in needed.items():
         if name not in stored:
-            raise ValueError(f"{where}: its safetensors have no {name}; fetch them again")
+            way = "fetch them again"
+            if name == "lm_head.weight":
+                way += ", or set tie_word_embeddings = true in its config.json if it has none"
+            raise ValueError(f"{where}: its safetensors have no {name}; {way}")
         if stored[name].shape != shape:
             raise ValueError(
                 f"{where}: its safetensors have {name} as {stored[name].shape}, its config.json as "

@@ -18,7 +18,7 @@ from lighthouse.titan.check.numbers import check_numbers
 from lighthouse.titan.check.unread import check_unread
 from lighthouse.titan.config.stage_tables import OF_SCHEDULE, of_stage
 from lighthouse.titan.config.stages import Stages
-from lighthouse.titan.data.text_files import check_texts
+from lighthouse.titan.data.text_checks import check_texts
 from lighthouse.titan.distributed.layout import layout_of
 from lighthouse.titan.llama3.model_args import model_args_of
 

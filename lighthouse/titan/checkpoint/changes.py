@@ -1,58 +1,27 @@
 """The one place where a checkpoint's record is compared with the run that is to go on from it."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+from lighthouse.titan.checkpoint.change import NOT_SET, Change
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.settings import BATCH, name_of, of_step
-from lighthouse.titan.config.stages import Stage, Stages
+from lighthouse.titan.checkpoint.text_changes import text_changes
+from lighthouse.titan.config.stages import Stage, Stages, in_effect
 from lighthouse.titan.run.schedule import factors
-
-NOT_SET = "not set"
-
-_BACK = "put the text back"
 
 # Of a model: its weights would not fit.
 _SHAPES = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size", "tied")
 
 
-@dataclass(frozen=True)
-class Change:
-    """A setting that is another one than in a checkpoint's record.
-
-    Attributes:
-        key: as the user writes it.
-        name: that ``checkpoint.accept_changes`` has for it; None where no step that was taken would
-            have been another one, and "" where nothing can go on with it.
-        note: what the values don't tell.
-        back: how to undo it, where that is not by the key.
-    """
-
-    key: str
-    was: Any
-    now: Any
-    name: str | None
-    note: str = ""
-    back: str = ""
-
-    @property
-    def needs_a_word(self) -> bool:
-        """Whether the run may not just go on."""
-        return self.name is not None
-
-    def __str__(self) -> str:
-        said = f"{self.key} = {self.now!r} (was {self.was!r})"
-        return f"{said}, {self.note}" if self.note else said
-
-    def record(self, step: int | None) -> dict[str, Any]:
-        """For the record of checkpoints to come."""
-        values = asdict(self)
-        del values["back"]
-        return {"after_step": step} | values
-
-
-def changes(saved: RunRecord, now: RunRecord, step: int | None, own: bool) -> list[Change]:
+def changes(
+    saved: RunRecord,
+    now: RunRecord,
+    step: int | None,
+    own: bool,
+    unread: Sequence[bool] = (),
+) -> list[Change]:
     """What differs, key by key.
 
     Args:
@@ -60,61 +29,15 @@ def changes(saved: RunRecord, now: RunRecord, step: int | None, own: bool) -> li
         now: of the run.
         step: of the checkpoint; None where steps are counted anew, so that none lies behind.
         own: whether the checkpoint lies in the run's own folder.
+        unread: as for :func:`text_changes`.
     """
-    found = [*_data(saved, now), *_tokenizer(saved, now), *_optimizer(saved, now)]
+    found = [*text_changes(saved, now, unread), *_optimizer(saved, now)]
     found += _schedule(saved, now, step)
     if own:
         found += _model(saved, now)
     if step is not None and step > 0 and saved.stages is not None and now.stages is not None:
         found += _stages_and_settings(saved, now, step, saved.stages, now.stages)
     return found
-
-
-def _data(saved: RunRecord, now: RunRecord) -> Iterator[Change]:
-    was, is_now = saved.data_parallel_degree, now.data_parallel_degree
-    if was != is_now:
-        yield Change("data-parallel degree", was, is_now, "data")
-    for key, value in saved.data.items():
-        if value != now.data.get(key, NOT_SET):
-            yield Change(key, value, now.data.get(key, NOT_SET), "data")
-    yield from _text(saved, now)
-
-
-def _text(saved: RunRecord, now: RunRecord) -> Iterator[Change]:
-    if saved.text is None or now.text is None:
-        if saved.local_text and now.local_text and saved.local_text != now.local_text:
-            was_text, is_text = saved.local_text, now.local_text
-            yield Change("training.dataset_path", was_text, is_text, "data", back=_BACK)
-        return
-    listed = len(now.text) > 1
-    if len(saved.text) != len(now.text):
-        yield Change("training.sources", len(saved.text), len(now.text), "data", "in number")
-        return
-    for number, (was, text) in enumerate(zip(saved.text, now.text, strict=True), start=1):
-        if not was.same(text):
-            key = f"training.sources.{number}.path" if listed else "training.dataset_path"
-            name = None if _lies_ahead(saved, now, number - 1) else "data"
-            values = was.described(), text.described()
-            yield Change(key, *values, name, text.difference(was), _BACK)
-
-
-def _lies_ahead(saved: RunRecord, now: RunRecord, source: int) -> bool:
-    """Whether files have only come behind those that were there, and ranks keep their places."""
-    assert saved.text is not None and now.text is not None
-    was, text = saved.text[source], now.text[source]
-    if now.data["training.dataset_order"] != "files" or not text.only_adds_to(was):
-        return False
-    if now.data["training.dataloader.num_workers"] > 1:
-        return False
-    # Whole files are dealt to ranks where there are as many for each, and else each file's rows.
-    ranks = now.data_parallel_degree
-    return (len(was.files) % ranks == 0) == (len(text.files) % ranks == 0)
-
-
-def _tokenizer(saved: RunRecord, now: RunRecord) -> Iterator[Change]:
-    if saved.tokenizer is not None and saved.tokenizer != now.tokenizer:
-        back = "use the tokenizer that it had"
-        yield Change("model.tokenizer", saved.tokenizer, now.tokenizer, "tokenizer", back=back)
 
 
 def _optimizer(saved: RunRecord, now: RunRecord) -> Iterator[Change]:
@@ -164,7 +87,7 @@ def _listed(record: RunRecord) -> bool:
 def _stages_and_settings(
     saved: RunRecord, now: RunRecord, step: int, was: Stages, is_now: Stages
 ) -> list[Change]:
-    behind = _tables_behind(step, was, is_now) if was.listed and is_now.listed else []
+    behind = _tables_behind(saved, now, step, was, is_now) if was.listed and is_now.listed else []
     behind += _behind(saved, now, step, was, is_now, with_stages=not behind)
     found = {change.key: change for change in behind}
     # What is left lies ahead.
@@ -187,13 +110,11 @@ def _behind(
     saved: RunRecord, now: RunRecord, step: int, was: Stages, is_now: Stages, with_stages: bool
 ) -> list[Change]:
     """Settings of steps that were taken, each key once, with the first step that it concerns."""
-    same_ranks = saved.data_parallel_degree == now.data_parallel_degree
-    ranks = saved.data_parallel_degree if same_ranks else 1
     workers = now.data["training.dataloader.num_workers"]
     found: dict[str, Change] = {}
     for first in sorted({stage.first for stage in (*was, *is_now) if stage.first <= step}):
-        old = of_step(saved.settings or {}, was, first, ranks, workers)
-        new = of_step(now.settings or {}, is_now, first, ranks, workers)
+        old = of_step(saved.settings or {}, was, first, saved.data_parallel_degree, workers)
+        new = of_step(now.settings or {}, is_now, first, now.data_parallel_degree, workers)
         stage = is_now.at(first)
         if old["attention"] != new["attention"]:
             change = _attention(saved, now, first, old["attention"], stage)
@@ -205,11 +126,36 @@ def _behind(
         for key, before, after in _differing(old, new):
             written = _as_written(key, saved, now, stage)
             if with_stages or written == key:
-                notes = [BATCH] * (key == BATCH)
-                notes += [f"at step {first}"] * (is_now.listed or was.listed)
-                change = Change(written, before, after, name_of(written), ", ".join(notes))
+                change = Change(written, before, after, name_of(written))
+                if key == BATCH:
+                    change = _batch(change, saved, now, was.at(first), stage)
+                if is_now.listed or was.listed:
+                    notes = [*([change.note] if change.note else []), f"at step {first}"]
+                    change = replace(change, note=", ".join(notes))
                 found.setdefault(written, change)
     return list(found.values())
+
+
+def _batch(total: Change, saved: RunRecord, now: RunRecord, was: Stage, stage: Stage) -> Change:
+    """Another number of sequences in a step, by the key that says how many a rank has."""
+    if total.key.endswith("global_batch_size"):
+        return replace(total, note=BATCH)
+    local = [
+        at.table.get("local_batch_size", (record.settings or {})["training.local_batch_size"])
+        for record, at in ((saved, was), (now, stage))
+    ]
+    ranks = now.data_parallel_degree
+    if ranks == saved.data_parallel_degree == 1:
+        note = BATCH
+    else:
+        note = (
+            f"{BATCH} are {total.now} by {ranks} data-parallel ranks, and were {total.was} by "
+            f"{saved.data_parallel_degree}"
+        )
+    way = f"set {total.key} = {total.was // ranks}"
+    if total.was % ranks:
+        way = f"train on a number of data-parallel ranks that divides {total.was}"
+    return replace(total, was=local[0], now=local[1], note=note, back=way)
 
 
 def _of_any_attention(key: str) -> bool:
@@ -244,7 +190,9 @@ def _as_written(key: str, saved: RunRecord, now: RunRecord, stage: Stage) -> str
     return f"stages.{stage.number}.{last}" if last in stage.table else key
 
 
-def _tables_behind(step: int, was: Stages, is_now: Stages) -> list[Change]:
+def _tables_behind(
+    saved: RunRecord, now: RunRecord, step: int, was: Stages, is_now: Stages
+) -> list[Change]:
     """A stage that the step is in may only end elsewhere; one behind it stays as it was."""
     found = []
     for stage in was:
@@ -258,6 +206,9 @@ def _tables_behind(step: int, was: Stages, is_now: Stages) -> list[Change]:
         there = is_now.stages[stage.number - 1]
         for key, old, new in _differing(stage.table, there.table):
             if key == "steps" and (stage.last >= step and there.last >= min(stage.last, step)):
+                continue
+            before = in_effect(stage.table, key, saved.settings or {})
+            if before == in_effect(there.table, key, now.settings or {}):
                 continue
             written = f"stages.{stage.number}.{key}"
             found.append(Change(written, old, new, name_of(written), trained))

@@ -162,8 +162,8 @@ def load_state(
     folder = Path(checkpoint)
     try:
         with warnings.catch_warnings():
-            # That there is one process, which ``no_dist`` asks for.
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            if no_dist:  # which is what is meant
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             reader, planner = _Reader(folder), _Planner(folder)
             dcp.load(states, storage_reader=reader, planner=planner, no_dist=no_dist)
     except CheckpointException as error:

@@ -3,17 +3,22 @@
 import os
 import re
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lighthouse.refusal import NothingToDo
 from lighthouse.runs.folder import finished_steps
 from lighthouse.runs.metrics import read_metrics
-from lighthouse.titan.checkpoint.changes import Change, changes
+from lighthouse.titan.checkpoint.change import NOT_SET, Change
+from lighthouse.titan.checkpoint.changes import changes
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.seal import METADATA
 from lighthouse.titan.checkpoint.settings import NONFINITE, settings_of
+from lighthouse.titan.checkpoint.unread_text import still_unread
 from lighthouse.titan.config.stages import Stages
+from lighthouse.titan.data.text_identity import SourceText
+from lighthouse.titan.distributed.agree import from_rank_0
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -113,9 +118,13 @@ def _compared(
     """Go on from a record, or refuse."""
     excluded, stages = job_config.checkpoint.exclude_from_loading, Stages.of(job_config)
     behind = None if "train_state" in excluded else _step_behind(step, saved)
+    unread: list[bool] = []
+    texts = saved.text or [], now.text or []
+    if len(texts[0]) == len(texts[1]) and not all(map(SourceText.same, *texts)):
+        unread = from_rank_0(partial(still_unread, checkpoint, saved, now))
     found = [
         change
-        for change in changes(saved, now, behind, own)
+        for change in changes(saved, now, behind, own, unread)
         if not (change.name == "data" and "dataloader" in excluded)
         and not (change.name == "lr_scheduler" and "lr_scheduler" in excluded)
         and not (change.key.startswith("optimizer.") and "optimizer" in excluded)
@@ -212,7 +221,7 @@ def _refuse(checkpoint: Path, found: list[Change], accepted: list[str]) -> None:
     refused = [change for change in found if change.needs_a_word and change.name not in accepted]
     if not refused:
         return
-    back = [change.back or f"set {change.key} = {change.was!r}" for change in refused]
+    back = [change.back or _way_back(change) for change in refused]
     ways = [f"{' and '.join(dict.fromkeys(back))} to go on as it began"]
     if any(change.name == "" for change in refused):
         ways.append(
@@ -227,6 +236,12 @@ def _refuse(checkpoint: Path, found: list[Change], accepted: list[str]) -> None:
         f"{'; '.join(map(str, refused))}: checkpoint {checkpoint} was trained otherwise; "
         f"{', or '.join(ways)}"
     )
+
+
+def _way_back(change: Change) -> str:
+    if change.was is None or change.was == NOT_SET:
+        return f"leave {change.key} out"
+    return f"set {change.key} = {change.was!r}"
 
 
 def _selection(checkpoint: Path, step: int, stages: Stages) -> list[Change]:

@@ -125,7 +125,7 @@ def of_step(
 
     Args:
         settings: of `settings_of`; empty in records from before there were any.
-        ranks: that read text of their own; 1 to compare batches by rank.
+        ranks: that read text of their own.
         workers: of each rank's loader.
     """
     stage = stages.at(step)

@@ -32,11 +32,13 @@ OF_THE_RUN = (
 OF_SCHEDULE = {"steps", "attention", "lr_factor", "warmup_steps"}
 """Keys of a stage that no section has."""
 
+REQUIRED = ("steps", "attention")
+
 FLAG = "--stages."
 
 
 @dataclass
-class _OwnKeys:
+class OwnKeys:
     """What a stage sets beside keys of ``[lighthouse]``; unset: as the run's sections say."""
 
     steps: int = 0
@@ -64,7 +66,7 @@ OF_LIGHTHOUSE = tuple(f for f in fields(Lighthouse) if f.name not in OF_THE_RUN)
 _Keys = make_dataclass(
     "_Keys",
     [(f.name, f.type, field(default=None)) for f in OF_LIGHTHOUSE],
-    bases=(_OwnKeys,),
+    bases=(OwnKeys,),
 )
 _SWITCHES = {f.name for f in OF_LIGHTHOUSE if f.type is bool}
 
@@ -230,7 +232,7 @@ def _check_table(number: int, table: StageTable) -> None:
         if key not in known and (of_run := _key_of_run(key)):
             raise ValueError(f"{path}{key}: is the same in all stages; set {of_run} for the run")
     check_toml_types(_Keys, table, path)
-    for key in ("steps", "attention"):
+    for key in REQUIRED:
         if key not in table:
             raise ValueError(f"{path}{key}: is missing; a stage needs its steps and its attention")
     for key in ("steps", "seq_len", "local_batch_size"):

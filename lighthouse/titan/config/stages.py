@@ -5,13 +5,19 @@ is the short form. Whoever asks about a step asks here. The stage of a step depe
 the step, so that a restart finds it again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lighthouse.config import WindowConfig
 from lighthouse.titan.config.section import LayerConfig, layer_configs, num_chunks
-from lighthouse.titan.config.stage_tables import of_stage
+from lighthouse.titan.config.stage_tables import (
+    OF_SCHEDULE,
+    OF_TRAINING,
+    REQUIRED,
+    OwnKeys,
+    of_stage,
+)
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -154,3 +160,28 @@ class Stages:
     def end_dense(self) -> bool:
         """Whether the run's last step is dense."""
         return self.last.dense
+
+
+def in_effect(table: dict[str, Any], key: str, settings: Mapping[str, Any]) -> Any:
+    """The value of a stage's key, whether its table says it or the run's sections do.
+
+    Args:
+        settings: of the run, under dotted keys.
+
+    Returns:
+        None for one that neither says.
+    """
+    if key in table:
+        return table[key]
+    if key in OF_SCHEDULE:
+        return getattr(OwnKeys(), key)
+    return settings.get(f"{'training' if key in OF_TRAINING else 'lighthouse'}.{key}")
+
+
+def said_otherwise(table: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage's table must say: its steps and attention, and what is not as without it."""
+    return {
+        key: value
+        for key, value in table.items()
+        if key in REQUIRED or value != in_effect({}, key, settings)
+    }

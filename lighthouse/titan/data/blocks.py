@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lighthouse.titan.data.rows import Block, check_file
+from lighthouse.titan.data.file_checks import check_file
+from lighthouse.titan.data.rows import Block
 from lighthouse.titan.data.text_files import compression_of, kind_of
 
 PIECE_BYTES = 16 << 20

@@ -25,7 +25,7 @@ from lighthouse.titan.data.moved import Moved
 from lighthouse.titan.data.packing import PackedTextDataset
 from lighthouse.titan.data.shuffled import ShuffledDocuments
 from lighthouse.titan.data.source_tables import sources_of
-from lighthouse.titan.data.sources import TextReader, checked_files, open_source
+from lighthouse.titan.data.sources import TextReader, checked_files, open_source, say_shared
 from lighthouse.titan.data.staged import StagedLoader
 from lighthouse.titan.data.tally import OF_DOCUMENTS, OF_ROWS, Tally
 from lighthouse.titan.data.token_streams import (
@@ -149,6 +149,7 @@ def _training_tokens(job_config: JobConfig, opener: _Opener) -> TokenStream:
     sources = sources_of(job_config)
     if not sources:
         return opened(training.dataset_path, training.dataset_text, "training.dataset_path")
+    say_shared(tuple(source.path for source in sources))
     streams = [
         WeightedStream(
             source.path,

@@ -86,13 +86,14 @@ def moved_between(was: "RunRecord", now: "RunRecord") -> list[list[Moved]] | Non
     return [
         [
             Moved(old, text, old_column != column, one_share, weight)
-            for old, (weight, old_column) in zip(was.text, _weights_and_columns(was), strict=True)
+            for old, (weight, old_column) in zip(was.text, weights_and_columns(was), strict=True)
         ]
-        for text, (_, column) in zip(now.text, _weights_and_columns(now), strict=True)
+        for text, (_, column) in zip(now.text, weights_and_columns(now), strict=True)
     ]
 
 
-def _weights_and_columns(record: "RunRecord") -> list[tuple[float, str]]:
+def weights_and_columns(record: "RunRecord") -> list[tuple[float, str]]:
+    """Of each source; one without ``training.sources``."""
     listed = [(weight, column) for weight, column in record.data[SOURCES]]
     return listed or [(1.0, record.data["training.dataset_text"])]
 
@@ -116,4 +117,8 @@ def go_on_reading(
         say("The text begins anew: its place in the checkpoint is one among other ranks or files")
     else:
         loader.go_on_from(sources)
-        say("The text goes on with the next document")
+        was, text = resume.before.text or [], resume.record.text or []
+        changed = len(was) != len(text) or not all(map(SourceText.same, was, text))
+        shuffled = resume.record.data["training.dataset_order"] == "shuffled"
+        anew = "; what is shuffled and has changed, with its next epoch"
+        say(f"The text goes on with the next document{anew if shuffled and changed else ''}")

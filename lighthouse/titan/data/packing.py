@@ -34,8 +34,8 @@ class PackedTextDataset(IterableDataset, Stateful):
         tokens: of documents.
         seq_len: tokens per sequence.
         share: which part of the text this is, for messages.
-        infinite: start over when the documents end; otherwise stop without the last, incomplete
-            sequence.
+        infinite: start over when the documents end; otherwise, which is validation, stop without
+            the last, incomplete sequence.
 
     Yields:
         ({"input": int64 (seq_len,)}, label int64 (seq_len,)).
@@ -150,8 +150,9 @@ class PackedTextDataset(IterableDataset, Stateful):
             if not self._infinite:
                 if self._state == _stream_start():
                     raise Refusal(
-                        f"seq_len = {self._seq_len}: the dataset has only {epoch_tokens} tokens "
-                        f"for {self._share}, {self._seq_len + 1} make one sequence"
+                        f"validation.seq_len = {self._seq_len}: the dataset has only "
+                        f"{epoch_tokens} tokens for {self._share}, {self._seq_len + 1} make one "
+                        "sequence; use a smaller one, or more text"
                     )
                 logger.info(f"The dataset has run out for {self._share}")
                 return

@@ -10,7 +10,6 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -18,16 +17,17 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lighthouse.titan.data.file_checks import check_schema, said
 from lighthouse.titan.data.text_files import compression_of, kind_of
+from lighthouse.titan.data.xz import open_xz
 
 _BUFFER = 1 << 20
 _ROWS_AT_ONCE = 256
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_MAGIC = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\0", ".zst": b"\x28\xb5\x2f\xfd"}
 # Not into a large buffer: what of it was read before an error would be lost.
 _DECOMPRESSED: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
-    ".xz": lzma.open,
+    ".xz": open_xz,
     ".zst": lambda file: io.BufferedReader(
         pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"), 1 << 16
     ),
@@ -61,12 +61,14 @@ class BadRow:
         number: parquet rows count from 0, lines from 1; None where `offset` is known instead.
         offset: of the line in its file, in bytes.
         what: is wrong.
+        lacks_column: it may have its text under another key.
     """
 
     file: Path
     what: str
     number: int | None = None
     offset: int | None = None
+    lacks_column: bool = False
 
     def __str__(self) -> str:
         if self.offset is None:
@@ -102,41 +104,6 @@ def read_rows(
     return (row for row in found if (row[1] - 1) % block.parts == block.part)
 
 
-@cache
-def check_file(file: Path, column: str) -> int:
-    """Look at what can be seen without reading a file; once a process.
-
-    Returns:
-        Its row groups, 1 for other kinds than parquet.
-
-    Raises:
-        ValueError: damaged, another format than its name says, or parquet without texts in
-            `column`.
-    """
-    if kind_of(file) == ".parquet":
-        try:
-            with pq.ParquetFile(file) as table:
-                _check_schema(file, table.schema_arrow, column)
-                return table.num_row_groups
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(f"{file} is damaged, or not parquet: {_said(error)}") from error
-    compression = compression_of(file)
-    if compression:
-        with file.open("rb") as source:
-            start = source.read(8)
-        if start and not start.startswith(_MAGIC[compression]):
-            raise ValueError(f"{file} is damaged, or not {compression}: begins with {start!r}")
-    return 1
-
-
-def _check_schema(file: Path, schema: Any, column: str) -> None:
-    if column not in schema.names:
-        raise ValueError(f'{file} has no column "{column}", only {schema.names}')
-    kind = schema.field(column).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise ValueError(f'{file}: column "{column}" holds {kind}, not strings')
-
-
 def _parquet_rows(
     block: Block, column: str, mended: Callable[[], None], place: int
 ) -> Iterator[tuple[str | BadRow, int]]:
@@ -144,7 +111,7 @@ def _parquet_rows(
     try:
         # The buffer keeps a large row group from being read at once.
         with pq.ParquetFile(block.file, buffer_size=_BUFFER) as table:
-            _check_schema(block.file, table.schema_arrow, column)
+            check_schema(block.file, table.schema_arrow, column)
             metadata = table.metadata
             end = metadata.num_row_groups if block.end is None else block.end
             number = sum(metadata.row_group(i).num_rows for i in range(block.first))
@@ -200,7 +167,7 @@ def _json_lines(
             for line in source:
                 if plain and block.end is not None and offset >= block.end:
                     return
-                where = {"offset": offset} if plain else {"number": number + 1}
+                where: dict[str, Any] = {"offset": offset} if plain else {"number": number + 1}
                 is_first = (offset if plain else number) == 0
                 offset, number = offset + len(line), number + 1
                 if is_first:
@@ -208,21 +175,28 @@ def _json_lines(
                 if line.isspace() or not line:
                     continue
                 text = _text_of_line(line, column, mended)
-                bad = isinstance(text, _Wrong)
-                yield (
-                    BadRow(block.file, text, **where) if bad else text,
-                    offset if plain else number,
-                )
+                if isinstance(text, _Wrong):
+                    bad = BadRow(block.file, text.what, lacks_column=text.lacks_column, **where)
+                    yield bad, offset if plain else number
+                else:
+                    yield text, offset if plain else number
     except _DAMAGE as error:
         where = {"offset": offset} if plain else {"number": number + 1}
         yield _damage(block.file, error, **where), offset if plain else number
 
 
-class _Wrong(str):
-    """What is wrong with a line, where its text would be."""
+@dataclass(frozen=True)
+class _Wrong:
+    """What is wrong with a line, where its text would be; as `BadRow`."""
+
+    what: str
+    lacks_column: bool = False
 
 
-def _text_of_line(line: bytes, column: str, mended: Callable[[], None]) -> str:
+_MOST_KEYS = 8  # that are named
+
+
+def _text_of_line(line: bytes, column: str, mended: Callable[[], None]) -> str | _Wrong:
     written = _decoded(line, mended)
     try:
         row = json.loads(written)
@@ -233,11 +207,13 @@ def _text_of_line(line: bytes, column: str, mended: Callable[[], None]) -> str:
         return _Wrong(f"is not JSON: {error}{hint}")
     except RecursionError:
         return _Wrong("is nested too deeply")
+    except ValueError:  # of int(), which has a limit
+        return _Wrong("has a number of more digits than are read")
     if isinstance(row, list):
         return _Wrong("holds an array; write each object on one line, as jq -c '.[]' does")
     text = row.get(column) if isinstance(row, dict) else None
     if not isinstance(text, str):
-        return _Wrong(f'has no string under "{column}"')
+        return _no_string(row, column)
     # Only an escape can make a surrogate that stands alone.
     if "\\u" in written and not text.isascii():
         try:
@@ -246,6 +222,15 @@ def _text_of_line(line: bytes, column: str, mended: Callable[[], None]) -> str:
             mended()
             return text.encode(errors="replace").decode()
     return text
+
+
+def _no_string(row: Any, column: str) -> _Wrong:
+    if not isinstance(row, dict):
+        return _Wrong(f'has no string under "{column}": it is no object')
+    if column in row:
+        return _Wrong(f'has no string under "{column}", but {json.dumps(row[column])[:40]}')
+    keys = list(row)[:_MOST_KEYS]
+    return _Wrong(f'has no string under "{column}", only {keys}', lacks_column=True)
 
 
 def _whole_file(
@@ -280,16 +265,12 @@ def _decoded(data: bytes, mended: Callable[[], None]) -> str:
         return data.decode(errors="replace")
 
 
-def _damage(file: Path, error: BaseException, **where: int) -> BadRow:
+def _damage(file: Path, error: BaseException, **where: Any) -> BadRow:
     """What is behind a row can't be read. An error of the disk is no damage, and is raised."""
     if isinstance(error, OSError) and error.errno is not None:
         error.filename = error.filename or str(file)
         raise error
-    return BadRow(file, f"can't be read, nor what follows: {_said(error)}", **where)
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return BadRow(file, f"can't be read, nor what follows: {said(error)}", **where)
 
 
 def _newlines_before(file: Path, offset: int) -> int:

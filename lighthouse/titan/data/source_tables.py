@@ -4,6 +4,7 @@ torchtitan's ``JobConfig`` imports this module, so it must not import torchtitan
 """
 
 import math
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +51,8 @@ def sources_of(job_config: "JobConfig") -> list[Source]:
             raise ValueError(f'{key}text = "": name the column, such as "text"')
         if not 0 < source.weight < math.inf:
             raise ValueError(f"{key}weight = {source.weight}: must be a finite number above 0")
-        if any(source.path == other.path for other in sources):
+        real = os.path.realpath(source.path)
+        if any(os.path.realpath(other.path) == real for other in sources):
             raise ValueError(f"{key}path = {source.path!r}: is a source already; raise its weight")
         sources.append(source)
     return sources

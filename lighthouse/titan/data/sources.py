@@ -8,8 +8,7 @@ import hashlib
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,10 @@ from torchtitan.hf_datasets import text_datasets as upstream
 from torchtitan.tools.logging import logger
 
 from lighthouse.refusal import Refusal
-from lighthouse.titan.data.rows import BadRow, Block, check_file, read_rows
+from lighthouse.titan.data.rows import BadRow, Block, read_rows
 from lighthouse.titan.data.tally import MENDED, SKIPPED, Tally
-from lighthouse.titan.data.text_files import (
-    READ,
-    check_path,
-    check_text,
-    compression_of,
-    kind_of,
-    local_files,
-    unread_files,
-)
+from lighthouse.titan.data.text_checks import check_files, check_text, refused_row
+from lighthouse.titan.data.text_files import READ, hidden_files, local_files, unread_files
 
 PIECE_BYTES = 4096
 
@@ -90,8 +82,8 @@ class TextReader:
     ) -> None:
         self.column = column
         self._tally = tally or Tally(workers=0)
-        self._key = f"{section_name}.dataset_bad_rows"
-        self._skip_bad = skip_bad
+        self._key = f"{section_name}.dataset_path"
+        self.skip_bad = skip_bad
 
     def documents(self, files: list[Path]) -> Iterator[dict[str, str]]:
         """All of the files as {"text": ...}, whatever the column is called.
@@ -111,20 +103,9 @@ class TextReader:
             else:
                 yield row, behind
 
-    def looked_at(self, file: Path) -> Iterator[str]:
-        """As `texts` of a whole file, without counting what will be read again."""
-        for row, _ in read_rows(Block(file), self.column, _nothing):
-            if not isinstance(row, BadRow):
-                yield row
-            elif not self._skip_bad:
-                raise self._refusal(row)
-
-    def _refusal(self, row: BadRow) -> Refusal:
-        return Refusal(f'{row}; mend it, or pass over such rows by {self._key} = "skip"')
-
     def _bad(self, row: BadRow) -> None:
-        if not self._skip_bad:
-            raise self._refusal(row)
+        if not self.skip_bad:
+            raise Refusal(refused_row(row, self._key))
         count = self._tally.add(SKIPPED)
         if _is_worth_saying(count):
             logger.warning(f"Skipped: {row} ({count} skipped by this process)")
@@ -133,10 +114,6 @@ class TextReader:
         count = self._tally.add(MENDED)
         if _is_worth_saying(count):
             logger.warning(f"Texts with bytes that are not UTF-8, now U+FFFD: {count}")
-
-
-def _nothing() -> None:
-    pass
 
 
 def _is_worth_saying(count: int) -> bool:
@@ -193,19 +170,8 @@ def _from_generator(
 
 
 def checked_files(key: str, path: str, reader: TextReader) -> list[Path]:
-    """The files of local text, each looked at, and what is not read said in the log.
-
-    Raises:
-        Refusal: a damaged file, a wrong column, a bad first row, or no text in any of them.
-    """
-    check_path(key, path)
-    files = local_files(Path(path))
-    try:
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(partial(check_file, column=reader.column), files))
-        _check_first_documents(files, reader)
-    except ValueError as error:
-        raise Refusal(f"{key} = {path!r}: {error}") from error
+    """The files of local text, as :func:`check_files`; what is not read is said in the log."""
+    files = check_files(key, path, reader.column, reader.skip_bad)
     _say_files(path, len(files))
     return files
 
@@ -214,20 +180,25 @@ def checked_files(key: str, path: str, reader: TextReader) -> list[Path]:
 def _say_files(path: str, count: int) -> None:
     """Once a process, though the loader of each stage reads them."""
     logger.info(f"Preparing {count} files from {path}")
-    unread = unread_files(Path(path))
+    unread, hidden = unread_files(Path(path)), hidden_files(Path(path))
     if unread:
         names = [str(file.relative_to(path)) for file in unread]
         shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if names[10:] else "")
         logger.warning(f"Not read: {len(names)} files in {path}, which are not {READ}: {shown}")
+    if hidden:
+        logger.info(f"Not read either: {hidden} files or folders in {path} that are hidden")
 
 
-def _check_first_documents(files: list[Path], reader: TextReader) -> None:
-    """A wrong key is an error at the start: look into the first file of each kind."""
-    firsts = {(kind_of(file), compression_of(file)): file for file in reversed(files)}
-    for file in sorted(firsts.values()):
-        next(reader.looked_at(file), None)
-    if not any(text for file in files for text in reader.looked_at(file)):
-        rows = (row for file in files for row in read_rows(Block(file), reader.column, _nothing))
-        bad = next((row for row, _ in rows if isinstance(row, BadRow)), None)
-        why = f": {bad}" if bad else ", or nothing but empty ones"
-        raise ValueError(f"there is no text in any of its files{why}; name others")
+@cache
+def say_shared(paths: tuple[str, ...]) -> None:
+    """Say which sources have files in common, which are read for each; once a process."""
+    owner: dict[str, int] = {}
+    for number, path in enumerate(paths, start=1):
+        real = [os.path.realpath(file) for file in local_files(Path(path))]
+        for other in sorted({owner[file] for file in real if file in owner}):
+            count = sum(owner.get(file) == other for file in real)
+            logger.warning(
+                f"training.sources.{number}.path = {path!r}: {count} of its {len(real)} files are "
+                f"those of training.sources.{other} too, and are read for both"
+            )
+        owner |= dict.fromkeys(real, number) | owner

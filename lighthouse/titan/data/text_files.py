@@ -1,15 +1,10 @@
-"""Which text a job names, and whether it is there."""
+"""Which files of a folder are text, and which are passed over."""
 
-from dataclasses import dataclass
+import os
+from collections import deque
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from lighthouse.titan.data.source_tables import sources_of
-
-if TYPE_CHECKING:
-    from torchtitan.config import JobConfig
-    from torchtitan.config.job_config import Training, Validation
 
 LOCAL_KINDS = (".parquet", ".jsonl", ".json", ".txt")
 COMPRESSIONS = (".gz", ".zst", ".xz")
@@ -33,28 +28,57 @@ def kind_of(file: Path) -> str | None:
     return kind
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Listing:
-    """Files that are read, and those that are not."""
+    """What lies at or below a path.
 
-    files: tuple[Path, ...]
-    unread: tuple[Path, ...]
+    Attributes:
+        files, unread: that are read, and files of other kinds.
+        odd: what is no file, such as a pipe, or a link to nothing or to what is read anyway.
+        hidden: files and folders whose names begin with a dot, which is where the walk ends.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
+    odd: list[Path] = field(default_factory=list)
+    hidden: int = 0
 
 
 @cache
 def _listing(path: Path) -> _Listing:
-    """Walked once a process, since a start asks several times."""
+    """Walked once a process, since a start asks several times.
+
+    Links to folders are followed, after all else, to what is not yet read.
+
+    Raises:
+        OSError: a folder can't be read.
+    """
+    found = _Listing()
     if path.is_file():
-        found = [path]
-    else:
-        found = sorted(
-            file
-            for file in path.rglob("*")
-            if file.is_file()
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        )
-    read = tuple(file for file in found if kind_of(file))
-    return _Listing(read, tuple(file for file in found if not kind_of(file)))
+        (found.files if kind_of(path) else found.unread).append(path)
+        return found
+    folders, links = deque([path] if path.is_dir() else []), deque[Path]()
+    seen = set()
+    while folders or links:
+        folder = folders.popleft() if folders else links.popleft()
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            found.odd.append(folder)
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for name in sorted(os.listdir(folder)):
+            file = folder / name
+            if name.startswith("."):
+                found.hidden += 1
+            elif file.is_file():
+                (found.files if kind_of(file) else found.unread).append(file)
+            elif file.is_dir():
+                (links if file.is_symlink() else folders).append(file)
+            else:
+                found.odd.append(file)
+    for files in (found.files, found.unread, found.odd):
+        files.sort()
+    return found
 
 
 def forget_files() -> None:
@@ -79,89 +103,11 @@ def root_of(path: Path) -> Path:
 
 
 def unread_files(path: Path) -> list[Path]:
-    """The other files there, but for hidden ones."""
-    return list(_listing(path).unread)
+    """What else is there, but for what is hidden."""
+    listing = _listing(path)
+    return sorted([*listing.unread, *listing.odd])
 
 
-def check_texts(job_config: "JobConfig") -> None:
-    """Refuse the text of training, or of validation, that there is not; as :func:`check_text`."""
-    training = job_config.training
-    if training.sources:
-        _check_sources(job_config)
-    else:
-        _check_section("training", training)
-    if training.dataset_order == "shuffled" and training.dataset.lower() != "local":
-        raise ValueError(
-            f"training.dataset_order = 'shuffled': is for local text alone, and training.dataset = "
-            f"{training.dataset!r}; leave it out"
-        )
-    if job_config.validation.enable:
-        _check_section("validation", job_config.validation)
-
-
-def _check_section(name: str, section: "Training | Validation") -> None:
-    dataset = section.dataset.lower()
-    check_text(name, dataset, section.dataset_path, f"{name}.dataset_path")
-    _check_reading(name, dataset, section.dataset_text, section.dataset_bad_rows)
-
-
-def _check_sources(job_config: "JobConfig") -> None:
-    training = job_config.training
-    if training.dataset.lower() != "local":
-        raise ValueError(
-            f"training.sources: are local text, and training.dataset = {training.dataset!r}; set "
-            'it to "local"'
-        )
-    if training.dataset_path is not None:
-        raise ValueError(
-            f"training.dataset_path = {training.dataset_path!r}: training.sources name what is "
-            "read; leave it out, or make it one of them"
-        )
-    for number, source in enumerate(sources_of(job_config), start=1):
-        check_path(f"training.sources.{number}.path", source.path)
-
-
-def _check_reading(section_name: str, dataset: str, column: str, bad_rows: str) -> None:
-    """Refuse keys of local text that would do nothing, or that name no column."""
-    if not column:
-        raise ValueError(f'{section_name}.dataset_text = "": name the column, such as "text"')
-    for key, value, default in (("text", column, "text"), ("bad_rows", bad_rows, "error")):
-        if dataset != "local" and value != default:
-            raise ValueError(
-                f'{section_name}.dataset_{key} = {value!r}: is for dataset "local" alone, and '
-                f"{section_name}.dataset = {dataset!r}; leave it out"
-            )
-
-
-def check_text(section_name: str, dataset: str, dataset_path: str | None, key: str) -> None:
-    """Refuse a dataset that there is not.
-
-    Args:
-        section_name: ``training`` or ``validation``, for messages.
-        dataset: in lower case.
-        key: that named the path.
-
-    Raises:
-        ValueError: naming the key, the value it got and what would do.
-    """
-    if dataset == "python" and dataset_path is not None:
-        raise ValueError(f'{key} = {dataset_path!r}: dataset "python" takes no path, remove it')
-    if dataset == "local" and dataset_path is None:
-        raise ValueError(f'{key} is not set: dataset "local" needs a folder or a file')
-    if dataset == "local":
-        check_path(key, str(dataset_path))
-    if dataset not in ("local", "python"):
-        # Not imported above: it takes seconds.
-        from torchtitan.hf_datasets.text_datasets import DATASETS
-
-        if dataset not in DATASETS:
-            known = ["local", "python", *DATASETS]
-            raise ValueError(f"{section_name}.dataset = {dataset!r}: expected one of {known}")
-
-
-def check_path(key: str, path: str) -> None:
-    """Refuse a path without local text, and none, which would be the folder at hand."""
-    if not path:
-        raise ValueError(f"{key} = '': must name a folder or a file")
-    if not local_files(Path(path)):
-        raise ValueError(f"{key} = {path!r}: no such file, or no {READ} in it")
+def hidden_files(path: Path) -> int:
+    """How many files and folders there are hidden, and passed over."""
+    return _listing(path).hidden

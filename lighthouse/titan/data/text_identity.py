@@ -107,12 +107,23 @@ def _of_files(path: str, local: bool) -> SourceText:
     return SourceText(path, dict(zip(names, marks, strict=True)))
 
 
-def _mark(file: Path) -> Mark:
+def is_grown(file: Path, before: Mark) -> bool:
+    """Whether a file is what it was, and then more lines."""
+    size = before[0]
+    if file.stat().st_size <= size or _mark(file, size) != before:
+        return False
+    with file.open("rb") as source:
+        source.seek(max(0, size - 1))
+        return size == 0 or source.read(1) == b"\n"
+
+
+def _mark(file: Path, size: int | None = None) -> Mark:
+    """Of a file, or of its first bytes."""
     digest = hashlib.blake2b(digest_size=8)
     with file.open("rb") as source:
-        size = file.stat().st_size
+        size = file.stat().st_size if size is None else size
         if size <= SAMPLES * SAMPLE_BYTES:
-            digest.update(source.read())
+            digest.update(source.read(size))
         else:
             for i in range(SAMPLES):
                 source.seek(i * (size - SAMPLE_BYTES) // (SAMPLES - 1))

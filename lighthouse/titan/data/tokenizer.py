@@ -18,7 +18,7 @@ from torchtitan.tools.logging import logger
 from lighthouse.refusal import refusals
 from lighthouse.titan.data.tokenizer_checks import settle_documents
 from lighthouse.titan.llama3.flavors import BYTE_VOCAB_SIZE
-from lighthouse.titan.llama3.model_args import model_args_of
+from lighthouse.titan.llama3.model_args import HF, model_args_of
 
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>", *(f"<|reserved_{i}|>" for i in range(5)))
 
@@ -126,7 +126,7 @@ def build_tokenizer(job_config: JobConfig) -> BaseTokenizer:
     """
     if job_config.model.tokenizer == "byte":
         return ByteTokenizer()
-    tokenizer = _settled(job_config.model.hf_assets_path)
+    tokenizer = read_tokenizer(job_config.model.hf_assets_path, "model.hf_assets_path")
     _check_fits(job_config, _ids_of(tokenizer))
     return tokenizer
 
@@ -149,17 +149,25 @@ def _ids_in(folder: str, times: tuple[tuple[str, int], ...]) -> int:
     del times
     logger.disabled, was = True, logger.disabled
     try:
-        return _ids_of(_settled(folder))
+        return _ids_of(read_tokenizer(folder, "model.hf_assets_path"))
     finally:
         logger.disabled = was
 
 
-def _settled(folder: str) -> HuggingFaceTokenizer:
+def read_tokenizer(folder: str, key: str) -> HuggingFaceTokenizer:
+    """Hugging Face's tokenizer of a folder, whose documents all end.
+
+    Args:
+        key: that named the folder, for messages.
+
+    Raises:
+        ValueError: it can't be read, or makes documents without an end.
+    """
     try:
         tokenizer = HuggingFaceTokenizer(folder)
     except Exception as error:  # which is what tokenizers raises
         raise ValueError(
-            f"model.hf_assets_path = {folder!r}: its tokenizer can't be read: {error}; fetch it "
+            f"{key} = {folder!r}: its tokenizer can't be read: {error}; fetch it "
             "again, or name another"
         ) from error
     settle_documents(tokenizer, Path(folder))
@@ -173,8 +181,10 @@ def _ids_of(tokenizer: HuggingFaceTokenizer) -> int:
 def _check_fits(job_config: JobConfig, needed: int) -> None:
     section, known = job_config.model, model_args_of(job_config).vocab_size
     if needed > known:
+        way = f"use a flavor with more, or model.args.vocab_size = {needed}"
+        if section.flavor == HF:
+            way = "name a folder with the tokenizer that its model came with"
         raise ValueError(
             f"model.hf_assets_path = {section.hf_assets_path!r}: has {needed} tokens, "
-            f"model.flavor = {section.flavor!r} only {known}; use a flavor with more, or "
-            f"model.args.vocab_size = {needed}"
+            f"model.flavor = {section.flavor!r} only {known}; {way}"
         )

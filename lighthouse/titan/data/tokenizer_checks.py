@@ -1,5 +1,6 @@
 """What a Hugging Face tokenizer's files say that would change the stream of tokens unseen."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 _PROBE = "a b"
+_RARE = "\ua66e"  # a letter that next to no vocabulary has
 
 
 def settle_documents(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
@@ -28,6 +30,8 @@ def settle_documents(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
     _say_new_tokens(tokenizer, folder)
     _settle_end(tokenizer, folder / "tokenizer_config.json")
     tokenizer._infer_should_add_bos_eos()  # which it did with all of this still on
+    _say_other_ids(tokenizer, folder)
+    _check_unknown(tokenizer, folder)
     _check_ends(tokenizer, folder)
 
 
@@ -69,12 +73,46 @@ def _settle_end(tokenizer: "HuggingFaceTokenizer", config: Path) -> None:
         logger.warning(f"{config} names no bos_token: documents have an end, and no beginning")
 
 
+def _say_other_ids(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
+    """A model's own configuration may name other tokens than the tokenizer's."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there is none, or its own check says so
+        return
+    for name, used in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
+        theirs = config.get(f"{name}_id") if isinstance(config, dict) else None
+        if None not in (theirs, used) and used not in (
+            theirs if isinstance(theirs, list) else [theirs]
+        ):
+            logger.warning(
+                f"{folder}: config.json has {name}_id = {theirs}, and the tokenizer's {name} is "
+                f"{used}, which documents are trained with"
+            )
+
+
+def _check_unknown(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
+    """What becomes of characters that the vocabulary lacks."""
+    way = "give its model an unk_token, or bytes to fall back on"
+    try:
+        found = tokenizer.tokenizer.encode(_RARE, add_special_tokens=False).ids
+    except Exception as error:  # which is what tokenizers raises
+        raise ValueError(
+            f"{folder}: the tokenizer ends at characters that its vocabulary lacks ({error}); {way}"
+        ) from error
+    if not found:
+        logger.warning(
+            f"{folder}: the tokenizer leaves characters out that its vocabulary lacks; to keep "
+            f"them, {way}"
+        )
+
+
 def _check_ends(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     found = tokenizer.encode(_PROBE, add_bos=True, add_eos=True)
     begin = [] if bos is None else [bos]
     inside = found[len(begin) : -1]
-    if found[: len(begin)] != begin or found[-1:] != [eos] or {bos, eos} & set(inside):
+    alone = tokenizer.tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    if found != [*begin, *alone, eos] or {bos, eos} & set(inside):
         wanted = f"{bos} (bos_token), its tokens, {eos} (eos_token)"
         raise ValueError(
             f"{folder}: the tokenizer makes {found} of {_PROBE!r}, which should be {wanted}; mend "

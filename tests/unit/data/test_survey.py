@@ -95,7 +95,9 @@ def test_what_documents_apart_cost(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         (["/nowhere"], "PATH = '/nowhere': no such file"),
         (["{folder}", "--text", "body"], 'line 1 has no string under "body"'),
+        (["{folder}", "--text", "body"], "name the one that holds the text by --text"),
         (["{folder}", "--tokenizer", "/nowhere"], "--tokenizer '/nowhere': is no folder"),
+        (["{folder}", "--tokenizer", "{folder}"], "': its tokenizer can't be read: No supported"),
         (["{folder}", "--gpus", "2"], "--gpus is not for a path of text"),
     ],
 )

@@ -216,6 +216,11 @@ def test_stages_are_axes(tmp_path):
     (same,) = planned("")
     (rehearsed,) = planned("[overrides]\ntraining.rehearse_stages = true\n")
     assert one.run.identity == same.run.identity == rehearsed.run.identity
+    # What a stage says that holds without it.
+    anyway = "stages.1.lr_factor = 1.0\nstages.1.warmup_steps = 0\nstages.2.topk = 32\n"
+    (anyway,) = planned(f"[overrides]\n{anyway}")
+    (slower,) = planned("[overrides]\nstages.1.lr_factor = 0.5\n")
+    assert anyway.run.identity == same.run.identity != slower.run.identity
     for key, message in (
         ("stages.3.steps = 4", r"stages\.3\.steps: there are stages 1 to 2"),
         ("stages.1.step = 4", r"stages\.1\.step: there is no such key"),

@@ -9,7 +9,8 @@ import pytest
 from torchtitan.config import JobConfig
 
 from lighthouse.titan.check.checkpoint import check_checkpoint
-from lighthouse.titan.checkpoint.changes import Change, changes
+from lighthouse.titan.checkpoint.change import Change
+from lighthouse.titan.checkpoint.changes import changes
 from lighthouse.titan.checkpoint.record import RunRecord, begin_save
 from lighthouse.titan.checkpoint.resume import check_resume
 from lighthouse.titan.checkpoint.settings import _NO_INFLUENCE, ACCEPTABLE, OF_STEPS_TO_COME
@@ -269,3 +270,65 @@ def test_text_added_behind_the_last_file(
     assert change.needs_a_word != free
     job.training.dataset_order = "shuffled"
     assert any(c.needs_a_word for c in changes(before, RunRecord.of(job, ranks), STEP, own=True))
+
+
+def test_the_batch_is_that_of_all_ranks(job: JobConfig) -> None:
+    """Twice the ranks with half the sequences each are the same batch, and else twice as many."""
+    before = RunRecord.of(job, 1)
+
+    def by_two_ranks() -> list[Change]:
+        found = changes(before, RunRecord.of(job, 2), STEP, own=True)
+        return [change for change in found if change.needs_a_word and change.name != "data"]
+
+    (change,) = by_two_ranks()
+    assert change.name == "training" and change.key == "training.local_batch_size"
+    assert "are 16 by 2 data-parallel ranks, and were 8 by 1" in str(change)
+    assert change.back == "set training.local_batch_size = 4"
+    job.training.local_batch_size = 4
+    assert by_two_ranks() == []
+
+
+def test_what_a_rank_had_is_said_of_several(job: JobConfig) -> None:
+    before = RunRecord.of(job, 2)
+    job.training.local_batch_size = 4
+    (change,) = changes(before, RunRecord.of(job, 2), STEP, own=True)
+    assert (change.was, change.now, change.back) == (8, 4, "set training.local_batch_size = 8")
+
+
+def test_a_key_of_a_stage_behind_that_says_what_held_anyway(job: JobConfig) -> None:
+    job.stages = [
+        {"steps": 5, "attention": "dense"},
+        {"steps": 15, "attention": "lighthouse"},
+    ]
+    now = copy.deepcopy(job)
+    length = job.training.seq_len
+    now.stages[0] |= {"lr_factor": 1.0, "warmup_steps": 0, "seq_len": length}
+    now.stages[1]["topk"] = job.lighthouse.topk
+    assert not any(change.needs_a_word for change in changes_of(job, now))
+    now.stages[0]["lr_factor"] = 0.5
+    assert any(change.needs_a_word for change in changes_of(job, now))
+
+
+def test_sources_go_by_number_and_key(job: JobConfig, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"text {name}")
+    a, b = ({"path": str(tmp_path / f"{name}.txt")} for name in "ab")
+    job.training.dataset, job.training.sources = "local", [a | {"weight": 2.0}, b]
+    now = copy.deepcopy(job)
+    now.training.sources = [a | {"weight": 4.0}, b | {"weight": 2.0}]
+    assert changes_of(job, now) == []  # the same shares
+    now.training.sources = [a | {"weight": 2.0}, b | {"weight": 2.0, "text": "body"}]
+    found = {change.key: (change.was, change.now, change.name) for change in changes_of(job, now)}
+    assert found == {
+        "training.sources.2.weight": (1.0, 2.0, "data"),
+        "training.sources.2.text": ("text", "body", "data"),
+    }
+
+
+def test_what_was_not_set_is_left_out(job: JobConfig, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint" / f"step-{STEP}"
+    begin_save(str(path), RunRecord.of(job, 1), model_only=False)
+    (path / ".metadata").touch()
+    job.lighthouse.dense_from_step = 4
+    with pytest.raises(ValueError, match=r"leave lighthouse\.dense_from_step out to go on as it"):
+        check_resume(job, 1)

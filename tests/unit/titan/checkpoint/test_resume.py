@@ -76,6 +76,7 @@ def test_model_only_cannot_be_resumed(job):
 def test_changed_data_parallel_degree(job):
     save(job, 10)
     assert "data-parallel degree = 4" in refused(job, degree=4)
+    job.training.local_batch_size //= 4
     job.checkpoint.exclude_from_loading = ["dataloader"]
     assert counted_by(job, 4) == 1  # by which its tokens were counted
 

@@ -1,5 +1,6 @@
 """Sources in shares of tokens: at every moment, over epochs of their own, resumed exactly."""
 
+import logging
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torchtitan.config import ConfigManager, JobConfig
 from lighthouse.refusal import Refusal
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.config.resolved_toml import to_toml
-from lighthouse.titan.data.text_files import check_texts, forget_files
+from lighthouse.titan.data.text_checks import check_texts
+from lighthouse.titan.data.text_files import forget_files
 from tests.support.text import assert_resumes_exactly, config_for, loader, rows, write_jsonl
 
 WEIGHTS = {"a": 2.0, "b": 1.0, "c": 0.25}
@@ -135,3 +137,26 @@ def test_tables_of_a_toml_are_read_and_written(folder: Path, tmp_path: Path) -> 
     resolved.write_text(to_toml(config))
     again = ConfigManager().parse_args(["--job.config_file", str(resolved)])
     assert again.training.sources == config.training.sources
+
+
+def test_sources_that_have_files_in_common(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same one twice is refused however it is written; a part of another is said."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for name in "ab":
+        write_jsonl(folder / f"{name}.jsonl", [name * 60])
+    (tmp_path / "link").symlink_to(folder)
+    config = config_for("local", None)
+    for other in (f"{folder}/", f"{folder}/../text", str(tmp_path / "link")):
+        config.training.sources = [{"path": str(folder)}, {"path": other}]
+        with pytest.raises(ValueError, match=r"training\.sources\.2\.path = .*is a source already"):
+            check_texts(config)
+    config.training.sources = [{"path": str(folder)}, {"path": str(folder / "b.jsonl")}]
+    with caplog.at_level(logging.WARNING):
+        loader(config)
+        loader(config)
+    said = [r.message for r in caplog.records if "are read for both" in r.message]
+    assert len(said) == 1
+    assert "1 of its 1 files are those of training.sources.1 too" in said[0]

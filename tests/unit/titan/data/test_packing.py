@@ -136,7 +136,9 @@ def test_rank_without_documents_is_an_error(tmp_path: Path) -> None:
 
 def test_fewer_tokens_than_a_sequence(tmp_path: Path) -> None:
     folder = write_txt(tmp_path / "a", ["short"])
-    with pytest.raises(ValueError, match="seq_len = 50: the dataset has only 7 tokens"):
+    with pytest.raises(
+        ValueError, match=r"validation\.seq_len = 50: the dataset has only 7 tokens"
+    ):
         next(iter(loader(config_for("local", folder), infinite=False)))
     # A training stream repeats the text instead.
     assert rows(islice(loader(config_for("local", folder)), 1))[0][:8] == [*stream(["short"]), BOS]

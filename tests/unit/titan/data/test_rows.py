@@ -14,8 +14,10 @@ import pytest
 
 from lighthouse.refusal import Refusal
 from lighthouse.titan.checkpoint.record import RunRecord
-from lighthouse.titan.data.rows import Block, check_file, read_rows
-from lighthouse.titan.data.text_files import check_texts, kind_of
+from lighthouse.titan.data.file_checks import check_file
+from lighthouse.titan.data.rows import Block, read_rows
+from lighthouse.titan.data.text_checks import check_texts
+from lighthouse.titan.data.text_files import kind_of
 from tests.support.text import BOS, EOS, config_for, loader, rows, stream, write_jsonl
 
 DOCUMENTS = [f"{i}: naïve " + "x" * i for i in range(60)]
@@ -93,7 +95,7 @@ def test_files_that_are_not_read_are_named_once(
     with caplog.at_level(logging.INFO):
         loader(config)
         loader(config)
-    said = [record.message for record in caplog.records if "Not read" in record.message]
+    said = [record.message for record in caplog.records if "Not read:" in record.message]
     assert len(said) == 1
     assert "Not read: 3 files in" in said[0] and "b.csv, c.parquet.gz, sub.md" in said[0]
 

@@ -16,7 +16,8 @@ from lighthouse.titan.data.blocks import Blocks, permutation
 from lighthouse.titan.data.rows import Block
 from lighthouse.titan.data.shuffled import ShuffledDocuments
 from lighthouse.titan.data.sources import TextReader
-from lighthouse.titan.data.text_files import check_texts, local_files
+from lighthouse.titan.data.text_checks import check_texts
+from lighthouse.titan.data.text_files import local_files
 from tests.support.text import assert_resumes_exactly, config_for, loader, rows, write_jsonl
 
 LANGUAGES = ("de", "en", "fr", "zh")

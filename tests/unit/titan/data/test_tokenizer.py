@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torchtitan.components.tokenizer import HuggingFaceTokenizer, build_hf_tokenizer
 from torchtitan.config import JobConfig
@@ -167,7 +169,13 @@ def test_documents_end_once_whoever_ends_them(folder: Path, tmp_path: Path, temp
     assert tokenizer.encode("hi", add_bos=True, add_eos=True) == [256, *b"hi", 257]
 
 
-@pytest.mark.parametrize("template", ["$A <|pad|> <|eos|> <|eos|>", "<|eos|> $A"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        *("$A <|pad|> <|eos|> <|eos|>", "<|eos|> $A"),
+        *("<|pad|> $A", "<|bos|> <|pad|> $A <|eos|>"),
+    ],
+)
 def test_documents_that_do_not_end_so_are_refused(
     folder: Path, tmp_path: Path, template: str
 ) -> None:
@@ -197,3 +205,34 @@ def test_special_tokens_that_are_absent_or_odd(
     job.model.hf_assets_path = str(tmp_path / "4")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json is missing: documents would run"):
         build_tokenizer(job)
+
+
+def test_characters_that_a_vocabulary_lacks(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def letters(inner: Tokenizer) -> None:
+        inner.pre_tokenizer = Whitespace()
+
+    with caplog.at_level(logging.WARNING):
+        build(folder, tmp_path / "1", letters)
+    assert "leaves characters out that its vocabulary lacks" in caplog.text
+
+    def words(inner: Tokenizer) -> None:
+        inner.model = WordLevel({"a": 0, "b": 1})
+
+    with pytest.raises(ValueError, match=r"ends at characters that its vocabulary lacks .*unk_tok"):
+        build(folder, tmp_path / "2", words)
+
+
+def test_a_model_that_ends_otherwise_is_said(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folder, tmp_path / "0")
+    with caplog.at_level(logging.WARNING):
+        for ids in ([257, 258], 257, None):
+            (tmp_path / "0" / "config.json").write_text(json.dumps({"eos_token_id": ids}))
+            build(tmp_path / "0", tmp_path / str(ids), lambda inner: None)
+        assert not caplog.records
+        (tmp_path / "0" / "config.json").write_text(json.dumps({"eos_token_id": 258}))
+        build(tmp_path / "0", tmp_path / "1", lambda inner: None)
+    assert "has eos_token_id = 258, and the tokenizer's eos_token is 257" in caplog.text

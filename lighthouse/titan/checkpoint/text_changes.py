@@ -1,0 +1,87 @@
+"""Whether a checkpoint's place in the text is one in the run's text too."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lighthouse.titan.checkpoint.change import NOT_SET, Change
+from lighthouse.titan.checkpoint.record import RunRecord
+from lighthouse.titan.data.moved import SOURCES
+
+_BACK = "put the text back"
+
+
+def text_changes(saved: RunRecord, now: RunRecord, unread: Sequence[bool] = ()) -> Iterator[Change]:
+    """What differs of the text, of who reads it, and of its tokenizer.
+
+    Args:
+        unread: of each source, whether what differs is still to be read; empty: not known.
+    """
+    was, is_now = saved.data_parallel_degree, now.data_parallel_degree
+    if was != is_now:
+        back = f"read by {was} data-parallel rank{'s' if was > 1 else ''}"
+        yield Change("data-parallel degree", was, is_now, "data", back=back)
+    yield from _sources(saved.data[SOURCES], now.data[SOURCES])
+    for key, value in saved.data.items():
+        if key != SOURCES and value != now.data.get(key, NOT_SET):
+            yield Change(key, value, now.data.get(key, NOT_SET), "data")
+    yield from _text(saved, now, unread)
+    yield from _tokenizer(saved, now)
+
+
+def _sources(was: list[Any], is_now: list[Any]) -> Iterator[Change]:
+    """Shares and columns of sources, of which there are as many; their texts are compared alone."""
+    if len(was) != len(is_now):
+        if not (was and is_now):
+            yield _number(was, is_now)
+        return
+    totals = [sum(weight for weight, _ in sources) for sources in (was, is_now)]
+    pairs = list(zip(was, is_now, strict=True))
+    same_shares = all(a[0] / totals[0] == b[0] / totals[1] for a, b in pairs)
+    for number, (before, after) in enumerate(pairs, start=1):
+        if before[0] != after[0] and not same_shares:
+            yield Change(f"training.sources.{number}.weight", before[0], after[0], "data")
+        if before[1] != after[1]:
+            yield Change(f"training.sources.{number}.text", before[1], after[1], "data")
+
+
+def _number(was: Sequence[Any], is_now: Sequence[Any]) -> Change:
+    back = "name the sources that it had"
+    return Change("training.sources", len(was), len(is_now), "data", "in number", back)
+
+
+def _text(saved: RunRecord, now: RunRecord, unread: Sequence[bool]) -> Iterator[Change]:
+    if saved.text is None or now.text is None:
+        if saved.local_text and now.local_text and saved.local_text != now.local_text:
+            was_text, is_text = saved.local_text, now.local_text
+            yield Change("training.dataset_path", was_text, is_text, "data", back=_BACK)
+        return
+    listed = len(now.text) > 1
+    if len(saved.text) != len(now.text):
+        yield _number(saved.text, now.text)
+        return
+    for number, (was, text) in enumerate(zip(saved.text, now.text, strict=True), start=1):
+        if not was.same(text):
+            key = f"training.sources.{number}.path" if listed else "training.dataset_path"
+            ahead = any(unread[number - 1 : number]) or _lies_ahead(saved, now, number - 1)
+            name = None if ahead else "data"
+            values = was.described(), text.described()
+            yield Change(key, *values, name, text.difference(was), _BACK)
+
+
+def _lies_ahead(saved: RunRecord, now: RunRecord, source: int) -> bool:
+    """Whether files have only come behind those that were there, and ranks keep their places."""
+    assert saved.text is not None and now.text is not None
+    was, text = saved.text[source], now.text[source]
+    if now.data["training.dataset_order"] != "files" or not text.only_adds_to(was):
+        return False
+    if now.data["training.dataloader.num_workers"] > 1:
+        return False
+    # Whole files are dealt to ranks where there are as many for each, and else each file's rows.
+    ranks = now.data_parallel_degree
+    return (len(was.files) % ranks == 0) == (len(text.files) % ranks == 0)
+
+
+def _tokenizer(saved: RunRecord, now: RunRecord) -> Iterator[Change]:
+    if saved.tokenizer is not None and saved.tokenizer != now.tokenizer:
+        back = "use the tokenizer that it had"
+        yield Change("model.tokenizer", saved.tokenizer, now.tokenizer, "tokenizer", back=back)
