@@ -70,6 +70,8 @@ class GatheredFlex:
         def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys_values = torch.stack([k, v]).movedim(3, 0).contiguous()
             gathered = all_gather_tensor_autograd(keys_values, 0, self._group)
+            if gathered.requires_grad:  # NCCL reduces and scatters what is contiguous alone
+                gathered.register_hook(Tensor.contiguous)
             k, v = gathered.movedim(0, 3).contiguous().unbind()
             return self._attention(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 

@@ -1,8 +1,8 @@
 """What it costs to withhold updates that are not finite, across GPUs, in a step of about 100 ms.
 
-    python -m benchmarks.guard OUT.json [--processes 2] [--steps 200]
+    python -m benchmarks.guard OUT.json
 
-One run of the trainer, parameters sharded, in which every other step goes without the guard. Steps
+One run of the trainer, parameters sharded over two GPUs, in which every other step goes without the guard. Steps
 are medians on the device, from one update to the next, in ms; ``host_ms`` is the guard's call,
 which the device does not wait for while it has work.
 """
@@ -17,23 +17,21 @@ from pathlib import Path
 
 from benchmarks.provenance import gpu
 from benchmarks.training import arguments, run_to_its_end
-from benchmarks.training_cases import NO_AC, Case
+from benchmarks.training_cases import cases
 from lighthouse.launch import environment
 
-SEQ_LEN = 16384
+CASE = "16k-sharded"
 WARMUP = 20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
-    case = Case(args.processes, f"--training.seq_len {SEQ_LEN} {NO_AC}", steps=args.steps)
+    case = cases()[CASE]
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            *f"{sys.executable} -m lighthouse.launch --processes {args.processes} --".split(),
+            *f"{sys.executable} -m lighthouse.launch --processes {case.gpus} --".split(),
             *arguments(case, Path(folder)),
             *"--metrics.log_freq 20 --experimental.custom_import benchmarks.guard_steps".split(),
         ]
@@ -48,8 +46,8 @@ def main() -> None:
     )
     report = {
         **gpu(),
-        "processes": args.processes,
-        "seq_len": SEQ_LEN,
+        "processes": case.gpus,
+        "flags": case.flags,
         "steps": len(steps),
         "guarded_ms": round(guarded, 3),
         "bare_ms": round(bare, 3),

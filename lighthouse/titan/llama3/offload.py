@@ -6,6 +6,7 @@ all blocks the inputs of two are on the device at a time, and the values are the
 """
 
 import mmap
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -63,19 +64,23 @@ class CopiesOfGPU:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
+        self._pinned: dict[int, weakref.finalize[..., Any]] = {}
 
     def host_memory(self, size: int, instead_of: Tensor | None) -> Tensor:
-        runtime: Any = torch.cuda.cudart()
         if instead_of is not None:
             self._stream.synchronize()
-            torch.cuda.check_error(int(runtime.cudaHostUnregister(instead_of.data_ptr())))
+            self._pinned.pop(instead_of.data_ptr())()
         memory = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
-        error = int(runtime.cudaHostRegister(memory.data_ptr(), size, 0))
+        place = memory.data_ptr()
+        error = int(torch.cuda.cudart().cudaHostRegister(place, size, 0))
         if error:
             raise RuntimeError(
                 f"activation_checkpoint.offload = true: {size / 2**30:.1f} more GiB of host memory "
                 f"can't be pinned (cudaHostRegister: error {error})"
             )
+        # Pages that are given back while pinned would make whatever takes their place unusable.
+        unpin = self._pinned[place] = weakref.finalize(self, _unpin, memory)
+        unpin.atexit = False  # the process gives back all
         return memory
 
     def begin(self, source: Tensor, target: Tensor) -> Mark:
@@ -87,6 +92,12 @@ class CopiesOfGPU:
     def wait(self, mark: Mark) -> None:
         if mark is not None:
             torch.cuda.current_stream(self._device).wait_event(mark)
+
+
+def _unpin(memory: Tensor) -> None:
+    runtime: Any = torch.cuda.cudart()
+    torch.cuda.synchronize()  # copies that are under way
+    torch.cuda.check_error(int(runtime.cudaHostUnregister(memory.data_ptr())))
 
 
 @dataclass(eq=False)

@@ -252,7 +252,7 @@ def test_on_a_gpu(backend: str | None) -> None:
     device, dim, blocks = torch.device("cuda"), 1024, 12
     x = torch.randn(1, 65536, dim, device=device, dtype=torch.bfloat16)
     size = x.numel() * x.element_size()
-    found, peaks = [], []
+    found, peaks, grads = [], [], 0
     for copies in (None, CopiesOfGPU(device)):
         with device:
             model = Model(copies, backend, dim, blocks).bfloat16()
@@ -262,8 +262,22 @@ def test_on_a_gpu(backend: str | None) -> None:
         before = torch.cuda.memory_allocated()
         found.append([gradients(model, x) for _ in range(3)])
         peaks.append(torch.cuda.max_memory_allocated() - before)
+        grads = sum(p.numel() * p.element_size() for p in model.parameters())
         del model
     assert all(map(equal, *found))
-    # At the end of forward two are there at most, and one beside the gradients in backward.
+    # At the end of forward two are there at most, and one beside the gradients in backward. With
+    # few inputs the peak may be at the end of backward, where all gradients of weights are there.
     saved = (peaks[0] - peaks[1]) / size
-    assert blocks - 3 <= saved <= blocks
+    assert blocks - 3 - grads / size <= saved <= blocks
+
+
+@pytest.mark.gpu
+def test_memory_of_the_host_is_unpinned_with_what_it_was_for() -> None:
+    """Or the next to be given those pages could not be copied to, and the process would end."""
+    register = torch.cuda.cudart().cudaHostRegister
+    copies = CopiesOfGPU(torch.device("cuda"))
+    memory = copies.host_memory(1 << 24, None)
+    del copies
+    assert not memory.is_pinned()
+    assert int(register(memory.data_ptr(), 1 << 24, 0)) == 0
+    torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
