@@ -2,9 +2,9 @@
 
     python -m benchmarks.guard OUT.json
 
-One run of the trainer, parameters sharded over two GPUs, in which every other step goes without the guard. Steps
-are medians on the device, from one update to the next, in ms; ``host_ms`` is the guard's call,
-which the device does not wait for while it has work.
+One run of the trainer, parameters sharded over two GPUs, in which every other step goes without the
+guard. Steps are medians on the device, from one update to the next, in ms; ``host_ms`` is the
+guard's call, which the device does not wait for while it has work.
 """
 
 import argparse
