@@ -245,7 +245,7 @@ def frontier(runs: Sequence[Run], setting: str, device: str, path: Path) -> None
     left.set_xlabel("seconds of training after the short stage")
     left.set_ylabel(f"held-out dense loss beyond {far_from:,} tokens (nats a byte)")
     left.grid(alpha=0.3)
-    left.margins(x=0.15)  # for the names
+    left.margins(x=0.3)  # for the names
     other.set_xscale("log", base=2)
     other.set_xlabel("position (tokens, up to)")
     other.set_ylabel("held-out dense loss (nats a byte)")
