@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--seconds", type=float, default=400.0, help="of all rows together")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rivals_h100.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rivals.json"))
     options = parser.parse_args()
     begin = time.monotonic()
     rows: list[Row] = []

@@ -1,4 +1,4 @@
-"""docs/rivals.md and its plot from benchmarks/results/rivals_h100.json.
+"""docs/rivals.md and its plot from benchmarks/results/rivals.json.
 
 python -m benchmarks.rivals_page
 """
@@ -13,7 +13,7 @@ from benchmarks.table import pair
 from benchmarks.training_table import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "rivals.md"
-FOUND, PLOT = RESULTS / "rivals_h100.json", RESULTS / "rivals_h100.png"
+FOUND, PLOT = RESULTS / "rivals.json", RESULTS / "rivals.png"
 
 Row = dict[str, Any]
 
@@ -99,10 +99,10 @@ and a result is rounded itself; four times both together is allowed
 """
 
 MEASURED = """One {device}, torch {torch}, all from one run of `python -m benchmarks.rivals` \
-([results](../benchmarks/results/rivals_h100.json)). Medians of replayed CUDA graphs, but for what \
+([results](../benchmarks/results/rivals.json)). Medians of replayed CUDA graphs, but for what \
 is named below. Memory is the peak of forward + backward over inputs, output and their gradients.
 
-![Forward + backward against length](../benchmarks/results/rivals_h100.png)
+![Forward + backward against length](../benchmarks/results/rivals.png)
 
 {tables}
 
