@@ -41,7 +41,12 @@ With launches hidden behind earlier work, as in a compiled trainer or a CUDA gra
 faster than dense from the shortest length measured. In eager mode Python needs about 1 ms forward
 and 2.5 ms forward + backward whatever the length. There it pays from about 32K tokens forward and
 16K forward + backward on. That was measured before queries, keys and values shared their operators:
-[host time](#host-time).
+[host time](#host-time). With launches hidden that gains up to 8%, here before and now in one run on
+one H200 ([results](../benchmarks/results/attention_h200.json)), in ms:
+
+| N | layer before | now | its gather and summarize before | now |
+| --- | --- | --- | --- | --- |
+{joint}
 
 All around the attention kernel is deterministic, forward and backward. The kernel is torch's
 choice. cuDNN's, the fastest, adds up gradients in no fixed order: two runs on a GPU agree to
@@ -114,6 +119,22 @@ figure.
 {llama}
 
 The published pattern is {llama_gain}.
+
+Longer, and over two GPUs, on another machine of four H200s
+([results](../benchmarks/results/context_parallel_h200_x4.json)). What was predicted of memory is
+too low for Lighthouse layers ([more](cost_model.md#how-far-to-trust-it)):
+
+Llama-3-8B, 131,072 tokens over two:
+
+{llama_two}
+
+Llama-3-8B, 524,288 tokens, L=4, k=4096, over four:
+
+{llama_long}
+
+`530M_byte`, 524,288 tokens, L=4, k=4096, over four:
+
+{small_long}
 
 Others publish for dense attention at that length, none of it run here: 1,071 tokens/s of each GPU
 for Llama-3.1-8B on 8 H100 with float8 products
@@ -197,8 +218,22 @@ def documents(results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def joint_rows(report: dict[str, Any]) -> str:
+    """A layer with operators for queries, keys and values apart, and with joint ones."""
+    lines = []
+    for before, now in zip(report["before"]["results"], report["results"], strict=True):
+        cells = [f"{before['seq_len']:,}"]
+        cells += [table.pair(result["lighthouse_ms"]) for result in (before, now)]
+        for result in (before, now):
+            parts = result["stages_ms"]
+            cells.append(f"{parts['gather'] + parts['summarize']:.3f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def page() -> str:
     """The page's text."""
+    shared = load("context_parallel_h200_x4.json")
     attention, h100 = load("attention_h100.json"), load("training_h100.json")
     h200_x2, llama = load("training_h200_x2.json"), load("training_h200_x4.json")
     alone = Alone(attention, load("windows_h100.json"))
@@ -227,6 +262,10 @@ def page() -> str:
         llama=training_table.llama_table(llama, "8B-131k-cp4"),
         llama_gain=training_table.llama_gain(llama, "8B-131k-cp4"),
         llama_device=llama["device"].removeprefix("NVIDIA "),
+        joint=joint_rows(load("attention_h200.json")),
+        llama_two=training_table.llama_table(shared, "8B-131k-cp2"),
+        llama_long=training_table.llama_table(shared, "8B-524k-cp4"),
+        small_long=training_table.llama_table(shared, "530M-524k-cp4"),
         host_tokens=host["seq_len"],
         host_cpu=host["cpu"],
         host=host_table(host),
