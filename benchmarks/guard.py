@@ -32,8 +32,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *f"{sys.executable} -m lighthouse.launch --processes {case.gpus} --".split(),
-            *arguments(case, Path(folder)),
             *"--metrics.log_freq 20 --experimental.custom_import benchmarks.guard_steps".split(),
+            *arguments(case, Path(folder)),
         ]
         error = run_to_its_end(command, environment(dict(os.environ)))
         if error is not None:

@@ -42,7 +42,7 @@ faster than dense from the shortest length measured. In eager mode Python needs 
 and 2.5 ms forward + backward whatever the length. There it pays from about 32K tokens forward and
 16K forward + backward on. That was measured before queries, keys and values shared their operators:
 [host time](#host-time). With launches hidden that gains up to 8%, here before and now in one run on
-one H200 ([results](../benchmarks/results/attention_h200.json)), in ms:
+one H200 ([results](../benchmarks/results/joint_operators_h200.json)), in ms:
 
 | N | layer before | now | its gather and summarize before | now |
 | --- | --- | --- | --- | --- |
@@ -262,7 +262,7 @@ def page() -> str:
         llama=training_table.llama_table(llama, "8B-131k-cp4"),
         llama_gain=training_table.llama_gain(llama, "8B-131k-cp4"),
         llama_device=llama["device"].removeprefix("NVIDIA "),
-        joint=joint_rows(load("attention_h200.json")),
+        joint=joint_rows(load("joint_operators_h200.json")),
         llama_two=training_table.llama_table(shared, "8B-131k-cp2"),
         llama_long=training_table.llama_table(shared, "8B-524k-cp4"),
         small_long=training_table.llama_table(shared, "530M-524k-cp4"),

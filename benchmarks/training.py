@@ -61,8 +61,8 @@ def run(name: str, case: Case, left: float = float("inf")) -> list[Run]:
         ends = ends or [case.steps]
         command = [
             *f"{sys.executable} -m lighthouse.launch --processes {case.gpus} --".split(),
-            *arguments(case, Path(folder)),
             *"--metrics.log_freq 1 --experimental.custom_import benchmarks.trace_step".split(),
+            *arguments(case, Path(folder)),
         ]
         # Where a rank fails, the others wait for it in a kernel, and hear no signal.
         variables = {"PET_SHUTDOWN_TIMEOUT": "5", "TRACE_STEPS": " ".join(map(str, ends))}

@@ -47,7 +47,7 @@ def test_a_compiled_and_sharded_run_has_the_same_losses(tmp_path: Path) -> None:
 
 def test_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:
     args = "--activation_checkpoint.mode=full --activation_checkpoint.offload"
-    sizes = "--training.seq_len=1048576 --training.local_batch_size=1048576"
+    sizes = "--training.seq_len=1048576 --training.local_batch_size=1024"
     run = train(tmp_path, *f"{args} {sizes}".split(), ok=False)
     assert run.refusal().startswith(
         "activation_checkpoint.offload = true: the inputs of blocks take "

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, get_args, get_origin
 
 import tyro
@@ -167,7 +168,7 @@ def _check_one_file(words: Sequence[str]) -> None:
     """Refuse a second configuration file, which upstream would not read."""
     files = [
         word.partition("=")[2] if "=" in word else following
-        for word, following in zip(words, [*words[1:], ""], strict=True)
+        for word, following in pairwise([*words, ""])
         if word.partition("=")[0] in CONFIG_FILE
     ]
     if len(files) > 1:
