@@ -17,7 +17,7 @@ from lighthouse.titan.checkpoint.seal import METADATA
 from lighthouse.titan.checkpoint.settings import NONFINITE, settings_of
 from lighthouse.titan.checkpoint.unread_text import still_unread
 from lighthouse.titan.config.stages import Stages
-from lighthouse.titan.data.text_identity import SourceText
+from lighthouse.titan.data.text_identity import same_texts
 from lighthouse.titan.distributed.agree import from_rank_0
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _compared(
     behind = None if "train_state" in excluded else _step_behind(step, saved)
     unread: list[bool] = []
     texts = saved.text or [], now.text or []
-    if len(texts[0]) == len(texts[1]) and not all(map(SourceText.same, *texts)):
+    if len(texts[0]) == len(texts[1]) and not same_texts(*texts):
         unread = from_rank_0(partial(still_unread, checkpoint, saved, now))
     found = [
         change

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from lighthouse.titan.data.text_identity import SourceText
+from lighthouse.titan.data.text_identity import SourceText, same_texts
 
 if TYPE_CHECKING:
     from lighthouse.titan.checkpoint.record import RunRecord
@@ -117,8 +117,7 @@ def go_on_reading(
         say("The text begins anew: its place in the checkpoint is one among other ranks or files")
     else:
         loader.go_on_from(sources)
-        was, text = resume.before.text or [], resume.record.text or []
-        changed = len(was) != len(text) or not all(map(SourceText.same, was, text))
+        changed = not same_texts(resume.before.text or [], resume.record.text or [])
         shuffled = resume.record.data["training.dataset_order"] == "shuffled"
         anew = "; what is shuffled and has changed, with its next epoch"
         say(f"The text goes on with the next document{anew if shuffled and changed else ''}")

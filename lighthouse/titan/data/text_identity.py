@@ -78,6 +78,11 @@ class SourceText:
         return "; ".join(f"{what}: {_some(names)}" for what, names in found.items() if names)
 
 
+def same_texts(texts: Sequence[SourceText], others: Sequence[SourceText]) -> bool:
+    """Whether sources are the same text, one by one."""
+    return len(texts) == len(others) and all(map(SourceText.same, texts, others))
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
 
