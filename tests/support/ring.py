@@ -1,6 +1,6 @@
 """Started by torchrun: each rank compares its share of the layers with the whole of them.
 
-    torchrun --nproc_per_node=W -m tests.support.ring [cpu|cuda]
+    torchrun --nproc_per_node=W -m tests.support.ring cpu|cuda selection|windows|documents
 
 The whole is computed on every rank, on one device, with the same number of chunks. Selections must
 be equal; outputs and gradients may be off by no more than a few times what the whole computation
@@ -11,6 +11,7 @@ on CPUs, and may be off by what sums in another order are.
 import itertools
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -40,6 +41,8 @@ BATCH, SEQ_LEN, HEAD_DIM = 2, 512, 16
 HEADS = {"one key/value head each": (2, 2), "grouped": (4, 2)}
 BALANCERS = {"headtail": 2, None: 1}
 """Chunks that a rank owns."""
+Cases = Iterator[tuple[Any, str, str | None, list[list[int]] | None]]
+"""A layer, its heads, a balancer, and where the documents of each sequence begin."""
 DOCUMENTS = [[0, 1, 2, 64, 65, 203, 511], [0, 509]]
 ALIGNED_DOCUMENTS = [[0, 4, 8, 64, 68, 200, 508], [0, 504]]
 """Of one token or entry, of more tokens than a rank has, and from where a chunk begins."""
@@ -57,49 +60,62 @@ def selecting(chunks: int, scale: int, **more: Any) -> LighthouseConfig:
     )
 
 
-def main(device_type: str) -> None:
+def selections(world: int, scale: int) -> Cases:
+    for scorer, heads, balancer, extra in itertools.product(
+        ("norm", "dilated", "gla"), HEADS, BALANCERS, (1, 2)
+    ):
+        chunks = world * BALANCERS[balancer] * extra
+        yield selecting(chunks, scale, scorer=scorer), heads, balancer, None
+
+
+def windows(world: int, scale: int) -> Cases:
+    for heads, balancer, window in itertools.product(HEADS, BALANCERS, (1, 24, 300, 10**6)):
+        chunks = world * BALANCERS[balancer]
+        for layer in (
+            WindowConfig(window),
+            selecting(chunks, scale, window=window, window_heads=1),
+        ):
+            yield layer, heads, balancer, None
+
+
+def documents(world: int, scale: int) -> Cases:
+    for heads, balancer in itertools.product(HEADS, BALANCERS):
+        chunks = world * BALANCERS[balancer]
+        for layer in (None, *(WindowConfig(window) for window in (1, 24, 300))):
+            yield layer, heads, balancer, DOCUMENTS
+        for layer in (
+            selecting(chunks, scale),
+            selecting(2 * chunks, scale, selection="published"),
+            selecting(chunks, scale, window=24, window_heads=1),
+        ):
+            yield layer, heads, balancer, ALIGNED_DOCUMENTS
+
+
+PARTS = {"selection": selections, "windows": windows, "documents": documents}
+
+
+def main(device_type: str, part: str) -> None:
     world = int(os.environ["WORLD_SIZE"])
     device = torch.device(device_type, int(os.environ["LOCAL_RANK"]) if device_type != "cpu" else 0)
     if device_type != "cpu":
         torch.cuda.set_device(device)
     # bf16 where flash attention asks for it.
-    dtype = torch.float32 if device_type == "cpu" else torch.bfloat16
+    low = torch.float32 if device_type == "cpu" else torch.bfloat16
     scale = 1 if device_type == "cpu" else 8
     mesh = init_device_mesh(device_type, (world,), mesh_dim_names=("cp",))
-    count = 0
-    for scorer, heads, balancer, extra in itertools.product(
-        ("norm", "dilated", "gla"), HEADS, BALANCERS, (1, 2)
-    ):
-        chunks = world * BALANCERS[balancer] * extra
-        config = selecting(chunks, scale, scorer=scorer)
-        compare(config, heads, balancer, mesh, device, dtype, SEQ_LEN * scale)
-        count += 1
-    for heads, balancer, window in itertools.product(HEADS, BALANCERS, (1, 24, 300, 10**6)):
-        chunks = world * BALANCERS[balancer]
-        mixed = selecting(chunks, scale, window=window, window_heads=1)
-        for layer in (WindowConfig(window), mixed):
-            compare(layer, heads, balancer, mesh, device, dtype, SEQ_LEN * scale)
-            count += 1
-    for heads, balancer in itertools.product(HEADS, BALANCERS):
-        chunks = world * BALANCERS[balancer]
-        causal = selecting(chunks, scale)
-        several = selecting(2 * chunks, scale, selection="published")
-        mixed = selecting(chunks, scale, window=24, window_heads=1)
-        windows = (WindowConfig(window) for window in (1, 24, 300))
-        for layer in (None, *windows, causal, several, mixed):
-            aligned = isinstance(layer, LighthouseConfig)
-            documents = ALIGNED_DOCUMENTS if aligned else DOCUMENTS
-            most = max(map(len, documents)) + 1
+    for count, (layer, heads, balancer, lengths) in enumerate(PARTS[part](world, scale), start=1):
+        starts, dtype = None, low
+        if lengths is not None:
+            most = max(map(len, lengths)) + 1
             starts = torch.tensor(
-                [[scale * x for x in row + [SEQ_LEN] * (most - len(row))] for row in documents],
+                [[scale * x for x in row + [SEQ_LEN] * (most - len(row))] for row in lengths],
                 dtype=torch.int32,
                 device=device,
             )
-            wide = torch.float64 if device_type == "cpu" else dtype
-            compare(layer, heads, balancer, mesh, device, wide, SEQ_LEN * scale, starts)
-            count += 1
-    if dist.get_rank() == 0:
-        print(f"{count} cases agree on {world} ranks", flush=True)
+            dtype = torch.float64 if device_type == "cpu" else low
+        compare(layer, heads, balancer, mesh, device, dtype, SEQ_LEN * scale, starts)
+        if dist.get_rank() == 0:
+            print(f"{count} cases agree on {world} ranks", flush=True)
     dist.destroy_process_group()
 
 
@@ -244,4 +260,4 @@ def spans(index: Tensor, config: LighthouseConfig, seq_len: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:] or ["cpu"])
+    main(*sys.argv[1:])
