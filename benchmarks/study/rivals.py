@@ -105,6 +105,17 @@ AT_65K = Setting(
             _of("window", 130, window=8192),
             _of("dense", 75),
         ),
+        # The same with half as long a dense end, and with twice.
+        "grow-window-4": (
+            _of("dense", 760, 8192),
+            _of("window", 145, window=8192),
+            _of("dense", 38),
+        ),
+        "grow-window-16": (
+            _of("dense", 560, 8192),
+            _of("window", 105, window=8192),
+            _of("dense", 126),
+        ),
     },
 )
 # About 175 seconds: the winner at 65,536 tokens, its strongest rivals, and dense.
@@ -123,6 +134,11 @@ AT_98K = Setting(
             _of("dense", 400, 8192),
             _of("window", 175, window=8192),
             _of("dense", 48),
+        ),
+        "grow-window-6": (
+            _of("dense", 450, 8192),
+            _of("window", 170, window=8192),
+            _of("dense", 40),
         ),
         # As many tokens as dense has, in less than half of its time.
         "few-window-8": (
