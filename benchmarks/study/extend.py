@@ -31,7 +31,6 @@ def flags(seq_len: int, folder: Path, text: Path) -> str:
         --model.hf_assets_path {folder} --training.dataset local
         --training.dataset_path {text}/train --training.seq_len {seq_len}
         --training.local_batch_size {TOKENS // seq_len} --training.global_batch_size -1
-        --lighthouse.topk 1024 --lighthouse.window 2048 --lighthouse.window_heads 2
         --stages.1.steps {STEPS[0]} --stages.1.seq_len {quarter} --stages.1.global_batch_size -1
         --stages.1.local_batch_size {TOKENS // quarter}
         --stages.2.steps {STEPS[1]} --stages.3.steps {STEPS[2]} --optimizer.lr 5e-4

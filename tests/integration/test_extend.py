@@ -16,8 +16,7 @@ from tests.support.trainer import train
 SHRUNKEN = """
     --training.dataset local --training.seq_len 512 --training.global_batch_size 2
     --training.loss_chunk_tokens 100 --training.mixed_precision_param float32
-    --lighthouse.topk 8 --lighthouse.stratum 8 --lighthouse.window 64 --lighthouse.window_heads 1
-    --stages.1.steps 1 --stages.2.steps 2 --stages.3.steps 1
+    --stages.1.steps 1 --stages.2.steps 2 --stages.2.window 64 --stages.3.steps 1
     --stages.1.seq_len 256 --stages.1.global_batch_size 4 --lr_scheduler.warmup_steps 1
     --parallelism.context_parallel_degree 1 --compile.no-enable --optimizer.lr 1e-3
 """
@@ -41,7 +40,7 @@ def test_from_8k_to_128k_in_small(tmp_path: Path) -> None:
     assert "model.args.rope_theta = 8000000.0, on purpose: config.json has 500000.0" in run.output
     lines = [line for line in run.lines() if "loss" in line]
     assert [(line["attention"], line["seq_len"]) for line in lines] == [
-        *(("dense", 256), ("lighthouse", 512), ("lighthouse", 512), ("dense", 512)),
+        *(("dense", 256), ("window", 512), ("window", 512), ("dense", 512)),
     ]
     assert lines[-1]["loss"] < lines[0]["loss"]
 
