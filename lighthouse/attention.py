@@ -1,11 +1,8 @@
 """Lighthouse Attention as a function and as a module around a dense attention module."""
 
-import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +17,7 @@ from lighthouse.documents import (
 from lighthouse.inputs import check_inputs
 from lighthouse.ops import check_name, implementation
 from lighthouse.scorers import level0_scores, level1_maxima
-from lighthouse.window import after, window_attention
+from lighthouse.window import window_attention
 
 DenseAttention = Callable[..., Tensor]
 WindowAttention = Callable[..., Tensor]
@@ -55,7 +52,6 @@ def lighthouse_attention(
     config: LighthouseConfig,
     impl: str = "auto",
     attention: DenseAttention = dense_attention,
-    windowed: WindowAttention = window_attention,
     document_starts: Tensor | None = None,
     documents: Documents = _WHOLE,
 ) -> Tensor:
@@ -74,9 +70,6 @@ def lighthouse_attention(
             ``attention(q_BHSD, k_BHSD, v_BHSD, enable_gqa=Hq != Hkv)``. With documents it gets
             ``document_starts`` too, int32 (B, Hkv, M): where their rows begin in each head's
             sub-sequence, S where there is none.
-        windowed: the attention of the window heads, if ``config`` has any, called with their share
-            of the inputs as ``windowed(q_BHND, k_BHND, v_BHND, window=config.window)``. With
-            documents ``documents`` takes its place.
         document_starts: int32 (B, M), with which tokens documents begin, in rising order from 0 on,
             multiples of ``config.coarsest_width``; N in places without one. Attention then ends
             where a document ends (docs/method.md, section 10).
@@ -90,33 +83,12 @@ def lighthouse_attention(
 
     Raises:
         ValueError: for inputs that don't fit each other or ``config``, for an ``attention``
-            that returns another shape than its queries', and for what documents don't go with: the
-            ``dilated`` and ``gla`` scorers, and a ``windowed`` of one's own without ``documents``.
+            that returns another shape than its queries', and for scorers that documents don't go
+            with: ``dilated`` and ``gla``.
     """
     check_inputs(q_BHND, k_BHND, v_BHND)
     if document_starts is not None:
-        _check_documents(document_starts, q_BHND, config, windowed, documents)
-    if config.window_heads:
-        in_window = config.is_windowed(k_BHND.shape[1])
-        inputs = (q_BHND, k_BHND, v_BHND)
-        q_near, k_near, v_near = (heads_of(x, in_window, True) for x in inputs)
-        if document_starts is None:
-            near = windowed(q_near, k_near, v_near, window=config.window)
-        else:
-            near = documents.attend(q_near, k_near, v_near, document_starts, window=config.window)
-        q_far, k_far, v_far = (heads_of(x, in_window, False) for x in inputs)
-        if windowed is not window_attention:
-            # Under context parallelism both send: on all ranks this first, and the ring then.
-            k_far = after(k_far, near[:, :, :1])
-        far = lighthouse_attention(
-            *(q_far, k_far, v_far),
-            config=replace(config, window_heads=0),
-            impl=impl,
-            attention=attention,
-            document_starts=document_starts,
-            documents=documents,
-        )
-        return _in_head_order(near, far, in_window)
+        _check_documents(document_starts, q_BHND, config, documents)
     seq_len = q_BHND.shape[2]
     config.validate(seq_len)
     ops = implementation(impl, q_BHND.device, q_BHND.dtype)
@@ -150,7 +122,6 @@ def _check_documents(
     document_starts_BM: Tensor,
     q_BHND: Tensor,
     config: LighthouseConfig,
-    windowed: WindowAttention,
     documents: Documents,
 ) -> None:
     if config.scorer in INTERLEAVED_SCORERS:
@@ -158,36 +129,9 @@ def _check_documents(
             f"scorer = {config.scorer!r}: attends across the borders of documents; with documents "
             "use 'norm' or 'random'"
         )
-    if config.window_heads and windowed is not window_attention and documents is _WHOLE:
-        raise ValueError(
-            "windowed: only lighthouse.window.window_attention ends where a document ends; leave "
-            "it out, or document_starts"
-        )
     batch, _, seq_len, _ = q_BHND.shape
     whole = documents.whole(seq_len)
     check_document_starts(document_starts_BM, batch, whole, config.coarsest_width)
-
-
-def heads_of(x_BHND: Tensor, windowed: list[bool], which: bool) -> Tensor:
-    """The heads, of queries or of keys, whose key/value head attends in the window, or not."""
-    if not any(windowed):
-        return x_BHND[:, :0] if which else x_BHND
-    runs = [list(run) for _, run in itertools.groupby(windowed)]
-    group = x_BHND.shape[1] // len(windowed)
-    pieces = x_BHND.split([group * len(run) for run in runs], dim=1)
-    chosen = [x for x, run in zip(pieces, runs, strict=True) if run[0] == which]
-    return chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=1)
-
-
-def _in_head_order(window_BHND: Tensor, other_BHND: Tensor, windowed: list[bool]) -> Tensor:
-    """What :func:`heads_of` took apart."""
-    runs = [list(run) for _, run in itertools.groupby(windowed)]
-    group = (window_BHND.shape[1] + other_BHND.shape[1]) // len(windowed)
-    pieces = {
-        which: iter(x.split([group * len(run) for run in runs if run[0] == which], dim=1))
-        for which, x in ((True, window_BHND), (False, other_BHND))
-    }
-    return torch.cat([next(pieces[run[0]]) for run in runs], dim=1)
 
 
 class LighthouseAttention(nn.Module):
@@ -200,8 +144,10 @@ class LighthouseAttention(nn.Module):
         impl: as in :func:`lighthouse_attention`.
         dense: whether to pass calls straight on to ``inner``. Not part of the state dict: the
             module has no parameters and no buffers, so checkpoints are those of the dense model.
-        windowed: as in :func:`lighthouse_attention`, for a window layer and for window heads.
-        documents: as there, for every kind of layer.
+        windowed: the attention of a window layer, called as
+            ``windowed(q_BHND, k_BHND, v_BHND, window=config.window)``. With documents ``documents``
+            takes its place.
+        documents: as in :func:`lighthouse_attention`, for every kind of layer.
     """
 
     windowed: WindowAttention
@@ -240,8 +186,9 @@ class LighthouseAttention(nn.Module):
                 f"enable_gqa = False: q has {q_BHND.shape[1]} heads and k {k_BHND.shape[1]}; "
                 "grouped-query heads need enable_gqa = True"
             )
-        if self.dense or isinstance(self.config, WindowConfig):
-            window = None if self.dense else self.config.window
+        config = None if self.dense else self.config
+        if not isinstance(config, LighthouseConfig):
+            window = None if config is None else config.window
             if document_starts is not None:
                 return self.documents.attend(q_BHND, k_BHND, v_BHND, document_starts, window=window)
             return self.windowed(q_BHND, k_BHND, v_BHND, window=window)
@@ -255,10 +202,9 @@ class LighthouseAttention(nn.Module):
 
         return lighthouse_attention(
             *(q_BHND, k_BHND, v_BHND),
-            config=self.config,
+            config=config,
             impl=self.impl,
             attention=attention,
-            windowed=self.windowed,
             document_starts=document_starts,
             documents=self.documents,
         )

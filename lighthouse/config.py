@@ -59,10 +59,6 @@ class LighthouseConfig:
         cover_prefix: always refine entry 0 of each level of each chunk, so that every token has at
             least one contributor. Without it tokens 0 .. p**(L-1) - 2 of a chunk may get no output.
         num_chunks: equal pieces of the sequence inside which everything but attention stays.
-        window: tokens that a token of the window heads sees, its own among them.
-        window_heads: n, how many of the H key/value heads, with their query heads, attend in the
-            window instead: head h does if floor((h + 1) n / H) > floor(h n / H), which spreads them
-            evenly. Less than H: a layer of windows alone is a :class:`WindowConfig`.
 
     Raises:
         ValueError: on construction for a value that is wrong whatever the sequence length, and in
@@ -79,15 +75,10 @@ class LighthouseConfig:
     dilation: int = 4
     cover_prefix: bool = True
     num_chunks: int = 1
-    window: int | None = None
-    window_heads: int = 0
 
     def __post_init__(self) -> None:
-        self._check_window()
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "window":
-                continue
             if field.name in _CHOICES:
                 choices = _CHOICES[field.name]
                 if value not in choices:
@@ -130,20 +121,6 @@ class LighthouseConfig:
                 f"{nearest_multiple(self.topk, per_stratum_of_each_chunk)}"
             )
 
-    def _check_window(self) -> None:
-        heads = self.window_heads
-        if self.window is not None:
-            WindowConfig(self.window)
-        if type(heads) is not int or heads < 0:
-            raise ValueError(
-                f"window_heads = {heads!r}: must be a number of key/value heads, or 0 for none"
-            )
-        if heads and self.window is None:
-            raise ValueError(
-                f"window_heads = {heads}: window is not set; set it to the tokens that these heads "
-                "see, such as window = 4096"
-            )
-
     @property
     def coarsest_width(self) -> int:
         """w_{L-1} = p**(L-1), tokens under one coarsest entry."""
@@ -154,50 +131,21 @@ class LighthouseConfig:
         """Strata of the whole sequence: k / m."""
         return self.topk // self.stratum
 
-    def is_windowed(self, kv_heads: int) -> list[bool]:
-        """Of each key/value head whether it attends in the window.
-
-        Raises:
-            ValueError: if all would, or more than there are.
-        """
-        n = self.window_heads
-        if n and n >= kv_heads:
-            most = f"at most {kv_heads - 1}" if kv_heads > 1 else "0"
-            raise ValueError(
-                f"window_heads = {n}: must be less than the {kv_heads} key/value heads; use "
-                f"{most}, or make it a window layer"
-            )
-        return [(h + 1) * n // kv_heads > h * n // kv_heads for h in range(kv_heads)]
-
-    def local(self, ranks: int, head_ranks: int = 1) -> "LighthouseConfig":
+    def local(self, ranks: int) -> "LighthouseConfig":
         """The parameters of one of ``ranks`` context-parallel ranks, which owns whole chunks.
 
         Everything but attention stays inside a chunk, so with these a rank computes its share of
         the sub-sequence from its share of the tokens (docs/method.md, section 8).
 
-        Args:
-            head_ranks: tensor-parallel ranks, which own equal runs of heads.
-
         Raises:
-            ValueError: if ``ranks`` is not positive or does not divide ``num_chunks``, or
-                ``head_ranks`` does not divide ``window_heads``.
+            ValueError: if ``ranks`` is not positive or does not divide ``num_chunks``.
         """
-        if head_ranks < 1 or self.window_heads % head_ranks:
-            raise ValueError(
-                f"window_heads = {self.window_heads}: must be divisible by the number of ranks "
-                f"that share the heads, at least 1, got {head_ranks}"
-            )
         if ranks < 1 or self.num_chunks % ranks:
             raise ValueError(
                 f"num_chunks = {self.num_chunks}: must be divisible by the number of ranks, "
                 f"at least 1, got {ranks}"
             )
-        return replace(
-            self,
-            topk=self.topk // ranks,
-            num_chunks=self.num_chunks // ranks,
-            window_heads=self.window_heads // head_ranks,
-        )
+        return replace(self, topk=self.topk // ranks, num_chunks=self.num_chunks // ranks)
 
     def validate(self, seq_len: int) -> None:
         """Check that a sequence of ``seq_len`` tokens can be processed.

@@ -2,7 +2,7 @@
 
 from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.rates import Rates
-from lighthouse.cost.sizes import Layout, Model, Work, rows, window_share
+from lighthouse.cost.sizes import Layout, Model, Work, rows
 
 GIB = 2**30
 
@@ -79,8 +79,7 @@ def _kept_bytes(model: Model, work: Work, config: LighthouseConfig | WindowConfi
     """Kept for backward, per token: block input and sum, norms, SwiGLU unless it is in chunks,
     attention in and out.
 
-    A Lighthouse layer keeps the rows of its sub-sequence instead of q, k and v of each token, and
-    takes those of its window heads apart.
+    A Lighthouse layer keeps the rows of its sub-sequence instead of q, k and v of each token.
     """
     element = work.element_bytes
     body = 2 * model.dim * (work.residual_bytes + element)
@@ -88,8 +87,7 @@ def _kept_bytes(model: Model, work: Work, config: LighthouseConfig | WindowConfi
     qkv = model.dim + 2 * model.kv_dim
     if not isinstance(config, LighthouseConfig):
         return body + element * qkv
-    near = window_share(config, model.kv_heads)
-    rows_per_token = near + (1 - near) * config.gathered_len(work.seq_len) / work.seq_len
+    rows_per_token = config.gathered_len(work.seq_len) / work.seq_len
     return body + element * rows_per_token * (qkv + model.dim)
 
 
@@ -100,11 +98,10 @@ def _kept_by_ring(
     two chunks, and the chunks'."""
     if layout.cp == 1:
         return 0.0
-    near = window_share(config, model.kv_heads)
-    rows_per_token = (1 - near) * layout.cp * rows(config, work.seq_len) / work.seq_len
-    if config is not None and config.window is not None:
+    rows_per_token = layout.cp * rows(config, work.seq_len) / work.seq_len
+    if isinstance(config, WindowConfig):
         in_front = 2 * layout.cp * (config.window - 1) / work.seq_len
-        rows_per_token += near * (1 + min(in_front, layout.cp))
+        rows_per_token = 1 + min(in_front, layout.cp)
     return work.element_bytes * rows_per_token * 2 * model.kv_dim
 
 
@@ -115,8 +112,9 @@ def _kept_by_op(
 
     Without w1 where the feed-forward is in chunks.
     """
-    near = window_share(config, model.kv_heads)
-    share = near + (1 - near) * layout.cp * rows(config, work.seq_len) / work.seq_len
-    columns = model.dim + model.kv_dim + share * model.dim
+    outputs = 1.0
+    if not isinstance(config, WindowConfig):
+        outputs = layout.cp * rows(config, work.seq_len) / work.seq_len
+    columns = model.dim + model.kv_dim + outputs * model.dim
     columns += 0 if work.ffn_chunk_tokens else model.ffn_dim
     return work.residual_bytes * model.dim + work.element_bytes * columns

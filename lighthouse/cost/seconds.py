@@ -5,7 +5,7 @@ import math
 from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.memory import host_memory
 from lighthouse.cost.rates import Rates
-from lighthouse.cost.sizes import Layout, Model, Work, rows, window_share
+from lighthouse.cost.sizes import Layout, Model, Work, rows
 
 BACKWARD_MATMULS = 2.5  # of the attention kernel against its forward: 5 matrix products to 2
 ELEMENTWISE_BACKWARD = 2.0  # gradients read and write about twice what forward does
@@ -44,30 +44,26 @@ def seconds(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str,
         "ring": 0.0,
     }
     for config in work.attention:
-        near = window_share(config, model.kv_heads)
-        if near:
-            assert config is not None and config.window is not None
-            inner, ring = _window_seconds(model, layout, work, rates, config.window)
-            parts["window attention"] += near * inner
-            parts["ring"] += near * ring
         if isinstance(config, WindowConfig):
+            inner, ring = _window_seconds(model, layout, work, rates, config)
+            parts["window attention"] += inner
+            parts["ring"] += ring
             continue
-        attended = rows(config, work.seq_len)
-        inner, ring = _attention_seconds(model, layout, work, rates, attended, again)
-        parts["ring"] += (1 - near) * ring
+        inner, ring = _attention_seconds(model, layout, work, rates, config)
+        parts["ring"] += ring
         if config is None:
             parts["dense attention"] += inner
             continue
-        parts["lighthouse attention"] += (1 - near) * inner
+        parts["lighthouse attention"] += inner
         passes_again = 1.0 if selective else again
         moved = work.local_batch / layout.cp / layout.tp * work.element_bytes
         forward, backward = elements_around(model, config, work.seq_len)
-        parts["around lighthouse"] += (1 - near) * moved * (
-            (1 + passes_again) * forward + backward
-        ) / rates.around + (1 + again) * work.local_batch * rates.select
+        passed = moved * ((1 + passes_again) * forward + backward)
+        selected = (1 + again) * work.local_batch * rates.select
+        parts["around lighthouse"] += passed / rates.around + selected
         scorer = _scorer_seconds(model, config, work.seq_len, rates) / layout.cp / layout.tp
         # Selective checkpointing keeps the selection, so nothing asks for scores again.
-        parts["scorer"] += (1 - near) * (1 + again) * work.local_batch * scorer
+        parts["scorer"] += (1 + again) * work.local_batch * scorer
 
     parts["tensor parallel"] = _tensor_parallel_seconds(model, layout, work, rates)
     # Gathering and reducing run beside the computation; only what is longer shows.
@@ -94,10 +90,11 @@ def _elementwise_bytes(model: Model, work: Work) -> int:
 
 
 def _attention_seconds(
-    model: Model, layout: Layout, work: Work, rates: Rates, attended: int, again: float
+    model: Model, layout: Layout, work: Work, rates: Rates, config: LighthouseConfig | None
 ) -> tuple[float, float]:
     """The kernel, and what the ring adds to it."""
-    square = work.square_of(attended) * work.local_batch / layout.cp / layout.tp
+    again, attended = work.checkpointed, rows(config, work.seq_len)
+    square = work.square(config) * work.local_batch / layout.cp / layout.tp
     forward, backward = attention_kernel(
         model, square, rates, documents=work.pairs_left is not None
     )
@@ -135,16 +132,16 @@ def attention_kernel(
 
 
 def _window_seconds(
-    model: Model, layout: Layout, work: Work, rates: Rates, window: int
+    model: Model, layout: Layout, work: Work, rates: Rates, config: WindowConfig
 ) -> tuple[float, float]:
-    """Attention of all heads, and what context parallelism adds to it: tails of chunks.
+    """Attention, and what context parallelism adds to it: tails of chunks.
 
     Selective checkpointing keeps the output.
     """
     again = work.checkpointed
     of_a_gpu = work.local_batch / layout.cp / layout.tp
     documents = work.pairs_left is not None
-    square = work.window_square(window) * of_a_gpu
+    square = work.square(config) * of_a_gpu
     forward, backward = attention_kernel(model, square, rates, documents=documents)
     # In documents one call of a kernel that knows of windows.
     calls, forward_moved, backward_moved = (
@@ -156,7 +153,7 @@ def _window_seconds(
     kernel += backward + backward_moved * moved + latency
     if layout.cp == 1:
         return kernel, 0.0
-    tails = 2 * min(window - 1, work.seq_len)  # of two chunks
+    tails = 2 * min(config.window - 1, work.seq_len)  # of two chunks
     sent = tails * 2 * model.kv_dim * work.element_bytes * work.local_batch / layout.tp
     passes = 2 + (1.0 if work.checkpointing == "op" else again)
     return kernel, passes * sent / _link(rates, layout.cp * layout.tp)

@@ -107,13 +107,16 @@ class Work:
     reshard: bool = True
     pairs_left: float | None = None
 
-    def square_of(self, attended: int) -> float:
-        """What attention of so many rows has in the place of N²: documents leave a share of it."""
-        return attended**2 * (1.0 if self.pairs_left is None else self.pairs_left)
+    def square(self, config: LighthouseConfig | WindowConfig | None) -> float:
+        """What a layer's attention has in the place of N².
 
-    def window_square(self, window: int) -> float:
-        """The same of a window: its own, if documents leave as many pairs."""
-        return min(window_square(window, self.seq_len), self.square_of(self.seq_len))
+        Of its rows squared documents leave a share; a window has its own, if they leave as much.
+        """
+        attended = rows(config, self.seq_len)
+        left = attended**2 * (1.0 if self.pairs_left is None else self.pairs_left)
+        if isinstance(config, WindowConfig):
+            return min(window_square(config.window, self.seq_len), left)
+        return left
 
     @property
     def checkpointed(self) -> float:
@@ -134,13 +137,6 @@ def window_square(window: int, seq_len: int) -> int:
     return seq_len**2 - max(0, seq_len - window) ** 2
 
 
-def window_share(config: LighthouseConfig | WindowConfig | None, kv_heads: int) -> float:
-    """Heads that attend in a window, of all."""
-    if isinstance(config, LighthouseConfig):
-        return config.window_heads / kv_heads
-    return 0.0 if config is None else 1.0
-
-
 def flops_per_token(model: Model, work: Work) -> int:
     """FLOPs per token and step by torchtitan's conventions.
 
@@ -151,13 +147,10 @@ def flops_per_token(model: Model, work: Work) -> int:
     """
     weights = model.matrices + model.norms
     head_dim = model.dim // model.heads
-    squares = scoring = 0.0
-    for config in work.attention:
-        near = window_share(config, model.kv_heads)
-        if config is not None and config.window is not None:
-            squares += near * work.window_square(config.window)
-        squares += (1 - near) * work.square_of(rows(config, work.seq_len))
-        if isinstance(config, LighthouseConfig):
-            of_all = scoring_flops_per_token(config, work.seq_len, model.heads, head_dim)
-            scoring += (1 - near) * of_all
+    squares = sum(work.square(config) for config in work.attention)
+    scoring = sum(
+        scoring_flops_per_token(config, work.seq_len, model.heads, head_dim)
+        for config in work.attention
+        if isinstance(config, LighthouseConfig)
+    )
     return round(6 * weights + 12 * model.dim * squares / work.seq_len + scoring)

@@ -80,7 +80,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         *"--lighthouse.enable --lighthouse.dense_from_step 4".split(),
         *"--lighthouse.selection_log_freq 2".split(),
         # A window longer than what a rank owns in a piece.
-        *"--lighthouse.window 200 --lighthouse.window_layers 0 --lighthouse.window_heads 2".split(),
+        *"--lighthouse.window 200 --lighthouse.window_layers 0".split(),
         # As many chunks as two context-parallel ranks own.
         *"--lighthouse.num_chunks 4 --lighthouse.topk 32".split(),
         *"--checkpoint.enable --checkpoint.interval 100 --checkpoint.load_only".split(),

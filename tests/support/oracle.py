@@ -19,7 +19,6 @@ Where the definition leaves room, the oracle assumes:
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -300,18 +299,6 @@ def lighthouse_attention(
     starts: Sequence[Starts] | None = None,
 ) -> np.ndarray:
     """The whole method; a head is as if it were alone."""
-    if config.window_heads:
-        H, n = k_BHND.shape[1], config.window_heads
-        G = q_BQND.shape[1] // H
-        alone = replace(config, window_heads=0)
-        heads = []
-        for h in range(H):
-            inputs = q_BQND[:, h * G : (h + 1) * G], k_BHND[:, h : h + 1], v_BHND[:, h : h + 1]
-            if math.floor((h + 1) * n / H) > math.floor(h * n / H):
-                heads.append(window_attention(config.window, *inputs, starts))
-            else:
-                heads.append(lighthouse_attention(alone, *inputs, starts))
-        return np.concatenate(heads, axis=1)
     scores = level0_scores(config, q_BQND, k_BHND, v_BHND)
     index_BHS = select_flat(config, *scores, starts)
     return attend_and_scatter(config, q_BQND, k_BHND, v_BHND, index_BHS, starts)

@@ -12,7 +12,6 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -70,12 +69,7 @@ def selections(world: int, scale: int) -> Cases:
 
 def windows(world: int, scale: int) -> Cases:
     for heads, balancer, window in itertools.product(HEADS, BALANCERS, (1, 24, 300, 10**6)):
-        chunks = world * BALANCERS[balancer]
-        for layer in (
-            WindowConfig(window),
-            selecting(chunks, scale, window=window, window_heads=1),
-        ):
-            yield layer, heads, balancer, None
+        yield WindowConfig(window), heads, balancer, None
 
 
 def documents(world: int, scale: int) -> Cases:
@@ -86,7 +80,6 @@ def documents(world: int, scale: int) -> Cases:
         for layer in (
             selecting(chunks, scale),
             selecting(2 * chunks, scale, selection="published"),
-            selecting(chunks, scale, window=24, window_heads=1),
         ):
             yield layer, heads, balancer, ALIGNED_DOCUMENTS
 
@@ -146,7 +139,7 @@ def compare(config, heads, balancer, mesh, device, dtype, seq_len, starts=None) 
         return layer(q, k, v, enable_gqa=query_heads != kv_heads, document_starts=starts)
 
     shares = share(inputs)
-    if starts is None and config.window is None:
+    if starts is None and isinstance(config, LighthouseConfig):
         check_selection(config, local, inputs, shares, balancer, mesh)
     ours = with_gradients(ring, shares, *share([grad_out]))
 
@@ -182,16 +175,6 @@ def exact_with_gradients(config, inputs: list[Tensor], grad_out: Tensor, starts)
     if not isinstance(config, LighthouseConfig):
         window = partial(in_documents, starts=starts, window=config and config.window)
         return with_gradients(window, [x.double() for x in inputs], grad_out.double())
-    if config.window_heads:
-        heads = config.is_windowed(inputs[1].shape[1])
-        group = inputs[0].shape[1] // len(heads)
-        of_heads: list[list[Tensor]] = []
-        for h, windowed in enumerate(heads):
-            one = WindowConfig(config.window) if windowed else replace(config, window_heads=0)
-            places = (slice(h * group, (h + 1) * group), slice(h, h + 1), slice(h, h + 1))
-            own = [x[:, place] for x, place in zip(inputs, places, strict=True)]
-            of_heads.append(exact_with_gradients(one, own, grad_out[:, places[0]], starts))
-        return [torch.cat(parts, 1) for parts in zip(*of_heads, strict=True)]
     scores = level0_scores(*inputs, config)
     seq_len = inputs[0].shape[2]
     first = None if starts is None else first_tokens(starts, seq_len, config)

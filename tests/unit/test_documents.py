@@ -32,12 +32,6 @@ SHAPES = {
     "chunks": ((2, 70, 5), (2, 2), build(2, 5, 8, num_chunks=2), [[0, 5, 30, 40], [0, 35]]),
     "no prefix": ((1, 44, 5), (2, 1), build(3, 2, 6, cover_prefix=False), [[0, 4, 20]]),
     "more documents than places": ((1, 48, 4), (2, 2), build(2, 2, 4), [list(range(0, 48, 2))]),
-    "window heads": (
-        (2, 45, 7),
-        (4, 2),
-        build(2, 5, 4, window=4, window_heads=1),
-        [[0, 5, 40], [0, 20]],
-    ),
 }
 EACH_SHAPE = pytest.mark.parametrize("name", SHAPES)
 
@@ -133,7 +127,7 @@ def of_document_alone(
     return reference.scatter(attended, its_selection, q, config)
 
 
-@pytest.mark.parametrize("name", [n for n in SHAPES if n not in ("chunks", "window heads")])
+@pytest.mark.parametrize("name", [n for n in SHAPES if n != "chunks"])
 def test_each_document_is_what_it_is_alone(name: str) -> None:
     config, inputs, documents = make(name)
     selection = selection_of(config, inputs, documents)
@@ -182,11 +176,7 @@ def test_nothing_crosses_a_border(name: str, poisoned: int) -> None:
     if len(documents[0]) <= poisoned + 1 and poisoned:
         pytest.skip("one border")
     seq_len = inputs[0].shape[2]
-    alone = replace(config, window_heads=0)
-    of_lighthouse = inputs
-    if config.window_heads:
-        of_lighthouse = (inputs[0][:, :2], inputs[1][:, :1], inputs[2][:, :1])
-    selection = selection_of(alone, of_lighthouse, documents)
+    selection = selection_of(config, inputs, documents)
     row, start, end = spans(documents, seq_len)[poisoned]
     grad = normal(tuple(inputs[0].shape), 3)
     clean, bad = leaves(inputs), leaves(inputs)
@@ -258,7 +248,6 @@ def test_heads_may_be_cut_in_different_places() -> None:
 @EACH_SHAPE
 def test_rows_are_cut_where_the_document_changes(name: str) -> None:
     config, inputs, documents = make(name)
-    config = replace(config, window_heads=0)
     seq_len = inputs[0].shape[2]
     selection = selection_of(config, inputs, documents)
     starts = row_starts(selection, tensor_of(documents, seq_len), seq_len, config)

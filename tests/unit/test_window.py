@@ -1,4 +1,4 @@
-"""window_attention() and window heads: values, gradients, operators, compilation, errors."""
+"""window_attention(): values, gradients, operators, compilation, errors."""
 
 from functools import partial
 from typing import Any
@@ -12,17 +12,11 @@ from torch.utils.checkpoint import (
     checkpoint,
 )
 
-from lighthouse import (
-    LighthouseAttention,
-    LighthouseConfig,
-    WindowConfig,
-    lighthouse_attention,
-    window_attention,
-)
+from lighthouse import LighthouseAttention, WindowConfig, window_attention
 from lighthouse.ops import reference
 from lighthouse.window import _kernel, _pieces, _plain, after
 from tests.support import oracle
-from tests.support.inputs import QKV, build, in_projection_order, leaves, normal, qkv, to
+from tests.support.inputs import QKV, in_projection_order, leaves, normal, qkv, to
 from tests.support.operators import Calls, saving
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -307,61 +301,6 @@ def test_fewer_keys_than_queries() -> None:
         window_attention(q, k[:, :, 3:], v[:, :, 3:], window=4)
 
 
-# ---- window heads
-
-
-@pytest.mark.parametrize(
-    "heads, window_heads", [((4, 4), 1), ((4, 4), 3), ((6, 3), 1), ((6, 3), 2), ((10, 5), 2)]
-)
-def test_window_heads_equal_the_oracle(heads: tuple[int, int], window_heads: int) -> None:
-    config = build(3, 2, 4, window=6, window_heads=window_heads)
-    inputs = leaves(qkv((2, 32, 5), heads, seed=5))
-    arrays = (x.detach().numpy() for x in inputs)
-    want = torch.from_numpy(oracle.lighthouse_attention(config, *arrays))
-    atol = 256 * torch.finfo(torch.float64).eps * size(inputs)
-    output = lighthouse_attention(*inputs, config=config)
-    torch.testing.assert_close(output, want, rtol=0, atol=atol)
-
-    # Gradients: of each key/value head by itself.
-    got = with_gradients(output, inputs)
-    grad = normal(tuple(output.shape), seed=17)
-    group = heads[0] // heads[1]
-    alone = build(3, 2, 4)
-    for h, windowed in enumerate(config.is_windowed(heads[1])):
-        of_queries, of_keys = slice(h * group, (h + 1) * group), slice(h, h + 1)
-        one = leaves((inputs[0][:, of_queries], inputs[1][:, of_keys], inputs[2][:, of_keys]))
-        if windowed:
-            out = reference.window_attention(*one, 6)
-        else:
-            out = lighthouse_attention(*one, config=alone)
-        want_grads = torch.autograd.grad(out, one, grad[:, of_queries])
-        places = (of_queries, of_keys, of_keys)
-        for a, b, place in zip(got[1:], want_grads, places, strict=True):
-            torch.testing.assert_close(a[:, place], b, rtol=0, atol=atol)
-
-
-def test_window_heads_are_spread_evenly() -> None:
-    def windowed(window_heads: int, kv_heads: int) -> str:
-        config = LighthouseConfig(window=4096, window_heads=window_heads)
-        return "".join(".w"[x] for x in config.is_windowed(kv_heads))
-
-    assert windowed(0, 8) == "........"
-    assert windowed(1, 8) == ".......w"
-    assert windowed(2, 8) == "...w...w"
-    assert windowed(3, 8) == "..w..w.w"
-    assert windowed(4, 8) == ".w.w.w.w"
-    # What a tensor-parallel rank has by itself is its part of the whole.
-    assert windowed(2, 4) * 2 == windowed(4, 8)
-    assert LighthouseConfig(window=64, window_heads=4).local(1, 2).window_heads == 2
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2])
-def test_all_heads_in_the_window_is_another_kind_of_layer(kv_heads: int) -> None:
-    config = build(2, 2, 2, window=4, window_heads=2)
-    with pytest.raises(ValueError, match=rf"window_heads = 2: .* {kv_heads} key/value heads"):
-        lighthouse_attention(*qkv((1, 16, 4), (2, kv_heads), seed=1), config=config)
-
-
 # ---- the module
 
 
@@ -381,12 +320,11 @@ def test_a_window_layer() -> None:
     assert torch.equal(module(*inputs, enable_gqa=True), Dense()(*inputs, enable_gqa=True))
 
 
-@pytest.mark.parametrize("config", [WindowConfig(4), build(2, 2, 2, window=4, window_heads=1)])
-def test_another_attention_in_the_window(config: LighthouseConfig | WindowConfig) -> None:
+def test_another_attention_in_the_window() -> None:
     """As context parallelism needs one."""
     inputs = qkv((1, 16, 4), (4, 2), seed=1)
-    module = LighthouseAttention(config, Dense())
-    plain = module(*inputs, enable_gqa=True)
+    module = LighthouseAttention(WindowConfig(4), Dense())
+    own = module(*inputs, enable_gqa=True)
     calls = []
 
     def windowed(q: Tensor, k: Tensor, v: Tensor, *, window: int) -> Tensor:
@@ -394,5 +332,5 @@ def test_another_attention_in_the_window(config: LighthouseConfig | WindowConfig
         return window_attention(q, k, v, window=window)
 
     module.windowed = windowed
-    assert torch.equal(module(*inputs, enable_gqa=True), plain)
-    assert calls == [(4, 2, 4) if isinstance(config, WindowConfig) else (2, 1, 4)]
+    assert torch.equal(module(*inputs, enable_gqa=True), own)
+    assert calls == [(4, 2, 4)]

@@ -62,9 +62,6 @@ def _check_layers(job_config: "JobConfig", machine: "Machine") -> None:
     configs = layer_configs(section, model_args.n_layers, job_config.training.seq_len, chunks)
     lighthouse = [config for config in configs if isinstance(config, LighthouseConfig)]
     _check_implementation(section.impl, machine, any(c.scorer == "gla" for c in lighthouse))
-    kv_heads = model_args.n_kv_heads or model_args.n_heads
-    for config in lighthouse:
-        _check_window_heads(config, kv_heads, job_config.parallelism.tensor_parallel_degree)
     if job_config.validation.enable:
         length = job_config.validation.seq_len
         layer_configs(section, model_args.n_layers, length, chunks, "validation")
@@ -83,21 +80,6 @@ def _check_switch(job_config: "JobConfig") -> None:
         raise ValueError(
             f"lighthouse.dense_from_step = {switch}: must be one of the steps 1 to {end}, where "
             f"{key} ends; leave it out to stay in the Lighthouse stage"
-        )
-
-
-def _check_window_heads(config: LighthouseConfig, kv_heads: int, ranks: int) -> None:
-    """The same share of the window's heads and of the others on each tensor-parallel rank."""
-    try:
-        config.is_windowed(kv_heads)
-    except ValueError as error:
-        raise ValueError(f"lighthouse.{error}") from None
-    heads = config.window_heads
-    if heads and (heads % ranks or kv_heads % ranks):
-        raise ValueError(
-            f"lighthouse.window_heads = {heads}: parallelism.tensor_parallel_degree = {ranks} must "
-            f"divide it and the model's {kv_heads} key/value heads, so that all ranks have as many "
-            f"of either kind; use a multiple of {ranks} below {kv_heads}, or another degree"
         )
 
 

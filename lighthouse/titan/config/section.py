@@ -17,7 +17,7 @@ from lighthouse.config import (
     nearest_multiple,
 )
 
-_NUMBER_KEYS = ("topk", "pooling_factor", "num_levels", "window", "window_heads")
+_NUMBER_KEYS = ("topk", "pooling_factor", "num_levels", "window")
 LAYER_KEYS = (*_NUMBER_KEYS, "scorer", "selection")
 """What ``layer_overrides`` may set."""
 
@@ -66,16 +66,10 @@ class Lighthouse:
     """Layers that keep dense attention throughout, for instance [0, 1, 28, 29]"""
 
     window: int | None = None
-    """Tokens that a token of window_layers and of window_heads sees, its own among them"""
+    """Tokens that a token of window_layers, or in a window stage, sees, its own among them"""
 
     window_layers: list[int] = field(default_factory=list)
     """Layers that attend in the window, at full resolution, instead of running Lighthouse"""
-
-    window_heads: int = 0
-    """
-    Key/value heads of each Lighthouse layer that attend in the window, with their query heads,
-    spread evenly over all
-    """
 
     dense_from_step: int | None = None
     """First step at which every layer is dense (steps count from 1); unset: never in this run"""
@@ -103,8 +97,8 @@ class Lighthouse:
 
     layer_overrides: list[str] = field(default_factory=list)
     """
-    Per-layer values of topk, pooling_factor, num_levels, scorer, selection, window and
-    window_heads, each entry as "LAYER:key=value" or "FIRST-LAST:key=value key=value", for instance
+    Per-layer values of topk, pooling_factor, num_levels, scorer, selection and window, each entry
+    as "LAYER:key=value" or "FIRST-LAST:key=value key=value", for instance
     ["2-7:topk=4096", "8:scorer=gla num_levels=4"]. Later entries win.
     """
 
@@ -170,6 +164,12 @@ def layer_configs(
     entries: list[list[str]] = [[] for _ in range(num_layers)]
     for entry in section.layer_overrides:
         layers, settings = _parse_override(entry, num_layers)
+        if "window" in settings and not {*layers} & {*section.window_layers}:
+            raise ValueError(
+                f"lighthouse.layer_overrides = {entry!r}: none of its layers is one of "
+                f"lighthouse.window_layers = {section.window_layers}, which alone attend in a "
+                "window; name it there, or leave window out"
+            )
         for layer in layers:
             overrides[layer] |= settings
             entries[layer].append(entry)
@@ -180,11 +180,12 @@ def layer_configs(
         _check(base, seq_len, length_section, "")
     configs: list[LayerConfig] = []
     for layer in range(num_layers):
+        window = overrides[layer].pop("window", section.window)
         values = base | overrides[layer]
         named = ", ".join(map(repr, entries[layer]))
         where = f"lighthouse.layer_overrides = {named}: " if named else ""
         if layer in section.window_layers:
-            configs.append(_window_config(values["window"], layer, section, where))
+            configs.append(_window_config(window, layer, section, where))
             continue
         if named:
             _check(values, seq_len, length_section, where)

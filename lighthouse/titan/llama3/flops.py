@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lighthouse.config import LighthouseConfig
-from lighthouse.cost.sizes import window_share, window_square
+from lighthouse.config import WindowConfig
+from lighthouse.cost.sizes import window_square
 from lighthouse.scorers import scoring_flops_per_token
 from lighthouse.titan.llama3.layers import wrapped_modules
 
@@ -40,7 +40,6 @@ def flops_per_token(
             the same share of its S x S, and a window as much of its pairs as there is room for.
     """
     seq_len, ranks = job_config.training.seq_len, job_config.parallelism.context_parallel_degree
-    head_ranks = job_config.parallelism.tensor_parallel_degree
     flops: float = dense_flops_per_token
     if getattr(model_args, "tied", False):  # counted as an embedding, which multiplies nothing
         flops += 6 * model_args.dim * model_args.vocab_size
@@ -51,16 +50,13 @@ def flops_per_token(
     for module in wrapped_modules(model_parts):
         if module.dense:
             continue
-        heads, head_dim = model_args.n_heads, model_args.dim // model_args.n_heads
-        near = window_share(module.config, (model_args.n_kv_heads or heads) // head_ranks)
-        square = 0.0
-        if module.config.window is not None:
-            of_window = window_square(module.config.window, seq_len)
-            square += near * min(of_window, pairs_left * seq_len**2)
-        if isinstance(module.config, LighthouseConfig):
-            rows = ranks * module.config.gathered_len(seq_len // ranks)
-            square += (1 - near) * pairs_left * rows**2
-            scoring = scoring_flops_per_token(module.config, seq_len // ranks, heads, head_dim)
-            flops += (1 - near) * scoring
+        config = module.config
+        if isinstance(config, WindowConfig):
+            square = min(window_square(config.window, seq_len), pairs_left * seq_len**2)
+        else:
+            rows = ranks * config.gathered_len(seq_len // ranks)
+            square = pairs_left * rows**2
+            heads, head_dim = model_args.n_heads, model_args.dim // model_args.n_heads
+            flops += scoring_flops_per_token(config, seq_len // ranks, heads, head_dim)
         flops += 12 * model_args.dim * (square / seq_len - pairs_left * seq_len)
     return round(flops)

@@ -71,8 +71,8 @@ class DenseInDocuments(nn.Module):
         return self.documents.attend(q_BHND, k_BHND, v_BHND, document_starts)
 
 
-def _of_a_rank(config: LayerConfig, ranks: int, head_ranks: int) -> LayerConfig:
-    return config.local(ranks, head_ranks) if isinstance(config, LighthouseConfig) else config
+def _of_a_rank(config: LayerConfig, ranks: int) -> LayerConfig:
+    return config.local(ranks) if isinstance(config, LighthouseConfig) else config
 
 
 def apply_lighthouse(model: Any, job_config: "JobConfig") -> None:
@@ -85,10 +85,7 @@ def apply_lighthouse(model: Any, job_config: "JobConfig") -> None:
     :func:`lighthouse.titan.distributed.exchange.share_sequences` adds.
     """
     section, parallelism = job_config.lighthouse, job_config.parallelism
-    ranks, head_ranks = (
-        parallelism.context_parallel_degree,
-        parallelism.tensor_parallel_degree,
-    )
+    ranks = parallelism.context_parallel_degree
     stages, count = Stages.of(job_config), len(model.layers)
     by_layer = zip(*(stage.layers(job_config, count) for stage in stages), strict=True)
     # A run whose only stage is dense still knows what its layers would be.
@@ -97,7 +94,7 @@ def apply_lighthouse(model: Any, job_config: "JobConfig") -> None:
         chunks = num_chunks(section, parallelism)
         unused = layer_configs(section, count, job_config.training.seq_len, chunks)
     for block, by_stage, otherwise in zip(model.layers.values(), by_layer, unused, strict=True):
-        local = [_of_a_rank(config, ranks, head_ranks) for config in (*by_stage, otherwise)]
+        local = [_of_a_rank(config, ranks) for config in (*by_stage, otherwise)]
         shown = next((config for config in local if config is not None), None)
         inner = block.attention.inner_attention
         if shown is not None:

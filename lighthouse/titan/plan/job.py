@@ -34,7 +34,6 @@ class Plan:
         seq_len, tokens_per_step, accumulation: of the longest stage.
         gathered_len: S of each Lighthouse layer, and how many layers have it, over all stages.
         windows: of each window layer, and how many layers have it.
-        head_windows: of each Lighthouse layer with window heads, and how many layers have it.
         stages: in order of training.
         all_dense: as many tokens with dense attention, at the longest stage's length throughout.
         hours, gpu_hours, speedup: of the whole job; the last over ``all_dense``.
@@ -58,7 +57,6 @@ class Plan:
     accumulation: int
     gathered_len: dict[int, int]
     windows: dict[int, int]
-    head_windows: dict[int, int]
     stages: tuple[PlannedStage, ...]
     all_dense: PlannedStage
     hours: float | None
@@ -98,7 +96,6 @@ def plan(
     model = model_of(job_config) if is_llama else None
     rows: dict[int, int] = {}
     windows: dict[int, int] = {}
-    head_windows: dict[int, int] = {}
 
     rates = None if reason else load_rates(device)
 
@@ -113,9 +110,6 @@ def plan(
                 sparse = [config for config in layers if isinstance(config, LighthouseConfig)]
                 rows.update(Counter(config.gathered_len(stage.seq_len) for config in sparse))
                 windows.update(Counter(c.window for c in layers if isinstance(c, WindowConfig)))
-                head_windows.update(
-                    Counter(c.window for c in sparse if c.window_heads and c.window is not None)
-                )
             attention = (None,) * model.layers if all_dense else tuple(layers)
             work = work_of(job, layout, attention, pairs_left(stage))
             flops = flops_per_token(model, work)
@@ -150,7 +144,6 @@ def plan(
         accumulation=accumulation_steps(stages_of_run[number].job(job_config), layout),
         gathered_len=rows,
         windows=windows,
-        head_windows=head_windows,
         stages=tuple(stages),
         all_dense=all_dense,
         hours=hours,

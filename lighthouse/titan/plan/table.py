@@ -35,8 +35,6 @@ def table(result: "Plan") -> str:
     ]
     if result.windows:
         lines.append(f"windows           {in_layers(result.windows)}")
-    if result.head_windows:
-        lines.append(f"windows of heads  {in_layers(result.head_windows)}")
     if result.checkpoint_bytes is not None:
         lines.append(f"checkpoint        {_size(result.checkpoint_bytes)}, to go on from")
     lines.append("")

@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lighthouse.attention import heads_of
 from lighthouse.config import LighthouseConfig
 from lighthouse.scorers import level0_scores
 from lighthouse.selection import select
@@ -82,8 +81,7 @@ class SelectionObserver:
         )
         capture.remove()
 
-        in_window = config.is_windowed(qkv[1].shape[1])
-        q, k, v = (heads_of(x, in_window, False) for x in qkv)
+        q, k, v = qkv
         query_scores, key_scores = map(self._of_all_heads, level0_scores(q, k, v, config))
         starts = kwargs["attention_masks"]
         if starts is not None:

@@ -7,7 +7,7 @@ import pytest
 from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.rates import devices, load_rates
 from lighthouse.cost.sizes import Layout, Model, Work, window_square
-from lighthouse.cost.step import Cost, cost
+from lighthouse.cost.step import cost
 
 BODY = Model(dim=1024, layers=30, heads=8, kv_heads=8, ffn_dim=1536, vocab_size=264)
 CONFIG = LighthouseConfig(num_levels=3, pooling_factor=4, topk=1536)
@@ -69,20 +69,6 @@ def test_documents_save_the_pairs_between_them():
     # A window has no pairs but those of documents.
     assert kernels(WindowConfig(N // 2), 0.109) == pytest.approx(kernels(None, 0.109))
     assert kernels(WindowConfig(1024), 0.109) == pytest.approx(kernels(WindowConfig(1024), 1.0))
-
-
-def test_window_heads_lie_between_their_two_kinds_of_layer():
-    def of(config) -> Cost:
-        return cost(BODY, ONE, replace(WORK, attention=(config,) * 30), RATES)
-
-    whole, window = of(CONFIG), of(WindowConfig(4096))
-    half = of(replace(CONFIG, window=4096, window_heads=4))
-    for part in ("window attention", "lighthouse attention"):
-        both = (whole.seconds[part] + window.seconds[part]) / 2
-        assert half.seconds[part] == pytest.approx(both)
-    assert half.seconds["around lighthouse"] < whole.seconds["around lighthouse"]
-    kept = [c.memory["activations"] for c in (whole, half, window)]
-    assert kept == sorted(kept)
 
 
 def test_windows_of_a_ring_fetch_their_tails_alone():

@@ -285,26 +285,20 @@ def test_wrong_type_names_key_and_value(parse, key, value):
             "lighthouse.window_layers = [1, 2]: layer 2",
             "lighthouse.dense_layers = [2, 3]",
         ),
-        ({"lighthouse.window": 0}, "lighthouse.window = 0", "at least 1"),
+        (
+            {"lighthouse.window_layers": [1], "lighthouse.window": 0},
+            "lighthouse.window = 0",
+            "at least 1",
+        ),
+        (
+            {"lighthouse.layer_overrides": ["1:window=8"], "lighthouse.window_layers": [2, 3]},
+            "lighthouse.layer_overrides = '1:window=8': none of its layers",
+            "lighthouse.window_layers = [2, 3]",
+        ),
         (
             {"lighthouse.window_layers": [1], "lighthouse.layer_overrides": ["1:window=0"]},
             "layer_overrides = '1:window=0': lighthouse.window = 0",
             "at least 1",
-        ),
-        ({"lighthouse.window_heads": 1}, "lighthouse.window_heads = 1", "window is not set"),
-        ({"lighthouse.window_heads": -1}, "lighthouse.window_heads = -1", "0 for none"),
-        (
-            {"lighthouse.window_heads": 4, "lighthouse.window": 8},
-            "lighthouse.window_heads = 4: must be less than the 4 key/value heads",
-            "use at most 3, or make it a window layer",
-        ),
-        (
-            {
-                "lighthouse.layer_overrides": ["2:window_heads=3 window=8"],
-                "parallelism.tensor_parallel_degree": 2,
-            },
-            "lighthouse.window_heads = 3: parallelism.tensor_parallel_degree = 2",
-            "use a multiple of 2 below 4",
         ),
         ({"lighthouse.dense_from_step": 0}, "lighthouse.dense_from_step = 0", "steps 1 to 10"),
         ({"lighthouse.layer_overrides": ["x"]}, "layer_overrides = 'x'", "LAYER:key=value"),

@@ -30,25 +30,23 @@ def test_overrides_are_checked_together():
     assert layer_configs(section, 2, 512)[1] == LighthouseConfig(4, 4, 8, stratum=8)
 
 
-def test_window_layers_and_window_heads():
+def test_window_layers_beside_others():
     section = Lighthouse(
         enable=True,
         topk=16,
         stratum=8,
         window=64,
-        window_heads=2,
         dense_layers=[0],
         window_layers=[1, 3],
-        layer_overrides=["2:window=32 window_heads=1", "3:window=128"],
+        layer_overrides=["2-3:window=128 topk=8"],
     )
     configs = layer_configs(section, 5, 256)
-    base = {"topk": 16, "stratum": 8}
     assert configs == [
         None,
         WindowConfig(64),
-        LighthouseConfig(**base, window=32, window_heads=1),
+        LighthouseConfig(topk=8, stratum=8),
         WindowConfig(128),
-        LighthouseConfig(**base, window=64, window_heads=2),
+        LighthouseConfig(topk=16, stratum=8),
     ]
 
 

@@ -7,7 +7,7 @@ import torch
 from torchtitan.config import JobConfig
 from torchtitan.models.llama3 import Transformer, llama3_args
 
-from lighthouse.config import WindowConfig
+from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.titan.config.section import Lighthouse
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.llama3.layers import (
@@ -45,16 +45,15 @@ def test_overrides_and_dense_layers_reach_the_model():
 WINDOWS = [
     *"--model.flavor tiny_byte --training.seq_len 512 --lighthouse.enable".split(),
     *"--lighthouse.topk 16 --lighthouse.stratum 8 --lighthouse.window 64".split(),
-    *"--lighthouse.dense_layers 0 --lighthouse.window_layers 1 --lighthouse.window_heads 2".split(),
+    *"--lighthouse.dense_layers 0 --lighthouse.window_layers 1".split(),
 ]
 
 
 def test_windows_reach_the_model_and_leave_lighthouse_in_the_other_layers():
     job, model = build(*WINDOWS, "--lighthouse.dense_from_step", "5")
     kinds = {i: layer.config for i, layer in lighthouse_layers(model).items()}
-    heads = {i: config.window_heads for i, config in kinds.items() if i != 1}
-    assert kinds[1] == WindowConfig(64)
-    assert heads == {2: 2, 3: 2}
+    lighthouse = LighthouseConfig(topk=16, stratum=8)
+    assert kinds == {1: WindowConfig(64), 2: lighthouse, 3: lighthouse}
     for step, active in ((4, 2), (5, 0)):
         set_stage([model], Stages.of(job).at(step))
         assert all(module.dense == (step == 5) for module in wrapped_modules([model]))
@@ -64,13 +63,6 @@ def test_windows_reach_the_model_and_leave_lighthouse_in_the_other_layers():
     with dense_stage([model]):
         assert all(module.dense for module in wrapped_modules([model]))
     assert not any(module.dense for module in wrapped_modules([model]))
-
-
-def test_tensor_parallel_ranks_share_the_window_heads():
-    degrees = "--parallelism.tensor_parallel_degree 2 --parallelism.context_parallel_degree 2"
-    _, model = build(*WINDOWS, *degrees.split(), *"--lighthouse.topk 32".split())
-    config = lighthouse_layers(model)[2].config
-    assert (config.window_heads, config.topk, config.num_chunks) == (1, 16, 2)
 
 
 def test_a_model_of_windows_alone_has_no_lighthouse_metrics():

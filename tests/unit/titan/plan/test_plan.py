@@ -70,11 +70,10 @@ WINDOWS = "--lighthouse.window 4096 --lighthouse.dense_layers --lighthouse.windo
 
 
 def test_windows_are_planned():
-    result = planned(BASE, *WINDOWS.split(), "--lighthouse.window_heads", "2")
-    assert (result.windows, result.head_windows) == ({4096: 4}, {4096: 26})
+    result = planned(BASE, *WINDOWS.split())
+    assert result.windows == {4096: 4}
     shown = table(result)
     assert "windows           4,096 in 4 layers" in shown
-    assert "windows of heads  4,096 in 26 layers" in shown
     assert "window attention" in shown
     lighthouse, dense = result.stages
     assert dense.seconds_by_part["window attention"] == 0
@@ -82,7 +81,7 @@ def test_windows_are_planned():
 
 
 @pytest.mark.parametrize("pairs", [None, 0.2])
-@pytest.mark.parametrize("windows", ["", f"{WINDOWS} --lighthouse.window_heads 2"])
+@pytest.mark.parametrize("windows", ["", WINDOWS])
 def test_flops_are_those_of_the_trainer(windows, pairs, tmp_path):
     from torchtitan.protocols.train_spec import get_train_spec
 
