@@ -23,6 +23,7 @@ import lighthouse.window  # noqa: F401  (registers the operators that attend to 
 from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.inputs import check_inputs
 from lighthouse.pyramid import Pyramid, Selection
+from lighthouse.stock_kernels import lse_dtype
 
 # Grouped heads have to be said from some release of PyTorch on, and can't be before it.
 _GROUPED: dict[str, Any] = (
@@ -273,7 +274,7 @@ def _documents(
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp (B, H, N)."""
     out = q.new_empty(q.shape)
-    lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    lse = q.new_empty(q.shape[:3], dtype=lse_dtype(q))
     for of_q, of_k in _pieces(starts, q, k, window):
         parts = torch.ops.lighthouse.window(q[of_q], k[of_k], v[of_k], window, False)
         out[of_q], lse[of_q] = parts
@@ -282,8 +283,7 @@ def _documents(
 
 @_documents.register_fake
 def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    lse_dtype = torch.promote_types(q.dtype, torch.float32)
-    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=lse_dtype)
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=lse_dtype(q))
 
 
 @torch.library.custom_op("lighthouse::documents_backward", mutates_args=())

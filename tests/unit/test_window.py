@@ -14,7 +14,8 @@ from torch.utils.checkpoint import (
 
 from lighthouse import LighthouseAttention, WindowConfig, window_attention
 from lighthouse.ops import reference
-from lighthouse.window import _kernel, _pieces, _plain, after
+from lighthouse.stock_kernels import kernel_for, plain
+from lighthouse.window_pieces import pieces
 from tests.support import oracle
 from tests.support.inputs import QKV, in_projection_order, leaves, normal, qkv, to
 from tests.support.operators import Calls, saving
@@ -80,7 +81,7 @@ def test_each_pair_in_the_window_is_attended_to_once() -> None:
             for front in range(window):
                 keys = queries + front
                 times = torch.zeros(queries, keys, dtype=torch.int)
-                for piece in _pieces(queries, keys, window):
+                for piece in pieces(queries, keys, window):
                     one = torch.ones(piece.queries, piece.keys, dtype=torch.int)
                     seen = {"all": one, "causal": one.tril(), "backwards": one.triu()}[piece.kind]
                     for block in range(piece.blocks):
@@ -170,9 +171,9 @@ def test_plain_products_are_as_the_stock_kernel(causal: bool) -> None:
     """They stand in for it where there is none."""
     q, k, v = qkv((3, 7, 5), (4, 2), seed=1)
     grad = normal(tuple(q.shape), seed=2)
-    stock, plain = _kernel(q, k, v, causal=causal), _plain(causal, 1)
+    stock, products = kernel_for(q, k, v, causal=causal), plain(causal, 1)
     out, lse = stock.forward(q, k, v)
-    found = [*plain.forward(q, k, v), *plain.backward(grad, q, k, v, out, lse)]
+    found = [*products.forward(q, k, v), *products.backward(grad, q, k, v, out, lse)]
     want = [out, lse, *stock.backward(grad, q, k, v, out, lse)]
     for a, b in zip(found, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -180,9 +181,9 @@ def test_plain_products_are_as_the_stock_kernel(causal: bool) -> None:
 
 def test_blocks_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA's grids can't have any number of them."""
-    monkeypatch.setattr("lighthouse.window._MOST_BLOCKS", 2)
+    monkeypatch.setattr("lighthouse.stock_kernels._MOST_BLOCKS", 2)
     window, inputs = make("blocks")
-    monkeypatch.setattr("lighthouse.window._on_cpu", lambda causal: _plain(causal, 2))
+    monkeypatch.setattr("lighthouse.stock_kernels._on_cpu", lambda causal: plain(causal, 2))
     check(window, inputs, torch.float64)
 
 
@@ -242,19 +243,6 @@ def test_operators(name: str, token_major: bool) -> None:
     out, lse = ops.window(*inputs, window, token_major)
     arguments = (out, *inputs, out, lse, window, token_major)
     torch.library.opcheck(ops.window_backward.default, arguments)
-
-
-def test_one_thing_after_another() -> None:
-    x, other = leaves(make("blocks")[1])[:2]
-    ops = torch.ops.lighthouse
-    torch.library.opcheck(ops.after.default, (x, other))
-    torch.library.opcheck(ops.zeros_after.default, (other.detach(), x.detach()))
-    copy = after(x, other)
-    assert torch.equal(copy, x)
-    grad = normal(tuple(x.shape), seed=1)
-    of_x, of_other = torch.autograd.grad(copy, (x, other), grad)
-    assert torch.equal(of_x, grad)
-    assert not of_other.any()
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

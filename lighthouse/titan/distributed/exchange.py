@@ -22,7 +22,7 @@ from torch.distributed._functional_collectives import all_reduce, all_to_all_sin
 from lighthouse.attention import LighthouseAttention
 from lighthouse.documents import Documents, document_attention
 from lighthouse.titan.llama3.layers import DenseInDocuments
-from lighthouse.window import after, window_attention
+from lighthouse.window import window_attention
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -84,6 +84,25 @@ def transfers(
                 start = first + (own_place - owned) * chunk_len
                 found.append(Transfer(first, start, tokens, place))
     return found
+
+
+@torch.library.custom_op("lighthouse::after", mutates_args=())
+def after(x: Tensor, arrived: Tensor) -> Tensor:
+    """A copy of ``x``, made when ``arrived`` is there, which has no gradient.
+
+    Where ``arrived`` was sent and ``x`` will be, a compiler that may do the two in any order can
+    find another one on each rank, which then wait for each other without end. In eager code it
+    orders nothing that is not in this order anyway.
+    """
+    return x.clone()
+
+
+@after.register_fake
+def _(x: Tensor, _: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+after.register_autograd(lambda _, grad: (grad, None))
 
 
 def _owned(rank: int, ranks: int, balanced: bool) -> tuple[int, ...]:

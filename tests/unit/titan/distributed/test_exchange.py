@@ -1,8 +1,10 @@
-"""Which tokens are sent where, for windows across context-parallel ranks."""
+"""Which tokens are sent where, for windows across context-parallel ranks, and when."""
 
 import pytest
+import torch
 
-from lighthouse.titan.distributed.exchange import transfers
+from lighthouse.titan.distributed.exchange import after, transfers
+from tests.support.inputs import normal
 
 CHUNK = 8
 
@@ -40,3 +42,12 @@ def test_only_neighbours_send_what_is_shorter_than_a_chunk() -> None:
             sends = transfers(sender, receiver, 4, True, CHUNK, CHUNK)
             neighbours = abs(sender - receiver) == 1 or sender == receiver == 3
             assert bool(sends) == neighbours
+
+
+def test_after_is_a_copy() -> None:
+    x, arrived = normal((2, 3), seed=0).requires_grad_(), torch.tensor([1, 2], dtype=torch.int32)
+    torch.library.opcheck(torch.ops.lighthouse.after.default, (x, arrived))
+    copy = after(x, arrived)
+    assert torch.equal(copy, x)
+    grad = normal((2, 3), seed=1)
+    assert torch.equal(torch.autograd.grad(copy, x, grad)[0], grad)
