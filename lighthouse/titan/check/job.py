@@ -12,7 +12,12 @@ from lighthouse.titan.check.checkpoint import check_checkpoint
 from lighthouse.titan.check.documents import check_documents
 from lighthouse.titan.check.hugging_face import check_hugging_face
 from lighthouse.titan.check.layout import check_layout
-from lighthouse.titan.check.lighthouse import check_end, check_lighthouse, check_model
+from lighthouse.titan.check.lighthouse import (
+    check_end,
+    check_lighthouse,
+    check_model,
+    check_window,
+)
 from lighthouse.titan.check.llama3 import check_llama3
 from lighthouse.titan.check.numbers import check_numbers
 from lighthouse.titan.check.unread import check_unread
@@ -73,6 +78,7 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
     check_hugging_face(job_config)
     _check_positions(job_config)
     check_end(job_config)
+    check_window(job_config)
     if job_config.model.name == "llama3":
         # Not imported above, as torchtitan's configuration imports this module.
         from lighthouse.titan.data.tokenizer import check_tokenizer

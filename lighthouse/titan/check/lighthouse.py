@@ -126,6 +126,33 @@ def _check_reports(job_config: "JobConfig") -> None:
         )
 
 
+def check_window(job_config: "JobConfig") -> None:
+    """Refuse a window in which nothing attends.
+
+    Not a stage at a time: the run's window may be for one stage of several.
+
+    Raises:
+        ValueError: naming the key, the value it got and what would do.
+    """
+    section = job_config.lighthouse
+    used = bool(section.window_layers)
+    for number, table in enumerate(job_config.stages, start=1):
+        in_windows = table["attention"] == "window"
+        in_windows |= bool(table.get("window_layers", section.window_layers))
+        if "window" in table and not in_windows:
+            raise ValueError(
+                f"stages.{number}.window = {table['window']}: no layer attends in a window there; "
+                f"set stages.{number}.window_layers, or leave it out"
+            )
+        used |= in_windows
+    if section.window is not None and not used:
+        raise ValueError(
+            f"lighthouse.window = {section.window}: no layer attends in a window; set "
+            "lighthouse.window_layers, make it the window of a stage with attention = 'window', or "
+            "leave it out"
+        )
+
+
 def check_end(job_config: "JobConfig") -> None:
     """A run that does not end dense is meant to be resumed under dense attention.
 

@@ -161,6 +161,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         with_stage(1, topk=8),
         "stages.1.topk: means nothing under stages.1.attention = 'dense'; leave it out",
     ),
+    "its window in no layer": (
+        with_stage(2, window=8),
+        "stages.2.window = 8: no layer attends in a window there; set stages.2.window_layers, or",
+    ),
+    "the run's window in no stage": (
+        {"stages": STAGES, "lighthouse": {"window": 8}},
+        "lighthouse.window = 8: no layer attends in a window; set lighthouse.window_layers, make",
+    ),
     "its topk": (with_stage(2, topk=9), "stages.2.topk = 9: must be a positive multiple of"),
     "its length": (with_stage(2, seq_len=500), "stages.2.seq_len = 500: must be divisible by"),
     "the run's topk": (
@@ -227,6 +235,21 @@ def test_a_mistake_is_refused_by_its_name(parse, case: str) -> None:
     with pytest.raises(Refusal) as error:
         parse(layer, machine=Machine("cpu", processes, here=True))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        with_stage(2, window=8, window_layers=[0]),
+        with_stage(1, attention="window", window=8),
+        {**with_stage(1, attention="window"), "lighthouse": {"window": 8}},
+        {**with_stage(2, window_layers=[0]), "lighthouse": {"window": 8}},
+        {"stages": STAGES, "lighthouse": {"window": 8, "window_layers": [0]}},
+        {**with_stage(2, window=16), "lighthouse": {"window": 8, "window_layers": [0]}},
+    ],
+)
+def test_a_window_may_be_for_one_stage(parse, changes: dict[str, Any]) -> None:
+    parse(changes)
 
 
 def test_lengths_must_suit_the_layout(parse) -> None:
