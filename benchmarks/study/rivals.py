@@ -52,7 +52,6 @@ def _of(attention: str, steps: int, seq_len: int | None = None, **keys: Any) -> 
     return {"attention": attention, "steps": steps, **length, **keys}
 
 
-HEADS = {"window": 2048, "window_heads": 2}
 LAYERS = {"window": 2048, "window_layers": [0, 2, 4, 6]}
 ENDS = {"dense_layers": [0, 7]}
 
@@ -75,26 +74,14 @@ AT_65K = Setting(
         ),
         # Full resolution nearby.
         "window": (_of("window", 570, window=2048), _of("dense", 180)),
-        "heads": (_of("lighthouse", 650, **HEADS), _of("dense", 180)),
         "layers": (_of("lighthouse", 650, **LAYERS), _of("dense", 180)),
         # Short first, then Lighthouse with full resolution nearby.
-        "grow-heads": (
-            _of("dense", 250, 8192),
-            _of("lighthouse", 310, **HEADS),
-            _of("dense", 180),
-        ),
         "grow-layers": (
             _of("dense", 250, 8192),
             _of("lighthouse", 310, **LAYERS),
             _of("dense", 180),
         ),
-        # A shorter tail, with windows before it.
-        "heads-10": (_of("lighthouse", 1200, **HEADS), _of("dense", 90)),
-        "heads-window-10": (
-            _of("lighthouse", 970, **HEADS),
-            _of("window", 100, window=8192),
-            _of("dense", 90),
-        ),
+        # Short first, then windows, and a shorter tail.
         "grow-window-2": (
             _of("dense", 900, 8192),
             _of("window", 130, window=8192),
@@ -125,11 +112,6 @@ AT_98K = Setting(
     {
         "dense": (_of("dense", 160),),
         "grow-twice": (_of("dense", 400, 8192), _of("dense", 90, 32768), _of("dense", 56)),
-        "grow-heads": (
-            _of("dense", 240, 8192),
-            _of("lighthouse", 335, **HEADS),
-            _of("dense", 58),
-        ),
         "grow-window-8": (
             _of("dense", 400, 8192),
             _of("window", 175, window=8192),

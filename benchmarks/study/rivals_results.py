@@ -23,6 +23,9 @@ RESULTS = ROOT / "benchmarks/results/recipes.json"
 PAGE = ROOT / "docs/study.md"
 TEMPLATE = Path(__file__).with_name("page.md")
 
+BESIDE_SETTINGS = ("attention", "seq_len", "steps")
+"""Keys of a stage that its results have beside ``settings``."""
+
 Run = dict[str, Any]
 
 
@@ -35,8 +38,8 @@ def collect(study: Path, device: str, torch: str, machine: int) -> dict[str, Run
         match = re.fullmatch(
             r"(?P<setting>[^-]+)-(?P<recipe>.+)-(?P<rate>\d.*e-\d)-(?P<seed>\d)", name
         )
-        if match is None:
-            continue
+        if match is None or match["recipe"] not in SETTINGS[match["setting"]].recipes:
+            continue  # no run of a recipe, or of one that is tried no more
         records = read_metrics(path.parent)
         asked = json.loads(path.read_text())
         found[f"{name} on {where}"] = {
@@ -69,7 +72,7 @@ def _short_stage_loss(study: Path, setting: str, seed: int) -> float | None:
 def _stages(
     records: Sequence[dict[str, Any]], setting: Setting, recipe: str
 ) -> list[dict[str, Any]]:
-    """Of each stage: its steps, the seconds that they take at the median speed, and its start."""
+    """Of each stage: its settings, the seconds of its steps at the median speed, and its start."""
     reports = stage_reports([record for record in records if "loss" in record])
     found = []
     for stage, report in zip(setting.recipes[recipe], reports, strict=True):
@@ -79,6 +82,7 @@ def _stages(
                 "attention": report.attention,
                 "seq_len": report.seq_len,
                 "steps": stage["steps"],
+                "settings": {k: v for k, v in stage.items() if k not in BESIDE_SETTINGS},
                 "tokens_per_second": round(report.tokens_per_second),
                 "seconds": round(stage["steps"] * setting.tokens / report.tokens_per_second, 1),
                 "loss_before": report.loss_before,
@@ -131,7 +135,7 @@ def best_rates(groups: dict[tuple[str, str], list[Run]]) -> dict[str, tuple[str,
     return best
 
 
-def table(runs: Sequence[Run], stages_of: dict[str, Any], seq_len: int) -> str:
+def table(runs: Sequence[Run], seq_len: int) -> str:
     """Markdown: each recipe at its best rate, by the loss beyond the middle."""
     rates: dict[str, set[str]] = defaultdict(set)
     for run in runs:
@@ -156,7 +160,7 @@ def table(runs: Sequence[Run], stages_of: dict[str, Any], seq_len: int) -> str:
         gain = statistics.fmean(run["positions"]["gain"] for run in group)
         begun = ", ".join(f"{run['begun_at'] or 'scratch'}" for run in by_seed(group))
         lines.append(
-            f"| {recipe} | {stages_in_words(stages_of[recipe], seq_len)} "
+            f"| {recipe} | {stages_in_words(group[0]['stages'], seq_len)} "
             f"| {rate}, {len(rates[recipe])} "
             f"| {statistics.fmean(seconds(run) for run in group):.0f} | {speed / 1000:,.0f}k "
             f"| {begun} | {', '.join(f'{loss:.3f}' for loss in _far(group))} | {gain:.3f} "
@@ -190,14 +194,9 @@ def stages_in_words(stages: Sequence[dict[str, Any]], seq_len: int) -> str:
     words = []
     for stage in stages:
         word = f"{stage['steps']} {stage['attention']}"
-        length = stage.get("seq_len", seq_len)
-        if length != seq_len:
-            word += f" at {length:,}"
-        extra = [
-            f"{key} {value}"
-            for key, value in stage.items()
-            if key not in ("steps", "attention", "seq_len")
-        ]
+        if stage["seq_len"] != seq_len:
+            word += f" at {stage['seq_len']:,}"
+        extra = [f"{key} {value}" for key, value in stage["settings"].items()]
         words.append(word + (f" ({', '.join(extra)})" if extra else ""))
     return ", ".join(words)
 
@@ -265,7 +264,7 @@ def page(runs: dict[str, Run]) -> str:
             f"On {'another' if (device, 1) in of and machine > 1 else 'one'} {device}:\n\n"
             f"![Loss against seconds, and by position](../benchmarks/results/"
             f"{picture(setting, device, machine).name})\n\n"
-            f"{table(found, at.recipes, at.seq_len)}"
+            f"{table(found, at.seq_len)}"
             for (device, machine), found in of.items()
         ]
         filled = filled.replace(f"{{{setting}}}", "\n\n".join(shown) or "Not measured yet.")
