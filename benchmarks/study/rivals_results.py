@@ -231,8 +231,10 @@ def frontier(runs: Sequence[Run], setting: str, device: str, path: Path) -> None
         ends = [run["positions"]["far"] for run in group]
         took = [seconds(run) for run in group]
         left.plot(took, ends, "o", color=color)
+        # Above one point and below the next, which may be as good.
+        away = (5, 3) if number % 2 == 0 else (5, -10)
         left.annotate(
-            recipe, (took[0], ends[0]), xytext=(5, 3), textcoords="offset points", fontsize=8
+            recipe, (took[0], ends[0]), xytext=away, textcoords="offset points", fontsize=8
         )
         bins = group[0]["positions"]["bins"]
         losses = [
