@@ -11,11 +11,8 @@ if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
 
-def check_documents(job_config: "JobConfig", device: str) -> None:
+def check_documents(job_config: "JobConfig") -> None:
     """Refuse documents told apart where that is not to be had.
-
-    Args:
-        device: ``"cuda"`` or ``"cpu"``.
 
     Raises:
         ValueError: naming the key, the value it got and what would do.
@@ -35,13 +32,6 @@ def check_documents(job_config: "JobConfig", device: str) -> None:
                 )
         return
     check_model(job_config, "training.document_mask")
-    degree = job_config.parallelism.context_parallel_degree
-    if degree > 1 and device != "cpu":
-        # The kernel's mask for more keys than queries has not been compared with the reference.
-        raise ValueError(
-            f"parallelism.context_parallel_degree = {degree}: with training.document_mask = true "
-            "it is tested on CPUs alone; use 1, or training.document_mask = false"
-        )
     most = training.max_documents
     if most is not None and not 1 <= most <= training.seq_len:
         raise ValueError(

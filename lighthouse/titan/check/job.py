@@ -93,7 +93,7 @@ def _check_stage(job_config: "JobConfig", machine: Machine) -> None:
     check_layout(job_config, machine)
     check_llama3(job_config, machine)
     check_lighthouse(job_config, machine)
-    check_documents(job_config, machine.device)
+    check_documents(job_config)
 
 
 def import_custom(job_config: "JobConfig") -> None:
