@@ -86,7 +86,7 @@ def cases() -> dict[str, Case]:
         "98k-float8-rowwise": Case(1, f"{FLOAT8} rowwise {NO_AC}"),
         # A step of about 100 ms: guard.py
         "16k-sharded": Case(
-            2, f"--training.seq_len 16384 --lighthouse.topk 256 {NO_AC}", steps=200
+            2, f"--training.seq_len 16384 --lighthouse.topk 256 {NO_AC}", steps=400
         ),
         "98k-growing": Case(1, NO_AC, steps=7, warmup=2, stages=_growing(98304)),
         "98k-530M": Case(1, f"{REAL_VOCABULARY} {NO_AC}"),
