@@ -3,7 +3,7 @@
     python -m benchmarks.guard OUT.json
 
 One run of the trainer, parameters sharded over two GPUs, in which every other step goes without the
-guard. Steps are medians on the device, from one update to the next, in ms, and the error of what the
+guard. Steps are medians on the device, from one update to the next, in ms; the error of what the
 guard adds is that of steps drawn again from the same; ``host_ms`` is the guard's call, which the
 device does not wait for while it has work.
 """
