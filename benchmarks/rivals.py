@@ -1,11 +1,13 @@
-"""One attention layer of ours beside its rivals: time and memory against length, on one GPU.
+"""One attention layer of ours beside its rivals: time and memory against length, on a GPU.
 
-    python -m benchmarks.rivals [--rows NAME ...] [--lengths N ...] [--seconds S] [--out FILE]
+    python -m benchmarks.rivals [--rows NAME ...] [--lengths N ...] [--gpus G] [--seconds S]
+        [--out FILE]
 
 Libraries alone: torch, flash-linear-attention (fla-core, einops) and, if it is installed,
 flash-attn-4. Each row is a process, so that what ends one doesn't end the others. First all
-compile what they need, side by side; then one after another has the GPU to itself, is checked
-against a naive form and measured as in ``benchmarks.attention``. A length whose forward + backward
+compile what they need, side by side; then one after another has a GPU to itself, is checked
+against a naive form and measured as in ``benchmarks.attention``. GPUs of one host, which should be
+of one kind, take the next row each. A length whose forward + backward
 would take more than two seconds, by the growth up to it, is left out. Rows are written as they
 come; ``python -m benchmarks.rivals_page`` makes docs/rivals.md of them.
 """
@@ -14,9 +16,12 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,7 +43,7 @@ LENGTHS = [2**n for n in range(13, 20)]
 TUNED_AT = 32768
 LONGEST_MS = 2000.0
 BUDGET_MS = 200.0
-COMPILE_SECONDS, ROW_SECONDS = 200, 120
+COMPILE_SECONDS, ROW_SECONDS = 200, 240
 
 Row = dict[str, Any]
 
@@ -125,7 +130,7 @@ def work(name: str, lengths: list[int], pipe: Connection) -> None:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         pipe.send({})
-        pipe.recv()
+        torch.cuda.set_device(pipe.recv())
         for layout in method.layouts:
             try:
                 for row in rows_of(method, layout, lengths):
@@ -164,10 +169,10 @@ class Worker:
             self.end()
         return message
 
-    def rows(self, until: float) -> Iterator[Row]:
-        """All that it has to say once it has compiled."""
+    def rows(self, until: float, gpu: int) -> Iterator[Row]:
+        """All that it has to say once it has compiled and has a GPU."""
         with contextlib.suppress(OSError):  # if it has ended since, the next line says so
-            self.pipe.send("go")
+            self.pipe.send(gpu)
         while (row := self.next(until)) is not None:
             yield row
             if "reason" in row and "layout" not in row:
@@ -183,24 +188,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=400.0, help="of all rows together")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rivals.json"))
     options = parser.parse_args()
     begin = time.monotonic()
-    rows: list[Row] = []
+    rows: dict[str, list[Row]] = {}
     workers = {name: Worker(name, options.lengths) for name in options.rows}
+    writing = threading.Lock()
+
+    def report(name: str, row: Row, provenance: Row) -> None:
+        with writing:
+            rows.setdefault(name, []).append({"method": name, **row})
+            print(f"{time.monotonic() - begin:6.1f} s", rows[name][-1], flush=True)
+            ordered = [row for name in workers for row in rows.get(name, ())]
+            options.out.write_text(json.dumps({**provenance, "rows": ordered}, indent=1) + "\n")
+
     try:
         until = begin + min(COMPILE_SECONDS, options.seconds)
         failed = {name: worker.compiled(until) for name, worker in workers.items()}
         print(f"compiled after {time.monotonic() - begin:.0f} s", flush=True)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         provenance = gpu()
-        for name, worker in workers.items():
-            until = min(time.monotonic() + ROW_SECONDS, begin + options.seconds)
-            for row in [failed[name]] if failed[name] else worker.rows(until):
-                rows.append({"method": name, **row})
-                print(f"{time.monotonic() - begin:6.1f} s", rows[-1], flush=True)
-                options.out.write_text(json.dumps({**provenance, "rows": rows}, indent=1) + "\n")
+        waiting = deque(workers)
+
+        def take_turns(device: int) -> None:
+            while waiting:
+                name = waiting.popleft()
+                until = min(time.monotonic() + ROW_SECONDS, begin + options.seconds)
+                for row in [failed[name]] if failed[name] else workers[name].rows(until, device):
+                    report(name, row, provenance)
+
+        with ThreadPoolExecutor(options.gpus) as pool:
+            for turn in [pool.submit(take_turns, device) for device in range(options.gpus)]:
+                turn.result()
     finally:
         for worker in workers.values():
             worker.end()
