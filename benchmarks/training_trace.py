@@ -8,7 +8,7 @@ from typing import Any
 KINDS = {
     "attention": r"fmha|flash|sdpa",
     "lighthouse": r"_summarize_kernel|_select_kernel|_windows_kernel|_pull_kernel",
-    "window": r"^_(merge|add)_kernel",
+    "window": r"^_(merge|rows)_kernel",
     "matmul": r"gemm|nvjet|cutlass|cublas|splitK",
     "communication": r"nccl",
     "compiled elementwise": r"^triton_",

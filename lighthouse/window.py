@@ -180,8 +180,7 @@ _window.register_autograd(_backward, setup_context=_setup)
 
 
 def _as_batch(piece: Piece, x_BCHRD: Tensor) -> Tensor:
-    x = x_BCHRD.flip(3) if piece.backwards else x_BCHRD
-    return x.flatten(0, 1)
+    return (_reverse(x_BCHRD) if piece.backwards else x_BCHRD).flatten(0, 1)
 
 
 def _attend(
@@ -210,6 +209,15 @@ def _gradients(
     kernel = kernel_for(q, k, v, causal=piece.causal)
     gradients = in_turn(kernel.backward, [grad, q, k, v, out, lse.contiguous()], kernel.most)
     return tuple(x.unflatten(0, q_BCHRD.shape[:2]) for x in gradients)
+
+
+def _reverse(x: Tensor) -> Tensor:
+    """Rows last first, of what has any beside their places."""
+    if x.dim() == 5 and _has_kernels(x):
+        from lighthouse.ops.triton import softmaxes
+
+        return softmaxes.reverse(x)
+    return x.flip(3)
 
 
 def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, *, backwards: bool) -> None:

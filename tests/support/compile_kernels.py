@@ -9,7 +9,7 @@ from triton.compiler import ASTSource
 
 from lighthouse.ops.triton.pull import _pull_kernel
 from lighthouse.ops.triton.select import _select_kernel
-from lighthouse.ops.triton.softmaxes import _add_kernel, _merge_kernel
+from lighthouse.ops.triton.softmaxes import _merge_kernel, _rows_kernel
 from lighthouse.ops.triton.summarize import _summarize_kernel
 from lighthouse.ops.triton.windows import _windows_kernel
 
@@ -65,5 +65,6 @@ for (levels, p), chunks, dtype, dim in (
         parts |= {"lse": "*fp32", "part_lse": "*fp32"}
         of_blocks = block | {"H": 8, "C": 3, "BLOCK_R": 8, "REVERSED": flag}
         compile_kernel(_merge_kernel, parts, of_blocks)
-        compile_kernel(_add_kernel, parts, of_blocks)
+        for adds in (True, False):
+            compile_kernel(_rows_kernel, parts, of_blocks | {"ADD": adds})
         compile_kernel(_select_kernel, scores | ints, common | strata)

@@ -1,10 +1,11 @@
 """Joining attention over disjoint sets of keys: two softmaxes into one, and gradients into a sum.
 
-Both kernels work in place on (B, C, H, R, D): C blocks of R rows of a sequence, whose places in
-memory are anything that strides can say. Rows of the second operand may come in reversed order.
-Elements are computed by one program each.
+The kernels work on (B, C, H, R, D): C blocks of R rows of a sequence, whose places in memory are
+anything that strides can say. Rows of the second operand may come in reversed order. Elements are
+computed by one program each.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -78,7 +79,7 @@ def _merge_kernel(
 
 
 @triton.jit
-def _add_kernel(
+def _rows_kernel(
     total,
     part,
     num_rows,
@@ -94,6 +95,7 @@ def _add_kernel(
     H: tl.constexpr,
     D: tl.constexpr,
     REVERSED: tl.constexpr,
+    ADD: tl.constexpr,  # to what total is, instead of taking its place
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BATCH_HEADS: tl.constexpr,  # of all blocks
@@ -114,9 +116,11 @@ def _add_kernel(
     p_total = p_total + (i_r * total_r)[:, None] + i_d[None, :]
     p_part = part + i_b * part_b + i_c * part_c + i_h * part_h
     p_part = p_part + (i_part * part_r)[:, None] + i_d[None, :]
-    b_total = tl.load(p_total, mask=mask, other=0).to(tl.float32)
-    b_total += tl.load(p_part, mask=mask, other=0).to(tl.float32)
-    tl.store(p_total, b_total.to(total.dtype.element_ty), mask=mask)
+    b_part = tl.load(p_part, mask=mask, other=0)
+    if ADD:
+        b_total = tl.load(p_total, mask=mask, other=0).to(tl.float32)
+        b_part = (b_total + b_part.to(tl.float32)).to(total.dtype.element_ty)
+    tl.store(p_total, b_part, mask=mask)
 
 
 def merge(
@@ -158,14 +162,28 @@ def add(total_BCHRD: Tensor, part_BCHRD: Tensor, *, backwards: bool) -> None:
     Args:
         backwards: the rows of ``part`` come last first.
     """
+    _rows(total_BCHRD, part_BCHRD, ADD=True, REVERSED=backwards)
+
+
+def reverse(x_BCHRD: Tensor) -> Tensor:
+    """The rows of each block last first, in memory of its own in the order of x's; D is contiguous.
+
+    As `torch.Tensor.flip`, which takes twice the time that the bytes should take.
+    """
+    reversed_BCHRD = torch.empty_like(x_BCHRD)
+    _rows(reversed_BCHRD, x_BCHRD, ADD=False, REVERSED=True)
+    return reversed_BCHRD
+
+
+def _rows(total_BCHRD: Tensor, part_BCHRD: Tensor, **what: bool) -> None:
     grid, sizes = _launch(total_BCHRD)
-    _add_kernel[grid](
+    _rows_kernel[grid](
         total_BCHRD,
         part_BCHRD,
         total_BCHRD.shape[3],
         *total_BCHRD.stride()[:4],
         *part_BCHRD.stride()[:4],
-        REVERSED=backwards,
+        **what,
         **sizes,
     )
 

@@ -20,5 +20,5 @@ def test_kernels_compile_for_an_h100(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     compiled = {line.split()[0] for line in result.stdout.splitlines()}
-    steps = ("summarize", "select", "windows", "pull", "merge", "add")
+    steps = ("summarize", "select", "windows", "pull", "merge", "rows")
     assert compiled == {f"_{step}_kernel" for step in steps}

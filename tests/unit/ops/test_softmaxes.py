@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lighthouse.ops.triton.softmaxes import add, merge
+from lighthouse.ops.triton.softmaxes import add, merge, reverse
 from tests.support.inputs import normal
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,6 +57,15 @@ def test_add(shape: tuple[int, ...], backwards: bool, dtype: torch.dtype) -> Non
     add(total, part, backwards=backwards)
     # To nearest on a GPU; the interpreter rounds towards zero.
     assert ((total - want).abs() <= torch.finfo(dtype).eps * want.abs()).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_reverse(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = strided(shape, 7, dtype)
+    found = reverse(x)
+    assert torch.equal(found, x.flip(3))
+    assert found.stride() == x.flip(3).stride()
 
 
 def test_rows_between_the_blocks_stay() -> None:
