@@ -59,7 +59,8 @@ The trainer takes dense attention, windows, Lighthouse and sequences of any leng
 indexer) is not in it: such a model cannot pass on to a dense stage, which is what a run here ends
 with, and its export would not be a Llama. MoBA would change no weights. Its library takes no
 grouped heads, breaks a compiled graph and runs on GPUs alone, so it is measured here and is no
-stage.
+stage; [the study](study.md) trains with it in the place of windows
+([how](../benchmarks/study/moba.py)).
 
 ## Time and memory
 

@@ -23,6 +23,9 @@ SEEDS = (1, 2, 3)
 
 Stages = tuple[dict[str, Any], ...]
 
+IMPORTS = {"moba": "benchmarks.study.moba"}
+"""Of recipes whose windows are something else: what makes them so."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -75,6 +78,8 @@ AT_65K = Setting(
         # Full resolution nearby.
         "window": (_of("window", 570, window=2048), _of("dense", 180)),
         "layers": (_of("lighthouse", 650, **LAYERS), _of("dense", 180)),
+        # Three blocks of 512 that MoBA selects, a token's own among them.
+        "moba": (_of("window", 300, window=1536), _of("dense", 180)),
         # Short first, then Lighthouse with full resolution nearby.
         "grow-layers": (
             _of("dense", 250, 8192),
@@ -223,6 +228,8 @@ def recipe(
             f" --checkpoint.initial_load_path {study}/{before}/checkpoint/step-{at.short_steps}"
         )
     flags += f" --checkpoint.interval {steps}"
+    if name in IMPORTS:
+        flags += f" --experimental.custom_import {IMPORTS[name]}"
     full = f"{setting}-{name}-{rate}-{seed}"
     file = _write(study, f"{setting}-{name}.toml", values)
     lengths = [str(at.seq_len // part) for part in (16, 4, 1)]

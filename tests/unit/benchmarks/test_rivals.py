@@ -1,5 +1,6 @@
 """What the rivals are checked by can tell right from wrong, and their page can always be made."""
 
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import lighthouse.attention
 from benchmarks import rivals_blocks, rivals_methods, rivals_page
 from benchmarks.rivals_check import Layer, causal, check, masked, run
 from benchmarks.rivals_methods import LAYOUTS, METHODS
+from lighthouse.titan.hooks import RunHooks
+from tests.support.inputs import normal
 
 
 def inputs(heads: int, kv_heads: int, n: int = 256, dim: int = 16) -> tuple[Tensor, ...]:
@@ -161,3 +165,23 @@ def test_variants_are_compiled_together_and_timed_later() -> None:
     assert all(arguments == ("tensor",) for arguments, _ in compiled)
     assert all(settings["warmup"] and settings["n"] == 4 for _, settings in compiled)
     assert not tuner.cache and tuner.prune_configs({}) == tuner.configs
+
+
+def test_moba_in_a_run_has_the_gradients_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an operator, compiled, with two query heads to a key head and two sequences."""
+    monkeypatch.setattr(lighthouse.attention, "window_attention", None)
+    monkeypatch.setattr(RunHooks, "begin_step", RunHooks.begin_step)
+    moba = importlib.import_module("benchmarks.study.moba")
+    q = normal((2, 4, 2048, 8), 1).requires_grad_()
+    k, v = (normal((2, 2, 2048, 8), seed).requires_grad_() for seed in (2, 3))
+    grad = normal(q.shape, 4)
+
+    def with_gradients(call: Callable[[Tensor, Tensor, Tensor], Tensor]) -> list[Tensor]:
+        out = call(q, k, v)
+        return [out, *torch.autograd.grad(out, (q, k, v), grad)]
+
+    run = torch.compile(partial(moba.moba, window=1024), backend="aot_eager", fullgraph=True)
+    wanted = with_gradients(partial(moba.attend, count=2))
+    assert all(map(torch.equal, with_gradients(run), wanted))
+    with pytest.raises(ValueError, match="window = 700: must be a multiple of 512"):
+        moba.moba(q, k, v, window=700)
