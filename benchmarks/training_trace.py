@@ -37,7 +37,7 @@ def summarise(trace: dict[str, Any]) -> dict[str, Any]:
         by_kind[kind] += event["dur"] / 1000
         by_name[event["name"]].append(event["dur"] / 1000)
         (communicating if kind == "communication" else computing).append(event)
-    longest = sorted(by_name.items(), key=lambda item: -sum(item[1]))[:12]
+    longest = sorted(by_name.items(), key=lambda item: -sum(item[1]))[:30]
     start = min(event["ts"] for event in kernels)
     span = (max(event["ts"] + event["dur"] for event in kernels) - start) / 1000
     return {
