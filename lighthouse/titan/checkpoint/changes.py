@@ -20,7 +20,7 @@ def changes(
     now: RunRecord,
     step: int | None,
     own: bool,
-    unread: Sequence[bool] = (),
+    why_read: Sequence[str] = (),
 ) -> list[Change]:
     """What differs, key by key.
 
@@ -29,9 +29,9 @@ def changes(
         now: of the run.
         step: of the checkpoint; None where steps are counted anew, so that none lies behind.
         own: whether the checkpoint lies in the run's own folder.
-        unread: as for :func:`text_changes`.
+        why_read: as for :func:`text_changes`.
     """
-    found = [*text_changes(saved, now, unread), *_optimizer(saved, now)]
+    found = [*text_changes(saved, now, why_read), *_optimizer(saved, now)]
     found += _schedule(saved, now, step)
     if own:
         found += _model(saved, now)

@@ -58,11 +58,6 @@ class SourceText:
         """Whether it is the same text, wherever it lies."""
         return self.files == other.files if self.files or other.files else self.name == other.name
 
-    def only_adds_to(self, other: "SourceText") -> bool:
-        """Whether it is the other's files, as they were, and then more."""
-        before = list(other.files.items())
-        return bool(before) and list(self.files.items())[: len(before)] == before
-
     def difference(self, other: "SourceText") -> str:
         """What has become of the other's files, in words; empty for the same text."""
         if self.same(other):

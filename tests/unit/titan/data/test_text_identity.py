@@ -45,13 +45,11 @@ def test_what_has_become_of_files(tmp_path: Path) -> None:
     before = text_of(write_txt(tmp_path, ["a", "b", "c", "d", "e"]))
     assert text_of(tmp_path).difference(before) == ""
     (tmp_path / "0009.txt").write_text("more")
-    assert text_of(tmp_path).only_adds_to(before)
     assert text_of(tmp_path).difference(before) == "new: 0009.txt"
     (tmp_path / "0000.txt").unlink()
     for number in range(1, 5):
         (tmp_path / f"000{number}.txt").write_text("other")
     after = text_of(tmp_path)
-    assert not after.only_adds_to(before)
     changed = "changed: 0001.txt, 0002.txt, 0003.txt and 1 more"
     assert after.difference(before) == f"{changed}; new: 0009.txt; gone: 0000.txt"
 
