@@ -29,6 +29,16 @@ def text_changes(saved: RunRecord, now: RunRecord, why_read: Sequence[str]) -> I
     yield from _tokenizer(saved, now)
 
 
+def assumed_unchanged(saved: RunRecord, now: RunRecord) -> Iterator[str]:
+    """A sentence for each source with files that were written since, as far as can be seen."""
+    for was, text in zip(saved.text or [], now.text or [], strict=False):
+        if names := text.assumed(was):
+            yield (
+                f"{text.name}: of another time of change than at the checkpoint, and taken as "
+                f"unchanged by size and samples: {names}"
+            )
+
+
 def _sources(was: list[Any], is_now: list[Any]) -> Iterator[Change]:
     """Shares and columns of sources, of which there are as many; their texts are compared alone."""
     if len(was) != len(is_now):

@@ -1,5 +1,8 @@
 """Text is known again wherever it lies, and what has changed in it is named."""
 
+import json
+import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,22 @@ def test_an_edit_of_a_sampled_place_is_seen(tmp_path: Path, at: str) -> None:
     data[places[at]] = 1
     (tmp_path / "a.txt").write_bytes(data)
     assert text_of(tmp_path).difference(before) == "changed: a.txt"
+
+
+def test_an_edit_between_samples_is_told_by_its_time(tmp_path: Path) -> None:
+    """Of a small file all is compared, and a time says nothing."""
+    for name, size in (("large.txt", 4 * SAMPLES * SAMPLE_BYTES), ("small.txt", 99)):
+        (tmp_path / name).write_bytes(bytes(size))
+        os.utime(tmp_path / name, ns=(5, 5))
+    before = SourceText.of_record(json.loads(json.dumps(asdict(text_of(tmp_path)))))
+    assert text_of(tmp_path).assumed(before) == ""
+    with (tmp_path / "large.txt").open("r+b") as file:
+        file.seek(2 * SAMPLE_BYTES)
+        file.write(b"x")
+    os.utime(tmp_path / "small.txt", ns=(6, 6))
+    after = text_of(tmp_path)
+    assert after.same(before) and after.assumed(before) == "large.txt"
+    assert after.assumed(SourceText(before.name, before.files)) == ""  # an older record
 
 
 def test_what_has_become_of_files(tmp_path: Path) -> None:
