@@ -48,7 +48,7 @@ def _check_start(file: Path, start: bytes) -> None:
     compression = compression_of(file)
     if compression:
         skipped = compression == ".zst" and start[1:4] == _SKIPPED_FRAME and start[0] >> 4 == 5
-        if start and not skipped and not start.startswith(_MAGIC[compression]):
+        if not skipped and not start.startswith(_MAGIC[compression]):
             raise ValueError(f"{file} is damaged, or not {compression}: begins with {start!r}")
         return
     # None of these can begin what is UTF-8, but the name of parquet, which is followed by more.

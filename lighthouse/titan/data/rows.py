@@ -4,7 +4,6 @@ A row is a parquet row, a line of JSON, or a whole ``.txt`` file.
 """
 
 import gzip
-import io
 import json
 import lzma
 import zlib
@@ -20,17 +19,15 @@ import pyarrow.parquet as pq
 from lighthouse.titan.data.file_checks import check_schema, said
 from lighthouse.titan.data.text_files import compression_of, kind_of
 from lighthouse.titan.data.xz import open_xz
+from lighthouse.titan.data.zst import open_zst
 
 _BUFFER = 1 << 20
 _ROWS_AT_ONCE = 256
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# Not into a large buffer: what of it was read before an error would be lost.
 _DECOMPRESSED: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
     ".xz": open_xz,
-    ".zst": lambda file: io.BufferedReader(
-        pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"), 1 << 16
-    ),
+    ".zst": open_zst,
 }
 # Decompressors and parquet say no more than this, and not of which file.
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)

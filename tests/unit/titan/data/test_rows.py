@@ -15,10 +15,19 @@ import pytest
 from lighthouse.refusal import Refusal
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.data.file_checks import check_file
-from lighthouse.titan.data.rows import Block, read_rows
+from lighthouse.titan.data.rows import BadRow, Block, read_rows
 from lighthouse.titan.data.text_checks import check_texts
 from lighthouse.titan.data.text_files import kind_of
-from tests.support.text import BOS, EOS, config_for, loader, rows, stream, write_jsonl
+from tests.support.text import (
+    BOS,
+    EOS,
+    assert_resumes_exactly,
+    config_for,
+    loader,
+    rows,
+    stream,
+    write_jsonl,
+)
 
 DOCUMENTS = [f"{i}: naïve " + "x" * i for i in range(60)]
 
@@ -191,8 +200,38 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     skipping = loader(config, infinite=False)
     text = bytes(t for row in rows(skipping) for t in row[:-1] if t < BOS)
     assert text.count(b">") < 9999 and b"lastlast" in text[-50:]
-    assert name == "b.jsonl.zst" or text.count(b">") > 3000  # of zstd a block, 128 KB, is lost
+    assert name == "b.jsonl.zst" or text.count(b">") > 3000  # a block of zstd can be 128 KB
     assert skipping.tally.totals()["skipped_rows"] == 1
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_file_that_is_cut_off_is_read_up_to_there(tmp_path: Path, suffix: str) -> None:
+    """All that is in whole pieces of it, and the row behind is named."""
+    compress, count, each = COMPRESS[suffix], 400, 20
+    documents = [f"{i * 7919 % 100003}" * 20 for i in range(count)]
+    pieces = [compress(lines(documents[i : i + each])) for i in range(0, count, each)]
+    file, whole = tmp_path / f"a.jsonl{suffix}", b"".join(pieces)
+    # Into each piece, and between the last ones.
+    ends = [sum(map(len, pieces[:i])) for i in range(1, len(pieces))]
+    for cut in (*(end + 17 for end in ends), ends[-1] + len(pieces[-1]) - 1 - (not suffix)):
+        file.write_bytes(whole[:cut])
+        *read, (bad, _) = read_rows(Block(file), "text", lambda: None)
+        assert [row for row, _ in read] == documents[: len(read)]
+        assert len(read) >= each * sum(end <= cut for end in ends)
+        assert isinstance(bad, BadRow) and f"a.jsonl{suffix}, line {len(read) + 1} " in str(bad)
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("order", ["files", "shuffled"])
+def test_a_run_resumes_behind_where_a_file_is_cut_off(
+    tmp_path: Path, suffix: str, order: str
+) -> None:
+    for name in "ac":
+        write_jsonl(tmp_path / f"{name}.jsonl", DOCUMENTS[:9])
+    whole = b"".join(COMPRESS[suffix](lines([text])) for text in DOCUMENTS[9:])
+    (tmp_path / f"b.jsonl{suffix}").write_bytes(whole[: len(whole) * 2 // 3])
+    config = config_for("local", tmp_path, dataset_bad_rows="skip", dataset_order=order)
+    assert_resumes_exactly(config, 80, (5, 9, 1, 11, 20, 3), most=2000)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt"])
