@@ -221,6 +221,29 @@ def test_a_file_that_is_cut_off_is_read_up_to_there(tmp_path: Path, suffix: str)
         assert isinstance(bad, BadRow) and f"a.jsonl{suffix}, line {len(read) + 1} " in str(bad)
 
 
+@pytest.mark.parametrize("order", ["files", "shuffled"])
+def test_of_a_damaged_row_group_all_else_is_read(tmp_path: Path, order: str) -> None:
+    file = tmp_path / "a.parquet"
+    documents = [f"<{i * 7919 % 100003}>" for i in range(900)]
+    plain: dict[str, Any] = {"compression": "none", "use_dictionary": False, "data_page_size": 256}
+    write_parquet(file, documents, row_group_size=300, **plain)
+    data = bytearray(file.read_bytes())
+    at = data.index(documents[450].encode())
+    data[at - 4 : at] = b"\xff" * 4  # the length of this row's string
+    file.write_bytes(data)
+    found = list(read_rows(Block(file), "text", lambda: None))
+    texts = [row for row, _ in found if type(row) is str]
+    assert texts == [*documents[: len(texts) - 300], *documents[600:]] and len(texts) > 700
+    (bad,) = [row for row, _ in found if isinstance(row, BadRow)]
+    assert f"row {len(texts) - 300} can't be read, nor what follows in its row group" in str(bad)
+    for done, (_, place) in enumerate(found, start=1):
+        assert (
+            done % 50 or list(read_rows(Block(file), "text", lambda: None, place)) == found[done:]
+        )
+    config = config_for("local", tmp_path, dataset_bad_rows="skip", dataset_order=order)
+    assert_resumes_exactly(config, 160, (50, 9, 30, 60), most=2000)
+
+
 @pytest.mark.parametrize("suffix", COMPRESS)
 @pytest.mark.parametrize("order", ["files", "shuffled"])
 def test_a_run_resumes_behind_where_a_file_is_cut_off(
