@@ -3,34 +3,22 @@
 A row is a parquet row, a line of JSON, or a whole ``.txt`` file.
 """
 
-import gzip
 import json
-import lzma
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lighthouse.titan.data.compression import BUFFER, DAMAGE, open_bytes
 from lighthouse.titan.data.file_checks import check_schema, said
 from lighthouse.titan.data.text_files import compression_of, kind_of
-from lighthouse.titan.data.xz import open_xz
-from lighthouse.titan.data.zst import open_zst
 
-_BUFFER = 1 << 20
 _ROWS_AT_ONCE = 256
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_DECOMPRESSED: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".xz": open_xz,
-    ".zst": open_zst,
-}
-# Decompressors and parquet say no more than this, and not of which file.
-_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
 
 
 @dataclass(frozen=True)
@@ -106,7 +94,7 @@ def _parquet_rows(
 ) -> Iterator[tuple[str | BadRow, int]]:
     try:
         # The buffer keeps a large row group from being read at once.
-        with pq.ParquetFile(block.file, buffer_size=_BUFFER) as table:
+        with pq.ParquetFile(block.file, buffer_size=BUFFER) as table:
             check_schema(block.file, table.schema_arrow, column)
             groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
             most = _batch_size(groups, column)
@@ -120,7 +108,7 @@ def _parquet_rows(
                             number, place = first_row + place, place + 1
                             yield _parquet_text(block.file, number, column, data, mended), place
                         place = end
-                    except _DAMAGE as error:
+                    except DAMAGE as error:
                         rest = "what follows in its row group"
                         bad = _damage(block.file, error, rest, number=first_row + place)
                         if most == 1:
@@ -128,7 +116,7 @@ def _parquet_rows(
                             yield bad, place
                         most = 1  # of what was read at once some rows may be whole
                 begin = end
-    except _DAMAGE as error:
+    except DAMAGE as error:
         yield _damage(block.file, error, number=0), place
 
 
@@ -159,7 +147,7 @@ def _batch_size(groups: list[Any], column: str) -> int:
         rows += group.num_rows
         columns = (group.column(j) for j in range(group.num_columns))
         found += sum(c.total_uncompressed_size for c in columns if c.path_in_schema == column)
-    return max(1, min(_ROWS_AT_ONCE, _BUFFER * rows // max(found, 1)))
+    return max(1, min(_ROWS_AT_ONCE, BUFFER * rows // max(found, 1)))
 
 
 def _json_lines(
@@ -194,7 +182,7 @@ def _json_lines(
                     yield bad, offset if plain else number
                 else:
                     yield text, offset if plain else number
-    except _DAMAGE as error:
+    except DAMAGE as error:
         where = {"offset": offset} if plain else {"number": number + 1}
         yield _damage(block.file, error, **where), offset if plain else number
 
@@ -255,20 +243,12 @@ def _whole_file(
     try:
         with open_bytes(file) as source:
             data = source.read()
-    except _DAMAGE as error:
+    except DAMAGE as error:
         yield _damage(file, error, number=1), 1
     else:
-        text = _decoded(data, mended)
+        text = _decoded(data.removeprefix(_BYTE_ORDER_MARK), mended)
         # As Python's text files read them.
         yield text.replace("\r\n", "\n").replace("\r", "\n"), 1
-
-
-def open_bytes(file: Path) -> IO[bytes]:
-    """The bytes of a file, decompressed as its name says."""
-    compression = compression_of(file)
-    if compression is None:
-        return file.open("rb", buffering=_BUFFER)
-    return _DECOMPRESSED[compression](file)
 
 
 def _decoded(data: bytes, mended: Callable[[], None]) -> str:
@@ -290,7 +270,7 @@ def _damage(file: Path, error: BaseException, rest: str = "what follows", **wher
 def _newlines_before(file: Path, offset: int) -> int:
     found = 0
     with file.open("rb") as source:
-        while offset > 0 and (data := source.read(min(offset, _BUFFER))):
+        while offset > 0 and (data := source.read(min(offset, BUFFER))):
             found += data.count(b"\n")
             offset -= len(data)
     return found
