@@ -9,7 +9,7 @@ from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.settings import BATCH, name_of, of_step
 from lighthouse.titan.checkpoint.text_changes import text_changes
 from lighthouse.titan.config.stages import Stage, Stages, in_effect
-from lighthouse.titan.run.schedule import factors
+from lighthouse.titan.run.schedule import factors, staged
 
 # Of a model: its weights would not fit.
 _SHAPES = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size", "tied")
@@ -87,8 +87,13 @@ def _listed(record: RunRecord) -> bool:
 def _stages_and_settings(
     saved: RunRecord, now: RunRecord, step: int, was: Stages, is_now: Stages
 ) -> list[Change]:
-    behind = _tables_behind(saved, now, step, was, is_now) if was.listed and is_now.listed else []
-    behind += _behind(saved, now, step, was, is_now, with_stages=not behind)
+    behind = _behind(saved, now, step, was, is_now, with_stages=True)
+    same_rates = not (was.listed or is_now.listed) or _same_rates(saved, step, was, is_now)
+    if was.listed and is_now.listed and (behind or not same_rates):
+        behind = _tables_behind(saved, now, step, was, is_now)
+        behind += _behind(saved, now, step, was, is_now, with_stages=not behind)
+    elif not same_rates:
+        behind += _rates(step, was, is_now)
     found = {change.key: change for change in behind}
     # What is left lies ahead.
     for key, old, new in _differing(saved.settings or {}, now.settings or {}):
@@ -188,6 +193,26 @@ def _as_written(key: str, saved: RunRecord, now: RunRecord, stage: Stage) -> str
         last = "global_batch_size" if whole else "local_batch_size"
         key = f"training.{last}"
     return f"stages.{stage.number}.{last}" if last in stage.table else key
+
+
+def _same_rates(saved: RunRecord, step: int, was: Stages, is_now: Stages) -> bool:
+    """Whether stages make the same of the schedule in all steps that were taken."""
+    schedule = factors(saved.lr_scheduler, step).__getitem__
+    return all(
+        staged(schedule, was, done) == staged(schedule, is_now, done) for done in range(step)
+    )
+
+
+def _rates(step: int, was: Stages, is_now: Stages) -> list[Change]:
+    """What stages behind say of the rate, where only one of the runs has a list of them."""
+    found = []
+    for stage in was if was.listed else is_now:
+        for name in ("lr_factor", "warmup_steps"):
+            if stage.first <= step and name in stage.table:
+                key, value = f"stages.{stage.number}.{name}", stage.table[name]
+                old, new = (value, NOT_SET) if was.listed else (NOT_SET, value)
+                found.append(Change(key, old, new, name_of(key)))
+    return found
 
 
 def _tables_behind(

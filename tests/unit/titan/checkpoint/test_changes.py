@@ -205,19 +205,6 @@ def test_microbatches_of_the_same_batch(job: JobConfig) -> None:
     assert "training.global_batch_size = 4 (was 8)" in str(changes_of(job, now)[0])
 
 
-def test_a_lighthouse_stage_to_come_may_have_other_parameters(job: JobConfig) -> None:
-    tables: list[dict[str, Any]] = [
-        {"steps": 15, "attention": "dense"},
-        {"steps": 5, "attention": "lighthouse"},
-    ]
-    job.stages = tables
-    now = copy.deepcopy(job)
-    now.lighthouse.topk, now.lighthouse.scorer = 128, "dilated"
-    found = changes_of(job, now)
-    assert {change.key for change in found} == {"lighthouse.topk", "lighthouse.scorer"}
-    assert not any(change.needs_a_word for change in found)
-
-
 def test_a_key_that_is_newer_than_the_record_is_no_change(job: JobConfig, tmp_path: Path) -> None:
     record = RunRecord.of(job, 1)
     assert record.settings is not None
@@ -281,20 +268,6 @@ def test_what_a_rank_had_is_said_of_several(job: JobConfig) -> None:
     job.training.local_batch_size = 4
     (change,) = changes(before, RunRecord.of(job, 2), STEP, own=True)
     assert (change.was, change.now, change.back) == (8, 4, "set training.local_batch_size = 8")
-
-
-def test_a_key_of_a_stage_behind_that_says_what_held_anyway(job: JobConfig) -> None:
-    job.stages = [
-        {"steps": 5, "attention": "dense"},
-        {"steps": 15, "attention": "lighthouse"},
-    ]
-    now = copy.deepcopy(job)
-    length = job.training.seq_len
-    now.stages[0] |= {"lr_factor": 1.0, "warmup_steps": 0, "seq_len": length}
-    now.stages[1]["topk"] = job.lighthouse.topk
-    assert not any(change.needs_a_word for change in changes_of(job, now))
-    now.stages[0]["lr_factor"] = 0.5
-    assert any(change.needs_a_word for change in changes_of(job, now))
 
 
 def test_sources_go_by_number_and_key(job: JobConfig, tmp_path: Path) -> None:
