@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from torchtitan.config import JobConfig
 
+from lighthouse.titan.checkpoint.changes import changes
+from lighthouse.titan.checkpoint.record import RunRecord
 from tests.unit.titan.checkpoint.test_changes import STEP, changes_of
 
 
@@ -75,3 +77,23 @@ def test_stages_are_judged_by_the_steps_that_were_taken(
     found = [c for c in changes_of(with_stages(was), with_stages(now)) if c.needs_a_word]
     assert [change.key for change in found] == ([refused] if refused else [])
     assert all(change.name in ("lr_scheduler", "training") for change in found)
+
+
+def test_where_the_decay_begins_is_of_steps_taken_once_it_has(job: JobConfig) -> None:
+    job.lr_scheduler.total_steps = None
+    job.lr_scheduler.decay_ratio = 0.5
+    job.stages = [{"steps": 8, "attention": "dense"}, {"steps": 8, "attention": "lighthouse"}]
+    job.training.steps = 16
+    now = copy.deepcopy(job)
+    now.lr_scheduler.decay_ratio = 0.25
+
+    def refused(step: int) -> list[str]:
+        found = changes(RunRecord.of(job, 1), RunRecord.of(now, 1), step, own=True)
+        return [change.key for change in found if change.needs_a_word]
+
+    assert refused(STEP) == ["lr_scheduler.decay_ratio"]
+    assert refused(4) == []
+    # The same decay of more stages, which has not begun.
+    now.stages.append({"steps": 16, "attention": "dense"})
+    now.training.steps = 32
+    assert refused(4) == []
