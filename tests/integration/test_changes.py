@@ -95,3 +95,6 @@ def test_text_behind_the_place_of_each_rank(tmp_path: Path) -> None:
     (text / "e.jsonl").write_text(f"{line}\n")
     refused = train(begun.folder, "--training.steps=6", base=base, processes=2, ok=False)
     assert "another share of all files: checkpoint " in refused.refusal()
+    accept = "--checkpoint.accept_changes=data"
+    accepted = train(begun.folder, "--training.steps=6", accept, base=base, processes=2)
+    assert "has other files, from its first file on" in accepted.output

@@ -118,6 +118,9 @@ def go_on_reading(
     else:
         loader.go_on_from(sources)
         changed = not same_texts(resume.before.text or [], resume.record.text or [])
-        shuffled = resume.record.data["training.dataset_order"] == "shuffled"
-        anew = "; what is shuffled and has changed, with its next epoch"
-        say(f"The text goes on with the next document{anew if shuffled and changed else ''}")
+        anew = ""
+        if changed and resume.record.data["training.dataset_order"] == "shuffled":
+            anew = "; what is shuffled and has changed, with its next epoch"
+        elif changed and not all(moved.one_share for moves in sources for moved in moves):
+            anew = "; what ranks or workers share and has other files, from its first file on"
+        say(f"The text goes on with the next document{anew}")
