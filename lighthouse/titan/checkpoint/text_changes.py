@@ -6,7 +6,7 @@ from typing import Any
 from lighthouse.titan.checkpoint.change import NOT_SET, Change
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.unread_text import NOT_KNOWN
-from lighthouse.titan.data.moved import SOURCES
+from lighthouse.titan.data.moved import SOURCES, reads_alike
 
 _BACK = "put the text back"
 
@@ -23,8 +23,10 @@ def text_changes(saved: RunRecord, now: RunRecord, why_read: Sequence[str]) -> I
         yield Change("data-parallel degree", was, is_now, "data", back=back)
     yield from _sources(saved.data[SOURCES], now.data[SOURCES])
     for key, value in saved.data.items():
-        if key != SOURCES and value != now.data.get(key, NOT_SET):
-            yield Change(key, value, now.data.get(key, NOT_SET), "data")
+        if key not in now.data:
+            yield Change(key, value, NOT_SET, "data")
+        elif key != SOURCES and not reads_alike(saved.data, now.data, key):
+            yield Change(key, value, now.data[key], "data")
     yield from _text(saved, now, why_read)
     yield from _tokenizer(saved, now)
 

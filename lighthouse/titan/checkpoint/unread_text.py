@@ -1,6 +1,5 @@
 """Whether text that has changed lies behind the place that a checkpoint has reached in it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,13 +9,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from lighthouse.titan.checkpoint.reading import load_state, plain
 from lighthouse.titan.checkpoint.record import RunRecord
-from lighthouse.titan.data.moved import SOURCES, weights_and_columns
+from lighthouse.titan.data.moved import SOURCES, reads_alike, weights_and_columns
+from lighthouse.titan.data.packing import places_in
 from lighthouse.titan.data.rows import BadRow, Block, read_rows
 from lighthouse.titan.data.text_files import compression_of, kind_of, root_of
 from lighthouse.titan.data.text_identity import Mark, SourceText, is_grown
-
-_OF_PLACE = {"epoch", "source", "offset", "last_token"}
-"""Keys of what `PackedTextDataset` says of itself."""
 
 NOT_KNOWN = "and it is not known how far it was read"
 
@@ -48,7 +45,8 @@ def why_read(checkpoint: Path, saved: RunRecord, now: RunRecord) -> list[str]:
     data, ranks = now.data, now.data_parallel_degree
     others = data.keys() & saved.data.keys() - {SOURCES}
     why = NOT_KNOWN
-    if saved.data_parallel_degree != ranks or any(saved.data[key] != data[key] for key in others):
+    alike = all(reads_alike(saved.data, data, key) for key in others)
+    if saved.data_parallel_degree != ranks or not alike:
         why = "and it is read in another way"
     elif data["training.dataset_order"] != "files":
         why = "which puts all of the text into another shuffled order"
@@ -115,19 +113,9 @@ def _places_of(checkpoint: Path, ranks: int) -> list[dict[str, Any]]:
     found = []
     for name in names:
         state = plain(states["dataloader"][name], "the loader's place in the data")
-        (place,) = _places(state)
+        (place,) = places_in(state)
         found.append(place)
     return found
-
-
-def _places(state: Any) -> Iterator[dict[str, Any]]:
-    """Wherever torchdata keeps them, by its number of workers."""
-    if isinstance(state, dict):
-        if state.keys() >= _OF_PLACE:
-            yield state
-        else:
-            for value in state.values():
-                yield from _places(value)
 
 
 def _reached(at: Any, turn: int | None) -> _Reached:
