@@ -86,9 +86,14 @@ def last_word(file: Path) -> str | None:
     return said
 
 
+def one_line(sentence: object) -> str:
+    """With escapes for what breaks a line or can't be printed, such as in the name of a file."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(sentence))
+
+
 def refuse(sentence: object) -> None:
     """End a command with the sentence. Does not return."""
-    print(f"{REFUSED}{sentence}", file=sys.stderr, flush=True)
+    print(f"{REFUSED}{one_line(sentence)}", file=sys.stderr, flush=True)
     sys.exit(EXIT_CODE)
 
 
@@ -108,6 +113,7 @@ def end_in_a_rank(sentence: object, rank: int, ending: str = REFUSED) -> None:
         rank: of this process.
         ending: one of `ENDINGS`.
     """
+    sentence = one_line(sentence)
     noted = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if noted:
         # The traceback that torchrun's decorator may have put there.

@@ -25,6 +25,7 @@ from lighthouse.titan.checkpoint.resume import (
     checkpoint_to_read,
 )
 from lighthouse.titan.checkpoint.seal import METADATA
+from lighthouse.titan.checkpoint.text_changes import assumed_unchanged
 from lighthouse.titan.config.resolved_toml import write_resolved
 from lighthouse.titan.config.stages import Stage, Stages
 from lighthouse.titan.data.moved import go_on_reading
@@ -121,6 +122,9 @@ class RunHooks:
         for change in self._resume.changes:
             why = "accepted" if change.needs_a_word else "no step taken is another one by it"
             self._say(f"After step {self._resume.step}: {change}; {why}")
+        if self._resume.before is not None:
+            for sentence in assumed_unchanged(self._resume.before, self._resume.record):
+                self._say(sentence)
 
     def _say(self, sentence: str) -> None:
         """Once, of all ranks."""

@@ -1,6 +1,7 @@
 """Changing one's mind in the middle of a run: what it does to the steps, and what it leaves."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -71,3 +72,29 @@ def test_a_longer_schedule_that_agrees_needs_no_word(copy: Path, tmp_path: Path)
     assert "lr_scheduler.total_steps = 50 (was 8); no step taken is another" in longer.output
     whole = train(tmp_path / "whole", "--training.steps=6", base=BASE)
     assert longer.losses() == whole.losses()
+
+
+def test_text_behind_the_place_of_each_rank(tmp_path: Path) -> None:
+    """Added, it needs no word; touched, it is said to be taken as it was."""
+    text = tmp_path / "text"
+    text.mkdir()
+    for name in "ab":
+        line = json.dumps({"text": f"{name} few words " * 40})
+        (text / f"{name}.jsonl").write_text(f"{line}\n" * 300)
+    base = {**BASE, "training.dataset": "local", "training.dataset_path": text}
+    begun = train(tmp_path / "run", "--training.steps=2", base=base, processes=2)
+    for name in "cd":
+        (text / f"{name}.jsonl").write_text(f"{line}\n" * 300)
+    os.utime(text / "a.jsonl", ns=(1, 1))
+    more = train(begun.folder, "--training.steps=4", base=base, processes=2)
+    assert "new: c.jsonl, d.jsonl; no step taken is another one by it" in more.output
+    assert "taken as unchanged by size and samples: a.jsonl" in more.output
+    whole = train(tmp_path / "whole", "--training.steps=4", base=base, processes=2)
+    assert more.losses() == whole.losses()
+
+    (text / "e.jsonl").write_text(f"{line}\n")
+    refused = train(begun.folder, "--training.steps=6", base=base, processes=2, ok=False)
+    assert "another share of all files: checkpoint " in refused.refusal()
+    accept = "--checkpoint.accept_changes=data"
+    accepted = train(begun.folder, "--training.steps=6", accept, base=base, processes=2)
+    assert "has other files, from its first file on" in accepted.output

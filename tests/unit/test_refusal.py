@@ -54,6 +54,9 @@ def test_a_command_ends_with_the_sentence(capsys: pytest.CaptureFixture[str]) ->
         refuse(ValueError("a.b = 1: must be 2"))
     assert exit_.value.code == 2
     assert capsys.readouterr().err == "refused: a.b = 1: must be 2\n"
+    with pytest.raises(SystemExit):
+        refuse(ValueError("a.b = 'naïve\n\udcff'"))
+    assert capsys.readouterr().err == "refused: a.b = 'naïve\\n\\udcff'\n"
 
 
 def test_rank_0_says_it_at_once(exits: None, capsys: pytest.CaptureFixture[str]) -> None:

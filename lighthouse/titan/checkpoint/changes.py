@@ -9,7 +9,7 @@ from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.settings import BATCH, name_of, of_step
 from lighthouse.titan.checkpoint.text_changes import text_changes
 from lighthouse.titan.config.stages import Stage, Stages, in_effect
-from lighthouse.titan.run.schedule import factors
+from lighthouse.titan.run.schedule import factors, staged
 
 # Of a model: its weights would not fit.
 _SHAPES = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size", "tied")
@@ -20,7 +20,7 @@ def changes(
     now: RunRecord,
     step: int | None,
     own: bool,
-    unread: Sequence[bool] = (),
+    why_read: Sequence[str] = (),
 ) -> list[Change]:
     """What differs, key by key.
 
@@ -29,9 +29,9 @@ def changes(
         now: of the run.
         step: of the checkpoint; None where steps are counted anew, so that none lies behind.
         own: whether the checkpoint lies in the run's own folder.
-        unread: as for :func:`text_changes`.
+        why_read: as for :func:`text_changes`.
     """
-    found = [*text_changes(saved, now, unread), *_optimizer(saved, now)]
+    found = [*text_changes(saved, now, why_read), *_optimizer(saved, now)]
     found += _schedule(saved, now, step)
     if own:
         found += _model(saved, now)
@@ -52,10 +52,10 @@ def _schedule(saved: RunRecord, now: RunRecord, step: int | None) -> list[Change
     differing = [name for name in was if was[name] != is_now[name]]
     judged = dict(is_now)
     if _listed(saved) and _listed(now):
-        # Stages to come may change, and with them where the schedule over all of them ends.
-        judged |= {name: was[name] for name in ("total_steps", "decay_ratio")}
+        # Stages to come may change, and with them how long the schedule over all of them is.
+        judged["total_steps"] = was["total_steps"]
     done = max(was["total_steps"], is_now["total_steps"]) if step is None else step
-    agree = judged == was or factors(was, done) == factors(judged, done)
+    agree = judged == was or factors(was, done) == factors(is_now, done)
     note = ""
     if is_now["total_steps"] == (now.settings or {}).get("training.steps"):
         note = "as training.steps has it" if "total_steps" in differing else ""
@@ -87,8 +87,13 @@ def _listed(record: RunRecord) -> bool:
 def _stages_and_settings(
     saved: RunRecord, now: RunRecord, step: int, was: Stages, is_now: Stages
 ) -> list[Change]:
-    behind = _tables_behind(saved, now, step, was, is_now) if was.listed and is_now.listed else []
-    behind += _behind(saved, now, step, was, is_now, with_stages=not behind)
+    behind = _behind(saved, now, step, was, is_now, with_stages=True)
+    same_rates = not (was.listed or is_now.listed) or _same_rates(saved, step, was, is_now)
+    if was.listed and is_now.listed and (behind or not same_rates):
+        behind = _tables_behind(saved, now, step, was, is_now)
+        behind += _behind(saved, now, step, was, is_now, with_stages=not behind)
+    elif not same_rates:
+        behind += _rates(step, was, is_now)
     found = {change.key: change for change in behind}
     # What is left lies ahead.
     for key, old, new in _differing(saved.settings or {}, now.settings or {}):
@@ -188,6 +193,26 @@ def _as_written(key: str, saved: RunRecord, now: RunRecord, stage: Stage) -> str
         last = "global_batch_size" if whole else "local_batch_size"
         key = f"training.{last}"
     return f"stages.{stage.number}.{last}" if last in stage.table else key
+
+
+def _same_rates(saved: RunRecord, step: int, was: Stages, is_now: Stages) -> bool:
+    """Whether stages make the same of the schedule in all steps that were taken."""
+    schedule = factors(saved.lr_scheduler, step).__getitem__
+    return all(
+        staged(schedule, was, done) == staged(schedule, is_now, done) for done in range(step)
+    )
+
+
+def _rates(step: int, was: Stages, is_now: Stages) -> list[Change]:
+    """What stages behind say of the rate, where only one of the runs has a list of them."""
+    found = []
+    for stage in was if was.listed else is_now:
+        for name in ("lr_factor", "warmup_steps"):
+            if stage.first <= step and name in stage.table:
+                key, value = f"stages.{stage.number}.{name}", stage.table[name]
+                old, new = (value, NOT_SET) if was.listed else (NOT_SET, value)
+                found.append(Change(key, old, new, name_of(key)))
+    return found
 
 
 def _tables_behind(

@@ -15,7 +15,7 @@ from lighthouse.titan.checkpoint.changes import changes
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.seal import METADATA
 from lighthouse.titan.checkpoint.settings import NONFINITE, settings_of
-from lighthouse.titan.checkpoint.unread_text import still_unread
+from lighthouse.titan.checkpoint.unread_text import why_read
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.text_identity import same_texts
 from lighthouse.titan.distributed.agree import from_rank_0
@@ -118,13 +118,13 @@ def _compared(
     """Go on from a record, or refuse."""
     excluded, stages = job_config.checkpoint.exclude_from_loading, Stages.of(job_config)
     behind = None if "train_state" in excluded else _step_behind(step, saved)
-    unread: list[bool] = []
+    why: list[str] = []
     texts = saved.text or [], now.text or []
     if len(texts[0]) == len(texts[1]) and not same_texts(*texts):
-        unread = from_rank_0(partial(still_unread, checkpoint, saved, now))
+        why = from_rank_0(partial(why_read, checkpoint, saved, now))
     found = [
         change
-        for change in changes(saved, now, behind, own, unread)
+        for change in changes(saved, now, behind, own, why)
         if not (change.name == "data" and "dataloader" in excluded)
         and not (change.name == "lr_scheduler" and "lr_scheduler" in excluded)
         and not (change.key.startswith("optimizer.") and "optimizer" in excluded)

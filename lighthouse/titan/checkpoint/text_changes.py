@@ -5,16 +5,17 @@ from typing import Any
 
 from lighthouse.titan.checkpoint.change import NOT_SET, Change
 from lighthouse.titan.checkpoint.record import RunRecord
-from lighthouse.titan.data.moved import SOURCES
+from lighthouse.titan.checkpoint.unread_text import NOT_KNOWN
+from lighthouse.titan.data.moved import SOURCES, reads_alike
 
 _BACK = "put the text back"
 
 
-def text_changes(saved: RunRecord, now: RunRecord, unread: Sequence[bool] = ()) -> Iterator[Change]:
+def text_changes(saved: RunRecord, now: RunRecord, why_read: Sequence[str]) -> Iterator[Change]:
     """What differs of the text, of who reads it, and of its tokenizer.
 
     Args:
-        unread: of each source, whether what differs is still to be read; empty: not known.
+        why_read: as :func:`unread_text.why_read`; empty: not known.
     """
     was, is_now = saved.data_parallel_degree, now.data_parallel_degree
     if was != is_now:
@@ -22,10 +23,22 @@ def text_changes(saved: RunRecord, now: RunRecord, unread: Sequence[bool] = ()) 
         yield Change("data-parallel degree", was, is_now, "data", back=back)
     yield from _sources(saved.data[SOURCES], now.data[SOURCES])
     for key, value in saved.data.items():
-        if key != SOURCES and value != now.data.get(key, NOT_SET):
-            yield Change(key, value, now.data.get(key, NOT_SET), "data")
-    yield from _text(saved, now, unread)
+        if key not in now.data:
+            yield Change(key, value, NOT_SET, "data")
+        elif key != SOURCES and not reads_alike(saved.data, now.data, key):
+            yield Change(key, value, now.data[key], "data")
+    yield from _text(saved, now, why_read)
     yield from _tokenizer(saved, now)
+
+
+def assumed_unchanged(saved: RunRecord, now: RunRecord) -> Iterator[str]:
+    """A sentence for each source with files that were written since, as far as can be seen."""
+    for was, text in zip(saved.text or [], now.text or [], strict=False):
+        if names := text.assumed(was):
+            yield (
+                f"{text.name}: of another time of change than at the checkpoint, and taken as "
+                f"unchanged by size and samples: {names}"
+            )
 
 
 def _sources(was: list[Any], is_now: list[Any]) -> Iterator[Change]:
@@ -49,36 +62,23 @@ def _number(was: Sequence[Any], is_now: Sequence[Any]) -> Change:
     return Change("training.sources", len(was), len(is_now), "data", "in number", back)
 
 
-def _text(saved: RunRecord, now: RunRecord, unread: Sequence[bool]) -> Iterator[Change]:
+def _text(saved: RunRecord, now: RunRecord, why_read: Sequence[str]) -> Iterator[Change]:
     if saved.text is None or now.text is None:
         if saved.local_text and now.local_text and saved.local_text != now.local_text:
             was_text, is_text = saved.local_text, now.local_text
             yield Change("training.dataset_path", was_text, is_text, "data", back=_BACK)
         return
-    listed = len(now.text) > 1
+    listed = bool(now.data[SOURCES])
     if len(saved.text) != len(now.text):
         yield _number(saved.text, now.text)
         return
     for number, (was, text) in enumerate(zip(saved.text, now.text, strict=True), start=1):
         if not was.same(text):
             key = f"training.sources.{number}.path" if listed else "training.dataset_path"
-            ahead = any(unread[number - 1 : number]) or _lies_ahead(saved, now, number - 1)
-            name = None if ahead else "data"
+            why = why_read[number - 1] if why_read else NOT_KNOWN
             values = was.described(), text.described()
-            yield Change(key, *values, name, text.difference(was), _BACK)
-
-
-def _lies_ahead(saved: RunRecord, now: RunRecord, source: int) -> bool:
-    """Whether files have only come behind those that were there, and ranks keep their places."""
-    assert saved.text is not None and now.text is not None
-    was, text = saved.text[source], now.text[source]
-    if now.data["training.dataset_order"] != "files" or not text.only_adds_to(was):
-        return False
-    if now.data["training.dataloader.num_workers"] > 1:
-        return False
-    # Whole files are dealt to ranks where there are as many for each, and else each file's rows.
-    ranks = now.data_parallel_degree
-    return (len(was.files) % ranks == 0) == (len(text.files) % ranks == 0)
+            note = ", ".join(filter(None, (text.difference(was), why)))
+            yield Change(key, *values, "data" if why else None, note, _BACK)
 
 
 def _tokenizer(saved: RunRecord, now: RunRecord) -> Iterator[Change]:

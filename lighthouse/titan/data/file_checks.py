@@ -7,11 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lighthouse.titan.data.compression import DAMAGE, open_bytes
 from lighthouse.titan.data.text_files import compression_of, kind_of
 
 _MAGIC = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\0", ".zst": b"\x28\xb5\x2f\xfd"}
 _SKIPPED_FRAME = b"\x2a\x4d\x18"  # of zstd, behind a byte from 0x50 to 0x5f
 _PARQUET = b"PAR1\x15"
+_START = 8  # bytes that are looked at
 
 
 class WrongColumn(ValueError):
@@ -35,7 +37,11 @@ def check_file(file: Path, column: str) -> int:
                 check_schema(file, table.schema_arrow, column)
                 return table.num_row_groups
         with file.open("rb") as source:
-            _check_start(file, source.read(8))
+            start = source.read(_START)
+        if compression_of(file):
+            _check_compression(file, start)
+            start = _decompressed_start(file)
+        _check_text(file, start)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{file} is damaged, or not parquet: {said(error)}") from error
     except OSError as error:
@@ -43,22 +49,32 @@ def check_file(file: Path, column: str) -> int:
     return 1
 
 
-def _check_start(file: Path, start: bytes) -> None:
-    """Whether the first bytes are those of such a file."""
-    compression = compression_of(file)
-    if compression:
-        skipped = compression == ".zst" and start[1:4] == _SKIPPED_FRAME and start[0] >> 4 == 5
-        if start and not skipped and not start.startswith(_MAGIC[compression]):
-            raise ValueError(f"{file} is damaged, or not {compression}: begins with {start!r}")
-        return
+def _check_compression(file: Path, start: bytes) -> None:
+    """Whether the first bytes are those of the compression that its name says."""
+    suffix = str(compression_of(file))
+    skipped = suffix == ".zst" and start[1:4] == _SKIPPED_FRAME and start[0] >> 4 == 5
+    if not skipped and not start.startswith(_MAGIC[suffix]):
+        raise ValueError(f"{file} is damaged, or not {suffix}: begins with {start!r}")
+
+
+def _decompressed_start(file: Path) -> bytes:
+    try:
+        with open_bytes(file) as source:
+            return source.read(_START)
+    except DAMAGE:
+        return b""  # which is said where it is read
+
+
+def _check_text(file: Path, start: bytes) -> None:
+    """Whether the first bytes, decompressed, can be those of text."""
     # None of these can begin what is UTF-8, but the name of parquet, which is followed by more.
     for suffix, magic in {**_MAGIC, ".parquet": _PARQUET}.items():
         if start.startswith(magic):
             raise ValueError(f"{file} begins as a {suffix} file does; end its name with that")
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:4]:
         raise ValueError(
-            f"{file} is not UTF-8, and begins with {start!r}; if that is UTF-16, write it anew by "
-            "iconv -f UTF-16 -t UTF-8"
+            f"{file} is not UTF-8, and its text begins with {start!r}; if that is UTF-16, write it "
+            "anew by iconv -f UTF-16 -t UTF-8"
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from torchdata.stateful_dataloader import StatefulDataLoader
 from torchtitan.components.dataloader import BaseDataLoader, ParallelAwareDataloader
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import JobConfig
@@ -22,7 +23,7 @@ from lighthouse.titan.data.dealt import Dealt, to_one_worker
 from lighthouse.titan.data.document_packing import Packing, SeparateDocuments, batch_of
 from lighthouse.titan.data.mixture import Mixture, WeightedStream
 from lighthouse.titan.data.moved import Moved
-from lighthouse.titan.data.packing import PackedTextDataset
+from lighthouse.titan.data.packing import PackedTextDataset, places_in
 from lighthouse.titan.data.shuffled import ShuffledDocuments
 from lighthouse.titan.data.source_tables import sources_of
 from lighthouse.titan.data.sources import TextReader, checked_files, open_source, say_shared
@@ -50,7 +51,20 @@ class _FromTheStart(upstream.HuggingFaceTextDataset):
         return super().__iter__()
 
 
-class _PackedLoader(ParallelAwareDataloader):
+class _WithOrWithoutWorker(StatefulDataLoader):
+    """Goes on from a place of one worker without any, and the other way round."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        of_workers = "_snapshot" in state_dict
+        places = list(places_in(state_dict))
+        if of_workers == (self.num_workers > 0) or len(places) != 1:
+            super().load_state_dict(state_dict)
+        else:
+            super().load_state_dict({})
+            self.dataset.load_state_dict(places[0])  # from where it is iterated, or a worker's copy
+
+
+class _PackedLoader(ParallelAwareDataloader, _WithOrWithoutWorker):
     """The loader of a `PackedTextDataset`."""
 
     dataset: PackedTextDataset

@@ -1,6 +1,6 @@
 """Going on from a place in other text, or under another tokenizer, at a document's border."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -66,8 +66,19 @@ class Moved:
         return {**place, "examples_iterable": {**inner, **found}}, kept
 
 
+_WORKERS = "training.dataloader.num_workers"
 # Where one of these is another one, a place has another form, or ranks have other shares.
-_OF_SHARES = ("training.dataset", "training.dataset_order", "training.dataloader.num_workers")
+_OF_SHARES = ("training.dataset", "training.dataset_order", _WORKERS)
+
+
+def reads_alike(was: Mapping[str, Any], now: Mapping[str, Any], key: str) -> bool:
+    """Whether a key of ``RunRecord.data`` says the same in two of them.
+
+    One loader worker reads what none does, and goes on from its place; but for upstream's loader.
+    """
+    if key == _WORKERS and now["training.dataset"].lower() in ("local", "python"):
+        return max(1, was[key]) == max(1, now[key])
+    return bool(was[key] == now[key])
 
 
 def moved_between(was: "RunRecord", now: "RunRecord") -> list[list[Moved]] | None:
@@ -78,11 +89,11 @@ def moved_between(was: "RunRecord", now: "RunRecord") -> list[list[Moved]] | Non
     """
     if was.text is None or now.text is None or was.data_parallel_degree != now.data_parallel_degree:
         return None
-    if any(was.data[key] != now.data[key] for key in _OF_SHARES):
+    if not all(reads_alike(was.data, now.data, key) for key in _OF_SHARES):
         return None
     if (was.data[SOURCES] == []) != (now.data[SOURCES] == []):
         return None
-    one_share = now.data_parallel_degree == 1 and now.data["training.dataloader.num_workers"] <= 1
+    one_share = now.data_parallel_degree == 1 and now.data[_WORKERS] <= 1
     return [
         [
             Moved(old, text, old_column != column, one_share, weight)
@@ -118,6 +129,9 @@ def go_on_reading(
     else:
         loader.go_on_from(sources)
         changed = not same_texts(resume.before.text or [], resume.record.text or [])
-        shuffled = resume.record.data["training.dataset_order"] == "shuffled"
-        anew = "; what is shuffled and has changed, with its next epoch"
-        say(f"The text goes on with the next document{anew if shuffled and changed else ''}")
+        anew = ""
+        if changed and resume.record.data["training.dataset_order"] == "shuffled":
+            anew = "; what is shuffled and has changed, with its next epoch"
+        elif changed and not all(moved.one_share for moves in sources for moved in moves):
+            anew = "; what ranks or workers share and has other files, from its first file on"
+        say(f"The text goes on with the next document{anew}")

@@ -167,5 +167,15 @@ class PackedTextDataset(IterableDataset, Stateful):
                 logger.info(f"The dataset starts over for {self._share}: epoch {epoch}")
 
 
+def places_in(state: Any) -> Iterator[dict[str, Any]]:
+    """What `PackedTextDataset` says of itself, wherever torchdata keeps it, by its workers."""
+    if isinstance(state, dict):
+        if state.keys() >= _stream_start().keys():
+            yield state
+        else:
+            for value in state.values():
+                yield from places_in(value)
+
+
 def _stream_start() -> dict[str, Any]:
     return {"epoch": 0, "source": None, "offset": 0, "last_token": None}

@@ -3,37 +3,22 @@
 A row is a parquet row, a line of JSON, or a whole ``.txt`` file.
 """
 
-import gzip
-import io
 import json
-import lzma
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lighthouse.titan.data.compression import BUFFER, DAMAGE, open_bytes
 from lighthouse.titan.data.file_checks import check_schema, said
 from lighthouse.titan.data.text_files import compression_of, kind_of
-from lighthouse.titan.data.xz import open_xz
 
-_BUFFER = 1 << 20
 _ROWS_AT_ONCE = 256
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# Not into a large buffer: what of it was read before an error would be lost.
-_DECOMPRESSED: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".xz": open_xz,
-    ".zst": lambda file: io.BufferedReader(
-        pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"), 1 << 16
-    ),
-}
-# Decompressors and parquet say no more than this, and not of which file.
-_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
 
 
 @dataclass(frozen=True)
@@ -107,45 +92,62 @@ def read_rows(
 def _parquet_rows(
     block: Block, column: str, mended: Callable[[], None], place: int
 ) -> Iterator[tuple[str | BadRow, int]]:
-    number, skipped = 0, place
     try:
         # The buffer keeps a large row group from being read at once.
-        with pq.ParquetFile(block.file, buffer_size=_BUFFER) as table:
+        with pq.ParquetFile(block.file, buffer_size=BUFFER) as table:
             check_schema(block.file, table.schema_arrow, column)
-            metadata = table.metadata
-            end = metadata.num_row_groups if block.end is None else block.end
-            number = sum(metadata.row_group(i).num_rows for i in range(block.first))
-            for batch in table.iter_batches(
-                batch_size=_batch_size(metadata, column),
-                row_groups=range(block.first, end),
-                columns=[column],
-            ):
-                begin = min(skipped, len(batch))
-                skipped -= begin
-                number += begin
-                texts = batch.column(0).slice(begin)
-                as_bytes = pa.large_binary() if pa.types.is_large_string(texts.type) else None
-                # Not as strings: pyarrow would raise at bytes that are not UTF-8.
-                for data in texts.cast(as_bytes or pa.binary()).to_pylist():
-                    number, place = number + 1, place + 1
-                    if data is None:
-                        what = f'has a null in column "{column}"'
-                        yield BadRow(block.file, what, number=number - 1), place
-                    else:
-                        yield _decoded(data, mended), place
-    except _DAMAGE as error:
-        yield _damage(block.file, error, number=number), place
+            groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
+            most = _batch_size(groups, column)
+            first_row = sum(group.num_rows for group in groups[: block.first])
+            begin = 0
+            for i in range(block.first, len(groups) if block.end is None else block.end):
+                end = begin + groups[i].num_rows
+                while place < end:
+                    try:
+                        for data in _row_group(table, i, column, place - begin, most):
+                            number, place = first_row + place, place + 1
+                            yield _parquet_text(block.file, number, column, data, mended), place
+                        place = end
+                    except DAMAGE as error:
+                        rest = "what follows in its row group"
+                        bad = _damage(block.file, error, rest, number=first_row + place)
+                        if most == 1:
+                            place = end
+                            yield bad, place
+                        most = 1  # of what was read at once some rows may be whole
+                begin = end
+    except DAMAGE as error:
+        yield _damage(block.file, error, number=0), place
 
 
-def _batch_size(metadata: Any, column: str) -> int:
+def _row_group(table: Any, number: int, column: str, begin: int, most: int) -> Iterator[Any]:
+    """The values of a column from a row on, at most so many read at once."""
+    batches = table.iter_batches(batch_size=most, row_groups=[number], columns=[column])
+    for batch in batches:
+        skipped = min(begin, len(batch))
+        begin -= skipped
+        texts = batch.column(0).slice(skipped)
+        as_bytes = pa.large_binary() if pa.types.is_large_string(texts.type) else None
+        # Not as strings: pyarrow would raise at bytes that are not UTF-8.
+        yield from texts.cast(as_bytes or pa.binary()).to_pylist()
+
+
+def _parquet_text(
+    file: Path, number: int, column: str, data: bytes | None, mended: Callable[[], None]
+) -> str | BadRow:
+    if data is None:
+        return BadRow(file, f'has a null in column "{column}"', number=number)
+    return _decoded(data, mended)
+
+
+def _batch_size(groups: list[Any], column: str) -> int:
     """Rows of about a buffer: one can be a whole book."""
     found, rows = 0, 0
-    for i in range(min(metadata.num_row_groups, 4)):
-        group = metadata.row_group(i)
+    for group in groups[:4]:
         rows += group.num_rows
         columns = (group.column(j) for j in range(group.num_columns))
         found += sum(c.total_uncompressed_size for c in columns if c.path_in_schema == column)
-    return max(1, min(_ROWS_AT_ONCE, _BUFFER * rows // max(found, 1)))
+    return max(1, min(_ROWS_AT_ONCE, BUFFER * rows // max(found, 1)))
 
 
 def _json_lines(
@@ -180,7 +182,7 @@ def _json_lines(
                     yield bad, offset if plain else number
                 else:
                     yield text, offset if plain else number
-    except _DAMAGE as error:
+    except DAMAGE as error:
         where = {"offset": offset} if plain else {"number": number + 1}
         yield _damage(block.file, error, **where), offset if plain else number
 
@@ -241,20 +243,12 @@ def _whole_file(
     try:
         with open_bytes(file) as source:
             data = source.read()
-    except _DAMAGE as error:
+    except DAMAGE as error:
         yield _damage(file, error, number=1), 1
     else:
-        text = _decoded(data, mended)
+        text = _decoded(data.removeprefix(_BYTE_ORDER_MARK), mended)
         # As Python's text files read them.
         yield text.replace("\r\n", "\n").replace("\r", "\n"), 1
-
-
-def open_bytes(file: Path) -> IO[bytes]:
-    """The bytes of a file, decompressed as its name says."""
-    compression = compression_of(file)
-    if compression is None:
-        return file.open("rb", buffering=_BUFFER)
-    return _DECOMPRESSED[compression](file)
 
 
 def _decoded(data: bytes, mended: Callable[[], None]) -> str:
@@ -265,18 +259,18 @@ def _decoded(data: bytes, mended: Callable[[], None]) -> str:
         return data.decode(errors="replace")
 
 
-def _damage(file: Path, error: BaseException, **where: Any) -> BadRow:
-    """What is behind a row can't be read. An error of the disk is no damage, and is raised."""
+def _damage(file: Path, error: BaseException, rest: str = "what follows", **where: Any) -> BadRow:
+    """A row that can't be read, nor a rest. An error of the disk is no damage, and is raised."""
     if isinstance(error, OSError) and error.errno is not None:
         error.filename = error.filename or str(file)
         raise error
-    return BadRow(file, f"can't be read, nor what follows: {said(error)}", **where)
+    return BadRow(file, f"can't be read, nor {rest}: {said(error)}", **where)
 
 
 def _newlines_before(file: Path, offset: int) -> int:
     found = 0
     with file.open("rb") as source:
-        while offset > 0 and (data := source.read(min(offset, _BUFFER))):
+        while offset > 0 and (data := source.read(min(offset, BUFFER))):
             found += data.count(b"\n")
             offset -= len(data)
     return found

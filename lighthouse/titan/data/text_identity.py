@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SAMPLES = 8
 SAMPLE_BYTES = 16 << 10
 """What is read of a file: all of it up to SAMPLES of these, else its ends and as many between."""
+_READ_WHOLE = SAMPLES * SAMPLE_BYTES
 
 Mark = tuple[int, str]
 """Of a file: its bytes, and a digest of its samples."""
@@ -29,15 +30,18 @@ class SourceText:
     Attributes:
         name: as it was named; of no meaning where there are files.
         files: by their paths relative to the source, in the order in which they are read.
+        times: of those of which samples alone were read, when they were last written, in ns.
     """
 
     name: str
     files: dict[str, Mark] = field(default_factory=dict)
+    times: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> "SourceText":
         """From what JSON has made of one."""
-        return cls(record["name"], {k: (size, d) for k, (size, d) in record["files"].items()})
+        files = {name: (size, digest) for name, (size, digest) in record["files"].items()}
+        return cls(record["name"], files, dict(record.get("times", {})))
 
     def __str__(self) -> str:
         if not self.files:
@@ -58,11 +62,6 @@ class SourceText:
         """Whether it is the same text, wherever it lies."""
         return self.files == other.files if self.files or other.files else self.name == other.name
 
-    def only_adds_to(self, other: "SourceText") -> bool:
-        """Whether it is the other's files, as they were, and then more."""
-        before = list(other.files.items())
-        return bool(before) and list(self.files.items())[: len(before)] == before
-
     def difference(self, other: "SourceText") -> str:
         """What has become of the other's files, in words; empty for the same text."""
         if self.same(other):
@@ -76,6 +75,16 @@ class SourceText:
             "gone": [name for name in other.files if name not in self.files],
         }
         return "; ".join(f"{what}: {_some(names)}" for what, names in found.items() if names)
+
+    def assumed(self, other: "SourceText") -> str:
+        """The other's files that were written at another time, of equal size and samples."""
+        return _some(
+            [
+                name
+                for name, time in other.times.items()
+                if time != self.times.get(name) and self.files.get(name) == other.files[name]
+            ]
+        )
 
 
 def same_texts(texts: Sequence[SourceText], others: Sequence[SourceText]) -> bool:
@@ -106,10 +115,12 @@ def training_text(job_config: "JobConfig") -> list[SourceText]:
 def _of_files(path: str, local: bool) -> SourceText:
     root = Path(path)
     files = local_files(root) if local else all_files(root)
+    names = [file.relative_to(root_of(root)).as_posix() for file in files]
     with ThreadPoolExecutor(16) as pool:
-        marks = list(pool.map(_mark, files))
-    names = (file.relative_to(root_of(root)).as_posix() for file in files)
-    return SourceText(path, dict(zip(names, marks, strict=True)))
+        marks = dict(zip(names, pool.map(_mark, files), strict=True))
+        statuses = zip(names, pool.map(Path.stat, files), strict=True)
+        times = {name: s.st_mtime_ns for name, s in statuses if marks[name][0] > _READ_WHOLE}
+    return SourceText(path, marks, times)
 
 
 def is_grown(file: Path, before: Mark) -> bool:
@@ -127,7 +138,7 @@ def _mark(file: Path, size: int | None = None) -> Mark:
     digest = hashlib.blake2b(digest_size=8)
     with file.open("rb") as source:
         size = file.stat().st_size if size is None else size
-        if size <= SAMPLES * SAMPLE_BYTES:
+        if size <= _READ_WHOLE:
             digest.update(source.read(size))
         else:
             for i in range(SAMPLES):

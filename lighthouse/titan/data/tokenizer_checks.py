@@ -12,6 +12,14 @@ if TYPE_CHECKING:
 
 _PROBE = "a b"
 _RARE = "\ua66e"  # a letter that next to no vocabulary has
+_INSIDE = (
+    *("", " ", "  ", "\t", "\n", "\r\n", "\x01", "\u200b", "\ufeff"),
+    *("e", "\xe9", "e\u0301", "fi", "\ufb01", _RARE, "\ua66d"),
+    *map(chr, range(ord("!"), ord("~") + 1)),
+)
+_DIFFERENT = (*(f"a{inside}b" for inside in _INSIDE), " ab", "ab ", "\nab", "ab\n")
+"""Texts that differ in what tokenizers are known to pass over."""
+_MOST_SAID = 4
 
 
 def settle_documents(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
@@ -32,6 +40,7 @@ def settle_documents(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
     tokenizer._infer_should_add_bos_eos()  # which it did with all of this still on
     _say_other_ids(tokenizer, folder)
     _check_unknown(tokenizer, folder)
+    _say_rewritten(tokenizer, folder)
     _check_ends(tokenizer, folder)
 
 
@@ -104,6 +113,28 @@ def _check_unknown(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
             f"{folder}: the tokenizer leaves characters out that its vocabulary lacks; to keep "
             f"them, {way}"
         )
+
+
+def _say_rewritten(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:
+    """What makes a model see other text than the files have: normalizers, and whatever else."""
+    inner = tokenizer.tokenizer
+    said = []
+    if inner.normalizer is not None:
+        rule = json.loads(inner.normalizer.__getstate__())
+        rules = rule["normalizers"] if rule["type"] == "Sequence" else [rule]
+        if rules:
+            said.append(f"rewrites texts by {', '.join(rule['type'] for rule in rules)}")
+    first: dict[tuple[int, ...], str] = {}
+    alike = []
+    for text in _DIFFERENT:
+        tokens = tuple(inner.encode(text, add_special_tokens=False).ids)
+        if first.setdefault(tokens, text) != text:
+            alike.append(f"{first[tokens]!r} and {text!r}")
+    if alike:
+        rest = f", and of {len(alike) - _MOST_SAID} more pairs" if alike[_MOST_SAID:] else ""
+        said.append(f"makes the same tokens of {', of '.join(alike[:_MOST_SAID])}{rest}")
+    if said:
+        logger.warning(f"{folder}: the tokenizer {', and '.join(said)}")
 
 
 def _check_ends(tokenizer: "HuggingFaceTokenizer", folder: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict
 
 from lighthouse.cost.rates import devices
 from lighthouse.refusal import refuse
+from lighthouse.titan.data.tokenizer import build_tokenizer
 from lighthouse.titan.plan.job import machine_of, parse, plan
 from lighthouse.titan.plan.table import table
 from lighthouse.titan.plan.work import CPU
@@ -41,6 +42,8 @@ def main(args: list[str] | None = None) -> None:
         parser.error(f"--gpus {options.gpus}: must be at least 1")
     try:
         job_config = parse(trainer, machine_of(options.device, options.gpus))
+        if job_config.model.name == "llama3":
+            build_tokenizer(job_config)  # says what it does to texts
         result = plan(job_config, options.gpus, options.device, options.survey)
     except ValueError as error:
         refuse(error)

@@ -14,6 +14,7 @@ from lighthouse.titan.checkpoint.changes import changes
 from lighthouse.titan.checkpoint.record import RunRecord, begin_save
 from lighthouse.titan.checkpoint.resume import check_resume
 from lighthouse.titan.checkpoint.settings import _NO_INFLUENCE, ACCEPTABLE, OF_STEPS_TO_COME
+from lighthouse.titan.data.text_files import forget_files
 
 STEP = 10
 
@@ -204,19 +205,6 @@ def test_microbatches_of_the_same_batch(job: JobConfig) -> None:
     assert "training.global_batch_size = 4 (was 8)" in str(changes_of(job, now)[0])
 
 
-def test_a_lighthouse_stage_to_come_may_have_other_parameters(job: JobConfig) -> None:
-    tables: list[dict[str, Any]] = [
-        {"steps": 15, "attention": "dense"},
-        {"steps": 5, "attention": "lighthouse"},
-    ]
-    job.stages = tables
-    now = copy.deepcopy(job)
-    now.lighthouse.topk, now.lighthouse.scorer = 128, "dilated"
-    found = changes_of(job, now)
-    assert {change.key for change in found} == {"lighthouse.topk", "lighthouse.scorer"}
-    assert not any(change.needs_a_word for change in found)
-
-
 def test_a_key_that_is_newer_than_the_record_is_no_change(job: JobConfig, tmp_path: Path) -> None:
     record = RunRecord.of(job, 1)
     assert record.settings is not None
@@ -246,30 +234,17 @@ def test_a_name_that_there_is_not(job: JobConfig) -> None:
         check_checkpoint(job)
 
 
-@pytest.mark.parametrize(
-    ("ranks", "files", "more", "free"),
-    [(1, 2, 1, True), (2, 2, 2, True), (2, 3, 2, True), (2, 2, 1, False), (2, 3, 1, False)],
-)
-def test_text_added_behind_the_last_file(
-    job: JobConfig, tmp_path: Path, ranks: int, files: int, more: int, free: bool
-) -> None:
-    """Whole files are dealt to ranks where that works out, and else rows are."""
-    from lighthouse.titan.data.text_files import forget_files
-
-    text = tmp_path / "text"
-    text.mkdir()
-    for number in range(files):
-        (text / f"{number}.txt").write_text(f"text {number}")
-    job.training.dataset, job.training.dataset_path = "local", str(text)
-    before = RunRecord.of(job, ranks)
-    for number in range(files, files + more):
-        (text / f"{number}.txt").write_text(f"text {number}")
+def test_text_that_was_read_needs_a_word(job: JobConfig, tmp_path: Path) -> None:
+    job.training.dataset, job.training.dataset_path = "local", str(tmp_path)
+    (tmp_path / "a.txt").write_text("text")
+    before = RunRecord.of(job, 1)
+    (tmp_path / "b.txt").write_text("text")
     forget_files()
-    (change,) = changes(before, RunRecord.of(job, ranks), STEP, own=True)
-    assert change.key == "training.dataset_path" and change.note.startswith("new: ")
-    assert change.needs_a_word != free
-    job.training.dataset_order = "shuffled"
-    assert any(c.needs_a_word for c in changes(before, RunRecord.of(job, ranks), STEP, own=True))
+    after = RunRecord.of(job, 1)
+    (change,) = changes(before, after, STEP, own=True, why_read=[""])
+    assert (change.name, change.note) == (None, "new: b.txt")
+    (change,) = changes(before, after, STEP, own=True, why_read=["some of which was read"])
+    assert (change.name, change.note) == ("data", "new: b.txt, some of which was read")
 
 
 def test_the_batch_is_that_of_all_ranks(job: JobConfig) -> None:
@@ -293,20 +268,6 @@ def test_what_a_rank_had_is_said_of_several(job: JobConfig) -> None:
     job.training.local_batch_size = 4
     (change,) = changes(before, RunRecord.of(job, 2), STEP, own=True)
     assert (change.was, change.now, change.back) == (8, 4, "set training.local_batch_size = 8")
-
-
-def test_a_key_of_a_stage_behind_that_says_what_held_anyway(job: JobConfig) -> None:
-    job.stages = [
-        {"steps": 5, "attention": "dense"},
-        {"steps": 15, "attention": "lighthouse"},
-    ]
-    now = copy.deepcopy(job)
-    length = job.training.seq_len
-    now.stages[0] |= {"lr_factor": 1.0, "warmup_steps": 0, "seq_len": length}
-    now.stages[1]["topk"] = job.lighthouse.topk
-    assert not any(change.needs_a_word for change in changes_of(job, now))
-    now.stages[0]["lr_factor"] = 0.5
-    assert any(change.needs_a_word for change in changes_of(job, now))
 
 
 def test_sources_go_by_number_and_key(job: JobConfig, tmp_path: Path) -> None:

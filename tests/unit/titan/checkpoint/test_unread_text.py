@@ -10,7 +10,7 @@ import pytest
 import torch.distributed.checkpoint as dcp
 
 from lighthouse.titan.checkpoint.record import RunRecord
-from lighthouse.titan.checkpoint.unread_text import still_unread
+from lighthouse.titan.checkpoint.unread_text import why_read
 from lighthouse.titan.data.text_files import forget_files
 from tests.support.text import config_for, loader, rows, texts, write_jsonl
 from tests.unit.titan.data.test_rows import lines
@@ -54,17 +54,25 @@ def write(folder: Path) -> Path:
     return folder
 
 
-def checkpoint_after(folder: Path, config: Any, count: int) -> list[list[int]]:
-    """Write one that is as far, and return what was read."""
-    reading = loader(config)
-    found = rows(islice(reading, count))
-    dcp.save({"dataloader": reading.state_dict()}, checkpoint_id=folder, no_dist=True)
+def checkpoint_after(folder: Path, config: Any, count: int, ranks: int = 1) -> list[Any]:
+    """Write one in which each rank is as far, and return what each has read."""
+    found, states = [], {}
+    for rank in range(ranks):
+        reading = loader(config, rank, ranks)
+        found.append(rows(islice(reading, count)))
+        states |= reading.state_dict()
+    dcp.save({"dataloader": states}, checkpoint_id=folder, no_dist=True)
     return found
 
 
-def unread(checkpoint: Path, was: Any, now: Any, ranks: int = 1) -> bool:
-    (found,) = still_unread(checkpoint, RunRecord.of(was, ranks), RunRecord.of(now, ranks))
+def why(checkpoint: Path, was: Any, now: Any, ranks: int = 1) -> str:
+    forget_files()
+    (found,) = why_read(checkpoint, RunRecord.of(was, ranks), RunRecord.of(now, ranks))
     return found
+
+
+def unread(checkpoint: Path, was: Any, now: Any) -> bool:
+    return not why(checkpoint, was, now)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +91,7 @@ def test_no_step_taken_is_another_one(tmp_path: Path, case: str, workers: int) -
         checkpoint = tmp_path / str(count)
         read = checkpoint_after(checkpoint, was, count)
         found[count] = unread(checkpoint, was, now)
-        assert not found[count] or rows(islice(loader(now), count)) == read
+        assert not found[count] or [rows(islice(loader(now), count))] == read
     assert (found[BEGUN], found[LATER]) == (begun, later)
 
 
@@ -106,11 +114,74 @@ def test_where_it_is_not_known(tmp_path: Path) -> None:
     now = config_for("local", shutil.copytree(tmp_path / "was", tmp_path / "now"))
     _append("d.jsonl")(tmp_path / "now")
     checkpoint_after(tmp_path / "first", was, BEGUN)
-    assert unread(tmp_path / "first", was, now)
-    assert not unread(tmp_path / "first", was, now, ranks=2)
-    checkpoint_after(tmp_path / "second", was, 40)  # in a later epoch
-    assert not unread(tmp_path / "second", was, now)
-    forget_files()
-    was.training.dataset_order = now.training.dataset_order = "shuffled"
+    assert why(tmp_path / "first", was, now) == ""
+    assert "not known" in why(tmp_path / "first", was, now, ranks=2)  # whose places there are not
+    checkpoint_after(tmp_path / "second", was, 40)
+    assert "a whole pass over it is done" in why(tmp_path / "second", was, now)
+    for config in (was, now):
+        config.training.dataloader.num_workers = 2
+    checkpoint_after(tmp_path / "workers", was, BEGUN)
+    assert "not known" in why(tmp_path / "workers", was, now)
+    for config in (was, now):
+        config.training.dataloader.num_workers, config.training.dataset_order = 0, "shuffled"
     checkpoint_after(tmp_path / "shuffled", was, BEGUN)
-    assert not unread(tmp_path / "shuffled", was, now)
+    assert "another shuffled order" in why(tmp_path / "shuffled", was, now)
+
+
+def _files(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        write_jsonl(folder / f"{number}.jsonl", texts(25)[number * 5 : number * 5 + 5])
+    return folder
+
+
+ADDED: dict[str, tuple[int, Callable[[Path], object], int]] = {
+    # Files for two ranks, what changes, and after how many sequences of each some of it is read. A
+    # pass over four files ends in the twelfth of the second rank, over five in its seventeenth.
+    "files for each": (4, lambda f: [write_jsonl(f / f"{n}.jsonl", ["more"]) for n in "89"], 12),
+    "other shares": (4, lambda f: write_jsonl(f / "8.jsonl", ["more"]), 0),
+    "the last file of one": (4, lambda f: write_jsonl(f / "3.jsonl", ["other"] * 9), 4),
+    "lines of the last file": (4, _append("3.jsonl"), 12),
+    "rows in turn": (5, lambda f: [write_jsonl(f / f"{n}.jsonl", ["more"]) for n in "89"], 17),
+    "rows of the last file": (5, lambda f: write_jsonl(f / "4.jsonl", ["other"] * 9), 14),
+    "lines in turn": (5, _append("4.jsonl"), 17),
+    "the second file": (5, lambda f: write_jsonl(f / "1.jsonl", ["other"] * 9), 3),
+}
+
+
+@pytest.mark.parametrize("case", ADDED)
+def test_of_several_ranks_each_has_a_place(tmp_path: Path, case: str) -> None:
+    """What is said to be unread gives what the new text gives from its first token on."""
+    count, change, read_from = ADDED[case]
+    was, now = (config_for("local", _files(tmp_path / name, count)) for name in ("was", "now"))
+    change(tmp_path / "now")
+    answers = []
+    for done in range(1, 20):
+        checkpoint = tmp_path / f"at-{done}"
+        read = checkpoint_after(checkpoint, was, done, ranks=2)
+        forget_files()
+        answers.append(why(checkpoint, was, now, ranks=2) == "")
+        if answers[-1]:
+            expected = [rows(islice(loader(now, rank, 2), 30)) for rank in range(2)]
+            assert read == [found[:done] for found in expected]
+            for rank, found in enumerate(expected):
+                resumed = loader(now, rank, 2)
+                states: dict[str, Any] = {"dataloader": {f"dp_rank_{rank}": b""}}
+                dcp.load(states, checkpoint_id=checkpoint, no_dist=True)
+                resumed.load_state_dict(states["dataloader"] | {"world_size": 2})
+                assert rows(islice(resumed, 30 - done)) == found[done:]
+    assert answers == [done < read_from for done in range(1, 20)]
+
+
+def test_each_source_has_a_place(tmp_path: Path) -> None:
+    was, now = config_for("local", None), config_for("local", None)
+    for name, config in (("was", was), ("now", now)):
+        (tmp_path / name).mkdir()
+        paths = [_files(tmp_path / name / source, 4) for source in "ab"]
+        config.training.sources = [{"path": str(path)} for path in paths]
+    write_jsonl(tmp_path / "now" / "a" / "0.jsonl", ["other"])
+    for number in "89":
+        write_jsonl(tmp_path / "now" / "b" / f"{number}.jsonl", ["more"])
+    checkpoint_after(tmp_path / "first", was, BEGUN, ranks=2)
+    records = RunRecord.of(was, 2), RunRecord.of(now, 2)
+    assert why_read(tmp_path / "first", *records) == ["some of which was read", ""]

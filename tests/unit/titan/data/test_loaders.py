@@ -11,6 +11,8 @@ import pytest
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.hf_datasets import DatasetConfig, text_datasets
 
+from lighthouse.titan.checkpoint.record import RunRecord
+from lighthouse.titan.checkpoint.text_changes import text_changes
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.loaders import build_dataloader, build_validation_dataloader
 from lighthouse.titan.data.packing import PackedTextDataset
@@ -25,6 +27,7 @@ from tests.support.text import (
     rows,
     stream,
     texts,
+    write_jsonl,
     write_txt,
 )
 
@@ -146,3 +149,26 @@ def test_upstreams_loader_reads_on_in_the_next_stage(registered: str) -> None:
         assert inputs["input"].shape == (1, stage.seq_len)
         letters += [inputs["input"][0, 0].item(), *labels[0].tolist()]
     assert letters == [ord(letter) for letter in "".join(texts(40))][: len(letters)]
+
+
+@pytest.mark.parametrize("order", ["files", "shuffled"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_none_and_one_worker_go_on_from_each_other(tmp_path: Path, order: str, apart: bool) -> None:
+    write_jsonl(tmp_path / "a.jsonl", texts(30))
+    config = config_for("local", tmp_path, dataset_order=order, document_mask=apart)
+    expected = [batch[1].tolist() for batch in islice(loader(config), 60)]
+    records, got, state = [], [], None
+    for workers, count in ((0, 7), (1, 30), (1, 3), (0, 20)):
+        config.training.dataloader.num_workers = workers
+        records.append(RunRecord.of(config, 1))
+        reading = loader(config)
+        if state is not None:
+            reading.load_state_dict(state)
+            assert pickle.dumps(reading.state_dict())  # also before it is iterated
+        got += [batch[1].tolist() for batch in islice(reading, count)]
+        state = reading.state_dict()
+    assert got == expected
+    assert not list(text_changes(records[0], records[1], []))
+    config.training.dataloader.num_workers = 2
+    (change,) = text_changes(records[0], RunRecord.of(config, 1), [])
+    assert (change.was, change.now, change.name) == (0, 2, "data")

@@ -14,11 +14,18 @@ import pytest
 
 from lighthouse.refusal import Refusal
 from lighthouse.titan.checkpoint.record import RunRecord
-from lighthouse.titan.data.file_checks import check_file
 from lighthouse.titan.data.rows import Block, read_rows
 from lighthouse.titan.data.text_checks import check_texts
 from lighthouse.titan.data.text_files import kind_of
-from tests.support.text import BOS, EOS, config_for, loader, rows, stream, write_jsonl
+from tests.support.text import (
+    BOS,
+    EOS,
+    config_for,
+    loader,
+    rows,
+    stream,
+    write_jsonl,
+)
 
 DOCUMENTS = [f"{i}: naïve " + "x" * i for i in range(60)]
 
@@ -169,30 +176,12 @@ def test_a_run_that_ended_at_a_bad_row_goes_on_with_skip(tmp_path: Path) -> None
     assert len(stream(DOCUMENTS)) - len(tokens) <= 50
 
 
-@pytest.mark.parametrize("name", ["b.jsonl.gz", "b.jsonl.zst", "b.jsonl.xz", "b.parquet"])
-def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
-    """At the start where it can be seen there, else where it is cut, and skipped from there."""
-    write_jsonl(tmp_path / "a.jsonl", ["first" * 20])
-    write_jsonl(tmp_path / "c.jsonl", ["last" * 20])
-    file = tmp_path / name
-    file.write_bytes(b"<html>no such file</html>")
-    config = config_for("local", tmp_path)
-    with pytest.raises(Refusal, match=rf"{name} is damaged, or not "):
-        loader(config)
-    if name == "b.parquet":
-        return
-    texts = [f"<{i * 7919 % 100003}>" for i in range(9999)]
-    whole = COMPRESS[name.removeprefix("b.jsonl")](lines(texts))
-    file.write_bytes(whole[: len(whole) * 2 // 3])
-    check_file.cache_clear()
-    with pytest.raises(Refusal, match=rf"{name}, line \d+ can't be read, nor what follows"):
-        rows(loader(config, infinite=False))
-    config.training.dataset_bad_rows = "skip"
-    skipping = loader(config, infinite=False)
-    text = bytes(t for row in rows(skipping) for t in row[:-1] if t < BOS)
-    assert text.count(b">") < 9999 and b"lastlast" in text[-50:]
-    assert name == "b.jsonl.zst" or text.count(b">") > 3000  # of zstd a block, 128 KB, is lost
-    assert skipping.tally.totals()["skipped_rows"] == 1
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, suffix: str) -> None:
+    for name, data in (("a.jsonl", lines(["text"])), ("a.txt", b"text")):
+        file = tmp_path / f"{name}{suffix}"
+        file.write_bytes(COMPRESS[suffix](b"\xef\xbb\xbf" + data))
+        assert texts_of(Block(file)) == ["text"]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt"])

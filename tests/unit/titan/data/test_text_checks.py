@@ -31,6 +31,11 @@ REFUSED: dict[str, tuple[Make, str]] = {
         lambda f: (f / "b.txt").write_text("b", "utf-16-le"),
         r"b\.txt is not UTF-8.*iconv",
     ),
+    "utf-16, compressed": (
+        lambda f: (f / "b.txt.gz").write_bytes(COMPRESS[".gz"]("b".encode("utf-16"))),
+        r"b\.txt\.gz is not UTF-8.*iconv -f UTF-16",
+    ),
+    "no bytes": (lambda f: (f / "b.txt.gz").touch(), r"b\.txt\.gz is damaged, or not \.gz"),
     "gzip": (
         lambda f: (f / "b.txt").write_bytes(COMPRESS[".gz"](b"b")),
         r"b\.txt begins as a \.gz file does",

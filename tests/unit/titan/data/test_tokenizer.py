@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import ByteLevel, CharDelimiterSplit, Whitespace
+from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.processors import TemplateProcessing
 from torchtitan.components.tokenizer import HuggingFaceTokenizer, build_hf_tokenizer
 from torchtitan.config import JobConfig
@@ -222,6 +223,44 @@ def test_characters_that_a_vocabulary_lacks(
 
     with pytest.raises(ValueError, match=r"ends at characters that its vocabulary lacks .*unk_tok"):
         build(folder, tmp_path / "2", words)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda inner: setattr(inner, "normalizer", normalizers.Lowercase()),
+            "rewrites texts by Lowercase, and makes the same tokens of 'aeb' and 'aEb', of ",
+        ),
+        (
+            lambda inner: setattr(
+                inner,
+                "normalizer",
+                normalizers.Sequence([normalizers.NFC(), normalizers.Replace("x", "yy")]),
+            ),
+            "rewrites texts by NFC, Replace, and makes the same tokens of 'a\xe9b' and 'ae\u0301b'",
+        ),
+        (
+            lambda inner: setattr(
+                inner,
+                "pre_tokenizer",
+                PreTokenizers([CharDelimiterSplit("q"), ByteLevel(False, use_regex=False)]),
+            ),
+            "the tokenizer makes the same tokens of 'ab' and 'aqb'\n",
+        ),
+        (
+            lambda inner: setattr(inner, "pre_tokenizer", ByteLevel(True)),
+            "the tokenizer makes the same tokens of 'ab' and ' ab'\n",
+        ),
+        (lambda inner: setattr(inner, "normalizer", normalizers.Sequence([])), None),
+    ],
+)
+def test_other_text_than_the_files_have_is_said(
+    folder: Path, tmp_path: Path, change: Any, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        build(folder, tmp_path / "0", change)
+    assert said in caplog.text if said else not caplog.records
 
 
 def test_a_model_that_ends_otherwise_is_said(

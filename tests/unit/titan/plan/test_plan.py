@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.normalizers import Lowercase
 
 from lighthouse.cost.sizes import Layout, Work
 from lighthouse.titan.check.job import Machine
@@ -428,6 +430,16 @@ def test_it_says_how_many_loader_workers_keep_the_gpus_busy(tmp_path):
     needed = 8 * max(stage.tokens_per_second for stage in hf.stages) / hf.loader_rate
     assert needed <= hf.loader_workers < needed + 1
     assert planned(TINY, gpus=1, device="cpu").loader_workers is None
+
+
+def test_it_says_what_a_tokenizer_does_to_texts(tmp_path, caplog):
+    ByteTokenizer().save_pretrained(tmp_path)
+    inner = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    inner.normalizer = Lowercase()
+    inner.save(str(tmp_path / "tokenizer.json"))
+    hf = ["--model.tokenizer=hf", f"--model.hf_assets_path={tmp_path}"]
+    main(["--gpus", "1", "--device", "cpu", "--job.config_file", str(TINY), *hf])
+    assert caplog.text.count("the tokenizer rewrites texts by Lowercase") == 1
 
 
 def test_the_plan_says_whether_it_fits_and_by_how_much(capsys):
