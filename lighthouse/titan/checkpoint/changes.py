@@ -50,12 +50,8 @@ def _optimizer(saved: RunRecord, now: RunRecord) -> Iterator[Change]:
 def _schedule(saved: RunRecord, now: RunRecord, step: int | None) -> list[Change]:
     was, is_now = saved.lr_scheduler, now.lr_scheduler
     differing = [name for name in was if was[name] != is_now[name]]
-    judged = dict(is_now)
-    if _listed(saved) and _listed(now):
-        # Stages to come may change, and with them how long the schedule over all of them is.
-        judged["total_steps"] = was["total_steps"]
     done = max(was["total_steps"], is_now["total_steps"]) if step is None else step
-    agree = judged == was or factors(was, done) == factors(is_now, done)
+    agree = is_now == was or factors(was, done) == factors(is_now, done)
     note = ""
     if is_now["total_steps"] == (now.settings or {}).get("training.steps"):
         note = "as training.steps has it" if "total_steps" in differing else ""

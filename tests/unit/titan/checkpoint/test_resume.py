@@ -232,6 +232,7 @@ def set_stages(job, *tables: dict[str, object]) -> None:
 def staged(job):
     """Steps 1 to 5, 6 to 10 and 11 to 20."""
     job.lighthouse.enable = True
+    job.lr_scheduler.warmup_steps, job.lr_scheduler.decay_ratio = 2, 0.2
     set_stages(job, stage(5, seq_len=64), stage(5, "lighthouse", topk=8), stage(10))
     return job
 
@@ -245,6 +246,15 @@ def test_the_same_stages_pass(staged):
 def test_stages_ahead_may_change(staged):
     save(staged, 5)
     set_stages(staged, staged.stages[0], stage(3, seq_len=32, lr_factor=0.5), stage(1), stage(30))
+    assert counted_by(staged, 1) == 1
+
+
+def test_stages_ahead_may_not_change_a_rate_that_decays_already(staged):
+    staged.lr_scheduler.decay_ratio = 0.8
+    save(staged, 6)
+    set_stages(staged, *staged.stages[:2], stage(30))
+    assert "lr_scheduler.total_steps = 40 (was 20)" in refused(staged)
+    staged.checkpoint.accept_changes = ["lr_scheduler"]
     assert counted_by(staged, 1) == 1
 
 
