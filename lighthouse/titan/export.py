@@ -29,7 +29,8 @@ from lighthouse.titan.checkpoint.damage import check_whole
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.seal import METADATA
 from lighthouse.titan.config.stages import Stages
-from lighthouse.titan.llama3.config_json import CONFIG_FILE, config_of, weight_shapes
+from lighthouse.titan.llama3.config_json import CONFIG_FILE, config_of
+from lighthouse.titan.llama3.description import weight_shapes
 from lighthouse.titan.llama3.model_args import model_args_of
 from lighthouse.titan.llama3.safetensors_header import INDEX_FILE, SINGLE_FILE, header_of
 from lighthouse.titan.run.assets import GENERATION_FILE, begun_with, tokenizer_files
