@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs, llama3_args
 
+from lighthouse.titan.checkpoint.seal import SealingWriter
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.export import Exported, export, main
 from lighthouse.titan.llama3.model_args import model_args_of
@@ -219,7 +220,8 @@ def test_a_run_that_is_not_there(name: str, capsys: pytest.CaptureFixture[str]) 
 def test_a_healthy_export_says_what_it_has_written_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
-    save(small(), tmp_path / "step-3")
+    model, folder = Transformer(small()), tmp_path / "step-3"
+    dcp.save(model.state_dict(), storage_writer=SealingWriter(folder), no_dist=True)
     recwarn.clear()
     export(Exported(tmp_path / "step-3", small()), tmp_path / "out")
     assert not recwarn.list

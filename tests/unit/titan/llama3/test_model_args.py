@@ -43,7 +43,8 @@ def test_a_job_leaves_the_flavor_to_the_next_one(flags: str) -> None:
     ],
 )
 def test_positions_that_float32_has_not(flag: str, value: float, wanted: str) -> None:
-    with pytest.raises(ValueError, match=rf"model.args.{flag} = {re.escape(str(value))}: must be .*{wanted}"):
+    said = re.escape(f"model.args.{flag} = {value}: must be {wanted}")
+    with pytest.raises(ValueError, match=said):
         model_args_of(parse(f"--model.args.{flag} {value}"))
 
 
