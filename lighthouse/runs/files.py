@@ -1,10 +1,15 @@
 """Files that are there whole or not at all."""
 
+import dataclasses
 import json
 import os
 import socket
+import typing
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -28,3 +33,40 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged, no JSON: {error}") from error
+
+
+def of_json(kind: type[T], record: Any, path: Path, **more: Any) -> T:
+    """A dataclass whose fields a JSON object has, by their names.
+
+    Args:
+        kind: the dataclass.
+        record: what `read_json` gave.
+        path: of the file, for the message.
+        more: fields that the object does not have.
+
+    Raises:
+        ValueError: naming the file, which has something else.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged: it has no JSON object")
+    hints, values = typing.get_type_hints(kind), record | more
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name in values and not _is_a(values[field.name], hints[field.name]):
+            raise ValueError(f"{path} is damaged: {field.name} = {values[field.name]!r}")
+    try:
+        return kind(**values)
+    except TypeError as error:  # a field too many, or too few
+        raise ValueError(f"{path} is damaged: {str(error).partition('() ')[2]}") from error
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type, whatever it contains."""
+    if typing.get_origin(hint) in (UnionType, typing.Union):
+        return any(_is_a(value, part) for part in typing.get_args(hint))
+    if hint is Any:
+        return True
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, int | float)
+    return isinstance(value, typing.get_origin(hint) or hint)

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lighthouse.runs.files import write_atomic
+from lighthouse.runs.files import of_json, read_json, write_atomic
 from lighthouse.runs.folder import OWNER_FILE
 
 DEAD_SECONDS = 120.0  # without a beat, several times of what lies between two
@@ -180,10 +180,10 @@ def _remove(path: Path, dead: Owner, own: Owner) -> None:
 def _read(path: Path) -> Owner | None:
     """The owner; None where there is no file, and one without a heartbeat where it is broken."""
     try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
+        return of_json(Owner, read_json(path), path)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):
+    except ValueError:
         return Owner(token="", host="an unknown host", machine="", pid=0, started="")
 
 

@@ -79,8 +79,9 @@ def test_one_of_another_host_that_ends_meanwhile_is_no_obstacle(tmp_path: Path) 
     assert time.monotonic() - began < owner.DEAD_SECONDS
 
 
-def test_a_broken_file_is_waited_for_and_taken_over(tmp_path: Path) -> None:
-    (tmp_path / OWNER_FILE).touch()
+@pytest.mark.parametrize("text", ["", "3", "null", "[]", '{"pid": "1", "started": null}', "\0"])
+def test_a_broken_file_is_waited_for_and_taken_over(tmp_path: Path, text: str) -> None:
+    (tmp_path / OWNER_FILE).write_text(text)
     said: list[str] = []
     hold(tmp_path, said.append)
     assert "from process 0 on an unknown host, which is gone" in said[-1]
