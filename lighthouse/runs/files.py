@@ -15,11 +15,15 @@ T = TypeVar("T")
 def write_atomic(path: Path, text: str) -> None:
     """Write a file in one move, on the disk before it is there under its name."""
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:  # a full disk, say
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any:
@@ -31,8 +35,21 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, no JSON: {error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a file of JSON has; an empty one where there is no file.
+
+    Raises:
+        ValueError: naming the file, which has something else.
+        OSError: it can't be read.
+    """
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it has no JSON object")
+    return found
 
 
 def of_json(kind: type[T], record: Any, path: Path, **more: Any) -> T:

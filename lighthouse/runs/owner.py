@@ -101,15 +101,32 @@ def hold(folder: Path, say: Callable[[str], None]) -> None:
         say: gets a sentence where it waits, and where it takes the folder over.
 
     Raises:
-        ValueError: a living process owns it.
-        OSError: the file can't be read or made.
+        ValueError: a living process owns it, or the file can't be read or made.
     """
     global _held
     let_go()
     path, own = folder / OWNER_FILE, Owner.this()
+    try:
+        _take(path, own, say)
+    except OSError as error:
+        raise ValueError(
+            f"job.dump_folder = {str(folder)!r}: {path.name} in it, which says who trains there, "
+            f"can't be read and written ({error.strerror}); make room, or move it away"
+        ) from error
+    _held = _Hold(path, own)
+
+
+def _take(path: Path, own: Owner, say: Callable[[str], None]) -> None:
+    """Put the file there as soon as it is nobody else's."""
+    folder = path.parent
     while not _create(path, own):
         found = _read(path)
         if found is None:
+            if path.is_symlink():  # which would neither be there nor go
+                raise ValueError(
+                    f"job.dump_folder = {str(folder)!r}: {path.name} in it is a link to nothing "
+                    "that is there; remove it"
+                )
             time.sleep(LOOK_SECONDS)  # it has just gone
         elif _is_alive(path, found, own.machine, say):
             raise ValueError(
@@ -119,7 +136,6 @@ def hold(folder: Path, say: Callable[[str], None]) -> None:
         else:
             say(f"Taking over {folder} from {found}, which is gone")
             _remove(path, found, own)
-    _held = _Hold(path, own)
 
 
 def let_go() -> None:

@@ -24,6 +24,7 @@ from torchtitan.models.llama3 import TransformerModelArgs, llama3_args
 from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAdapter
 
 from lighthouse.refusal import refuse
+from lighthouse.runs.files import read_object
 from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE
 from lighthouse.titan.checkpoint.damage import check_whole
 from lighthouse.titan.checkpoint.record import RunRecord
@@ -97,19 +98,14 @@ def export(what: Exported, output: Path) -> None:
 
 
 def _write_configs(what: Exported, folder: Path) -> None:
-    begun = {} if what.original is None else _read_json(what.original / CONFIG_FILE)
-    generation = {} if what.original is None else _read_json(what.original / GENERATION_FILE)
+    begun = {} if what.original is None else read_object(what.original / CONFIG_FILE)
+    generation = {} if what.original is None else read_object(what.original / GENERATION_FILE)
     ids = special_ids(what.tokenizer, what.model_args.vocab_size, begun)
     _write_json(folder / CONFIG_FILE, config_of(what.model_args, what.dtype, begun) | ids)
     generation = generation or {"_from_model_config": True}
     known = {key: generation[key] for key in ids if key in generation}
     ids = special_ids(what.tokenizer, what.model_args.vocab_size, begun | known)
     _write_json(folder / GENERATION_FILE, generation | ids)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return found
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -91,6 +91,16 @@ def test_a_checkpoint_that_is_a_link(run: Path, tmp_path: Path, capsys) -> None:
     main([str(run), str(tmp_path / "out"), "--step", "2"])
 
 
+@pytest.mark.parametrize("name", ["config.json", "begun_with.json", "generation_config.json"])
+@pytest.mark.parametrize("text", ["", "[1]", "[" * 9999])
+def test_what_a_run_began_with_is_damaged(run: Path, tmp_path: Path, capsys, name, text) -> None:
+    (run / "assets").mkdir()
+    (run / "assets" / "config.json").write_text("{}")
+    (run / "assets" / name).write_text(text)
+    said = refusal(capsys, run, tmp_path / "out")
+    assert said.startswith(f"refused: {run / 'assets' / name} is damaged")
+
+
 def test_a_checkpoint_beside_the_runs_own(run: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(run / "checkpoint", run / "aside")
     said = refusal(capsys, run / "aside" / "step-3", tmp_path / "out")

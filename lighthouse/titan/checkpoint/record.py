@@ -119,7 +119,7 @@ class RunRecord:
             return None
         try:
             return cls._of(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"{file.name} can't be read ({why})") from error
 

@@ -196,7 +196,9 @@ def nonfinite_moments(
     model_parts: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer]
 ) -> list[str]:
     """The same of what optimizers keep of each weight, which would be in it after a step."""
-    names = {weight: name for part in model_parts for name, weight in part.named_parameters()}
+    names: dict[Tensor, str] = {
+        weight: name for part in model_parts for name, weight in part.named_parameters()
+    }
     return _nonfinite(
         (f"{kept} of {names[weight]}", value)
         for optimizer in optimizers
