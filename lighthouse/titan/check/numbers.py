@@ -59,7 +59,8 @@ def check_numbers(job_config: "JobConfig") -> None:
 def check_rate(job_config: "JobConfig") -> None:
     """Refuse a learning rate under which no weight could move, or none be left, in any stage.
 
-    One under which a model merely diverges is not known before it has.
+    One under which a model merely diverges is not known before it has. One that moves no weight by
+    a bit may be meant.
 
     Raises:
         ValueError: naming the key, the value it got and what would do.
@@ -72,10 +73,10 @@ def check_rate(job_config: "JobConfig") -> None:
         if highest != 1:
             said += f", times stages.{factors.index(highest) + 1}.lr_factor = {highest}"
             rate *= highest
-    if not _LEAST_RATE <= rate <= _MOST:
+    if not _LEAST <= rate <= _MOST:
         raise ValueError(
             f"{said}: a step moves a weight by about that, and float32 has no such weights; must "
-            f"be at least {_LEAST_RATE} and at most {_MOST}, and is usually below 0.01"
+            f"be at least {_LEAST} and at most {_MOST}, and is usually below 0.01"
         )
     decay = optimizer.weight_decay
     # A decay below 1 is small beside any rate that could train, which is then what is wrong.
@@ -121,8 +122,6 @@ _ABOVE_ZERO = (_is_above_zero, "a finite number above 0")
 _SECONDS = (lambda count: 1 <= count < 1 << 31, "at least 1 and below 2 ** 31 seconds")
 _WORKERS = (lambda count: 0 <= count <= 1024, "at least 0 and at most 1,024 processes of a rank")
 _BELOW_ONE = (_is_below_one, "at least 0 and below 1")
-_LEAST_RATE = 1e-20
-"""Next to weights of 0.01, float32 has no change below 1e-9."""
 
 # NaN is in none of them. A key that is not set is not asked.
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {

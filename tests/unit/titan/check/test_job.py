@@ -447,7 +447,7 @@ def test_wrong_type_names_key_and_value(parse, key, value):
         ({"optimizer.eps": 1e-300}, "optimizer.eps = 1e-300", "at least 1e-37"),
         ({"training.max_norm": 1e-300}, "training.max_norm = 1e-300", "inf is for no clipping"),
         ({"optimizer.lr": 1e308}, "optimizer.lr = 1e+308", "usually below 0.01"),
-        ({"optimizer.lr": 1e-300}, "optimizer.lr = 1e-300", "at least 1e-20"),
+        ({"optimizer.lr": 1e-300}, "optimizer.lr = 1e-300", "at least 1e-37"),
         (
             {"optimizer.lr": 0.004, "optimizer.weight_decay": 1e30},
             "optimizer.weight_decay = 1e+30: at optimizer.lr = 0.004 ",
