@@ -13,13 +13,18 @@ from pathlib import Path
 
 from lighthouse.report_plot import plot_loss
 from lighthouse.runs.folder import diverged, newest_checkpoint
-from lighthouse.runs.metrics import join_runs, to_json
+from lighthouse.runs.metrics import METRICS_FILE, join_runs, to_json, unread_lines
 from lighthouse.runs.run_report import STAGES, Report, has_published_selection, summarize
 from lighthouse.runs.stage_reports import SMOOTH_STEPS, table
 
 
-def format_table(report: Report) -> str:
-    """The report as lines of "name  value"."""
+def format_table(report: Report, unread: int = 0) -> str:
+    """The report as lines of "name  value".
+
+    Args:
+        report: of a run.
+        unread: lines of its metrics that are no step.
+    """
     rows = [("last step", f"{report.last_step:,}")]
     if report.foreseen_step is not None:
         where = f"(dense validation loss at step {report.foreseen_step:,})"
@@ -48,6 +53,8 @@ def format_table(report: Report) -> str:
         rows.append((f"{stage} speed", text))
     if report.leak is not None:
         rows.append(("owed to later tokens", f"{report.leak:.4f} of the lighthouse stage's loss"))
+    if unread:
+        rows.append(("note", f"lines of {METRICS_FILE} left out, torn or damaged: {unread:,}"))
     unlogged = max((stage.unlogged_before for stage in report.stages), default=0)
     if unlogged:
         known = "where a stage begins, and what is counted from there, is known to as many"
@@ -82,15 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folders = parser.parse_args(arguments).folders
     try:
         records = join_runs(folders)
+        unread = sum(map(unread_lines, folders))
         published = any(map(has_published_selection, folders))
         end = diverged(folders[-1])
-        report = summarize(records, newest_checkpoint(folders[-1]), published, end)
+        output = folders[-1]
+        report = summarize(records, newest_checkpoint(output), published, end)
+        plot_loss(records, report, output / "loss.png", output.resolve().name)
+        (output / "report.json").write_text(to_json(asdict(report)) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:  # the error of a disk names the file
         parser.error(str(error))
-    output = folders[-1]
-    plot_loss(records, report, output / "loss.png", output.resolve().name)
-    (output / "report.json").write_text(to_json(asdict(report)) + "\n", encoding="utf-8")
-    print(format_table(report))
+    print(format_table(report, unread))
     print(f"loss curve: {output / 'loss.png'}")
 
 

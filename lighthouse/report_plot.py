@@ -87,6 +87,6 @@ def plot_loss(records: Sequence[Record], report: Report, path: Path, name: str =
 def _clip(axes: Axes, losses: Sequence[float]) -> None:
     """Show these losses, with a margin."""
     finite = [loss for loss in losses if math.isfinite(loss)]
-    if finite and max(finite) > min(finite):
-        margin = 0.05 * (max(finite) - min(finite))
+    margin = 0.05 * (max(finite) - min(finite)) if finite else 0
+    if 0 < margin < math.inf:
         axes.set_ylim(min(finite) - margin, max(finite) + margin)

@@ -90,9 +90,25 @@ def go_back_into_the_queue(task: str) -> bool:
 
 
 def submit(script: str) -> str:
-    """Send a batch script; returns the job's id."""
+    """Send a batch script; returns the job's id.
+
+    Raises:
+        NoAnswer: it may have been sent, for all that sbatch says.
+        SlurmError: it was not.
+    """
     answer = _slurm(SUBMIT_SECONDS, "sbatch", "--parsable", text=script)
-    return answer.split(";")[0].strip()  # a cluster's name may follow
+    if (job := _job_id(answer)) is None:
+        raise NoAnswer(f"sbatch: no job's id in what it says, {answer.strip()!r}")
+    return job
+
+
+def _job_id(answer: str) -> str | None:
+    """What ``sbatch --parsable`` ends with, behind the words of a site's plugins.
+
+    A cluster's name may follow.
+    """
+    found = re.findall(r"^\s*(\d+)(?:;\S*)?\s*$", answer, re.MULTILINE)
+    return found[-1] if found else None
 
 
 def longest_array() -> int:
@@ -112,7 +128,9 @@ def queue() -> list[Task]:
     lines = _slurm(QUERY_SECONDS, "squeue", *options).splitlines()
     return [
         Task(name, array, int(index), state, reason)
-        for array, index, state, reason, name in (line.split("|", 4) for line in lines)
+        for array, index, state, reason, name in (
+            line.split("|", 4) for line in lines if line.count("|") >= 4
+        )
         if index.isdecimal() and state not in _ENDED
     ]
 
@@ -136,7 +154,9 @@ def cancel_pending(tasks: Collection[str]) -> None:
 
 def _slurm(timeout: float, *command: str, text: str | None = None) -> str:
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, errors="replace", timeout=timeout
+        )
     except FileNotFoundError:
         raise SlurmError(f"{command[0]}: not found; is this a machine of the cluster?") from None
     except subprocess.TimeoutExpired:
@@ -145,7 +165,9 @@ def _slurm(timeout: float, *command: str, text: str | None = None) -> str:
         message = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
         # One sentence: each line of several begins with the command's name.
         lines = [line.strip().removeprefix(f"{command[0]}: ") for line in message.splitlines()]
-        # Its own words for a controller that took too long, and may have done it.
-        kind = NoAnswer if "timed out" in message.lower() else SlurmError
+        # Its own words for a controller that took too long, and may have done it; and an id of a
+        # job that was sent before something else failed.
+        sent = command[0] == "sbatch" and _job_id(done.stdout) is not None
+        kind = NoAnswer if sent or "timed out" in message.lower() else SlurmError
         raise kind(f"{command[0]}: {'; '.join(dict.fromkeys(filter(None, lines)))}")
     return done.stdout

@@ -1,20 +1,29 @@
 """Files that are there whole or not at all."""
 
+import dataclasses
 import json
 import os
 import socket
+import typing
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a file in one move, on the disk before it is there under its name."""
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:  # a full disk, say
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any:
@@ -26,5 +35,55 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, no JSON: {error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a file of JSON has; an empty one where there is no file.
+
+    Raises:
+        ValueError: naming the file, which has something else.
+        OSError: it can't be read.
+    """
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it has no JSON object")
+    return found
+
+
+def of_json(kind: type[T], record: Any, path: Path, **more: Any) -> T:
+    """A dataclass whose fields a JSON object has, by their names.
+
+    Args:
+        kind: the dataclass.
+        record: what `read_json` gave.
+        path: of the file, for the message.
+        more: fields that the object does not have.
+
+    Raises:
+        ValueError: naming the file, which has something else.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged: it has no JSON object")
+    hints, values = typing.get_type_hints(kind), record | more
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name in values and not _is_a(values[field.name], hints[field.name]):
+            raise ValueError(f"{path} is damaged: {field.name} = {values[field.name]!r}")
+    try:
+        return kind(**values)
+    except TypeError as error:  # a field too many, or too few
+        raise ValueError(f"{path} is damaged: {str(error).partition('() ')[2]}") from error
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type, whatever it contains."""
+    if typing.get_origin(hint) in (UnionType, typing.Union):
+        return any(_is_a(value, part) for part in typing.get_args(hint))
+    if hint is Any:
+        return True
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, int | float)
+    return isinstance(value, typing.get_origin(hint) or hint)

@@ -13,6 +13,7 @@ Record = dict[str, Any]
 
 ATTENTIONS = ("lighthouse", "dense", "window")
 _NAMES = ("attention", "stage")  # of one of those; all else is numbers
+_MOST = (1 << 63) - 1
 
 
 def to_json(value: Any) -> str:
@@ -36,12 +37,18 @@ def read_metrics(folder: Path) -> list[Record]:
     stands before it.
 
     Raises:
-        ValueError: no metrics file, or nothing in it.
+        ValueError: no metrics file, nothing in it, or it can't be read.
     """
     path = folder / METRICS_FILE
-    if not path.is_file():
-        raise ValueError(f"{folder} has no {METRICS_FILE}: not a run folder, or nothing logged yet")
-    return _rewind(_read_lines(path))
+    records = [record for record in _read_lines(folder) if record is not None]
+    if not records:
+        raise ValueError(f"{path} has no step that can be read: nothing logged yet, or damaged")
+    return _rewind(records)
+
+
+def unread_lines(folder: Path) -> int:
+    """How many lines `read_metrics` leaves out, since they are no step: torn, or damaged."""
+    return sum(record is None for record in _read_lines(folder))
 
 
 def join_runs(folders: Sequence[Path]) -> list[Record]:
@@ -66,20 +73,25 @@ def join_runs(folders: Sequence[Path]) -> list[Record]:
     return joined
 
 
-def _read_lines(path: Path) -> list[Record]:
-    records = []
-    for line in path.read_bytes().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # half a line, from a run killed while writing it, or damaged by the disk
-        if not isinstance(record, dict):
-            continue
-        if (record := _of_numbers(record)) is not None:
-            records.append(record)
-    if not records:
-        raise ValueError(f"{path} has no step that can be read: nothing logged yet, or damaged")
-    return records
+def _read_lines(folder: Path) -> list[Record | None]:
+    """What each line of a run's metrics has; None for what is no record of a step."""
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {METRICS_FILE}: not a run folder, or nothing logged yet")
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(f"{path} can't be read ({error.strerror})") from error
+    return [_read_line(line) for line in lines if line]
+
+
+def _read_line(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    # Half a line, from a run killed while writing it, or damaged by the disk.
+    except (ValueError, RecursionError):
+        return None
+    return _of_numbers(record) if isinstance(record, dict) else None
 
 
 def _of_numbers(values: Record) -> Record | None:
@@ -87,12 +99,17 @@ def _of_numbers(values: Record) -> Record | None:
     # Not by `in` of the value, which may be a list.
     values = {k: float(v) if str(v) in ("nan", "inf", "-inf") else v for k, v in values.items()}
     named = {key: values[key] for key in _NAMES if key in values}
-    found = {k: v for k, v in values.items() if type(v) in (int, float)}
-    is_step = type(found.get("step")) is int and 0 <= found["step"] < 1 << 63
+    found = {k: v for k, v in values.items() if type(v) is float or _is_whole(v)}
+    is_step = type(found.get("step")) is int and found["step"] >= 0
     is_known = all(type(name) is str and name in ATTENTIONS for name in named.values())
     return (
         found | named if is_step and is_known and ("loss" in found) == ("loss" in values) else None
     )
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is a whole number that can be computed with."""
+    return type(value) is int and -_MOST <= value <= _MOST
 
 
 def _rewind(records: list[Record]) -> list[Record]:

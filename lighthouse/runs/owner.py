@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lighthouse.runs.files import write_atomic
+from lighthouse.runs.files import of_json, read_json, write_atomic
 from lighthouse.runs.folder import OWNER_FILE
 
 DEAD_SECONDS = 120.0  # without a beat, several times of what lies between two
@@ -101,15 +101,32 @@ def hold(folder: Path, say: Callable[[str], None]) -> None:
         say: gets a sentence where it waits, and where it takes the folder over.
 
     Raises:
-        ValueError: a living process owns it.
-        OSError: the file can't be read or made.
+        ValueError: a living process owns it, or the file can't be read or made.
     """
     global _held
     let_go()
     path, own = folder / OWNER_FILE, Owner.this()
+    try:
+        _take(path, own, say)
+    except OSError as error:
+        raise ValueError(
+            f"job.dump_folder = {str(folder)!r}: {path.name} in it, which says who trains there, "
+            f"can't be read and written ({error.strerror}); make room, or move it away"
+        ) from error
+    _held = _Hold(path, own)
+
+
+def _take(path: Path, own: Owner, say: Callable[[str], None]) -> None:
+    """Put the file there as soon as it is nobody else's."""
+    folder = path.parent
     while not _create(path, own):
         found = _read(path)
         if found is None:
+            if path.is_symlink():  # which would neither be there nor go
+                raise ValueError(
+                    f"job.dump_folder = {str(folder)!r}: {path.name} in it is a link to nothing "
+                    "that is there; remove it"
+                )
             time.sleep(LOOK_SECONDS)  # it has just gone
         elif _is_alive(path, found, own.machine, say):
             raise ValueError(
@@ -119,7 +136,6 @@ def hold(folder: Path, say: Callable[[str], None]) -> None:
         else:
             say(f"Taking over {folder} from {found}, which is gone")
             _remove(path, found, own)
-    _held = _Hold(path, own)
 
 
 def let_go() -> None:
@@ -180,10 +196,10 @@ def _remove(path: Path, dead: Owner, own: Owner) -> None:
 def _read(path: Path) -> Owner | None:
     """The owner; None where there is no file, and one without a heartbeat where it is broken."""
     try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
+        return of_json(Owner, read_json(path), path)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):
+    except ValueError:
         return Owner(token="", host="an unknown host", machine="", pid=0, started="")
 
 

@@ -81,7 +81,7 @@ def _report(stage: list[Record], before: list[Record], number: int) -> StageRepo
     first, last = stage[0], stage[-1]
     loss_before = spike = recovered = None
     if before:
-        loss_before = statistics.fmean([record["loss"] for record in before][-SMOOTH_STEPS:])
+        loss_before = mean_of([record["loss"] for record in before][-SMOOTH_STEPS:])
         spike = highest(losses[:SPIKE_STEPS])
         recovered = steps_to_recover(stage, loss_before)
     speeds = [record["tokens_per_second"] for record in stage if "tokens_per_second" in record]
@@ -100,7 +100,7 @@ def _report(stage: list[Record], before: list[Record], number: int) -> StageRepo
         loss_before=loss_before,
         spike=spike,
         steps_to_recover=recovered,
-        final_loss=statistics.fmean(losses[-SMOOTH_STEPS:]),
+        final_loss=mean_of(losses[-SMOOTH_STEPS:]),
     )
 
 
@@ -111,6 +111,14 @@ def _difference(key: str, stage: list[Record], before: Record | None) -> float |
     start = 0 if before is None else before.get(key, 0)
     difference: float = stage[-1][key] - start
     return difference
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Of numbers that may be infinite, or be so in sum."""
+    try:
+        return statistics.fmean(values)
+    except (ValueError, OverflowError):
+        return sum(values) / len(values)
 
 
 def highest(losses: Sequence[float]) -> float:
@@ -128,7 +136,7 @@ def steps_to_recover(stage: Sequence[Record], loss_before: float) -> int | None:
 
 def smoothed(values: Sequence[float], width: int) -> list[float]:
     """Mean of each value and up to ``width - 1`` before it."""
-    return [statistics.fmean(values[max(0, i + 1 - width) : i + 1]) for i in range(len(values))]
+    return [mean_of(values[max(0, i + 1 - width) : i + 1]) for i in range(len(values))]
 
 
 def table(stages: Sequence[StageReport]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lighthouse.runs.files import write_atomic
 from lighthouse.runs.folder import diverged, newest_checkpoint
-from lighthouse.runs.metrics import read_metrics
+from lighthouse.runs.metrics import Record, read_metrics
 from lighthouse.runs.run_report import summarize
 from lighthouse.sweep.run_folder import Run, active_seconds
 
@@ -73,7 +73,8 @@ def _row(run: Run) -> Row:
         records, report = [], None
     steps = [record for record in records if "loss" in record]
     validation = next((r for r in reversed(records) if "validation_loss" in r), {})
-    moments = [record["time"] for record in steps[-1:]] + [a.end for a in attempts if a.end]
+    moments = [record["time"] for record in steps[-1:] if "time" in record]
+    moments += [attempt.end for attempt in attempts if attempt.end]
     seconds = active_seconds(attempts, max(moments, default=0.0))
     return {
         "name": run.name,
@@ -81,13 +82,19 @@ def _row(run: Run) -> Row:
         "overrides": run.overrides,
         "done": run.done,
         "steps": report.last_step if report else 0,
-        "tokens": int(steps[-1]["tokens_seen"]) if steps else 0,
+        "tokens": _tokens(steps),
         "processes": run.processes,
         "attempts": len(attempts),
         "gpu_hours": seconds * run.processes / 3600,
         **{key: getattr(report, key) if report else None for key in _FROM_REPORT},
         "validation_loss": validation.get("validation_loss"),
     }
+
+
+def _tokens(steps: Sequence[Record]) -> int | None:
+    """None where the steps don't say."""
+    seen = steps[-1].get("tokens_seen", math.nan) if steps else 0
+    return int(seen) if math.isfinite(seen) else None
 
 
 def _csv(rows: Sequence[Row]) -> str:

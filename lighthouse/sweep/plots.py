@@ -5,7 +5,9 @@ highest. The first axis of the sweep has the colors, the second the dashes.
 What some seeds have logged further than others is thin.
 """
 
+import math
 import statistics
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lighthouse.runs.metrics import Record, read_metrics
-from lighthouse.runs.stage_reports import SMOOTH_STEPS, smoothed, split
+from lighthouse.runs.stage_reports import SMOOTH_STEPS, mean_of, smoothed, split
 from lighthouse.sweep.run_folder import Run, active_seconds, run_names
 from lighthouse.sweep.spec import SEED
 
@@ -34,7 +36,7 @@ class _Curve:
     """A run's loss, smoothed within its stages, and where it stood at each logged step.
 
     Attributes:
-        x: for each of `AXES`, at each logged step.
+        x: for each of `AXES`, at each logged step; NaN where its metrics don't say.
         loss: at each logged step.
         switches: indices of the first logged step of each later stage.
         validation: index of the logged step at or before it, and the loss.
@@ -67,9 +69,7 @@ class _Group:
 
         losses = list(zip(*at([c.loss for c in self.curves]), strict=True))
         x = {
-            axis: [
-                statistics.fmean(v) for v in zip(*at([c.x[axis] for c in self.curves]), strict=True)
-            ]
+            axis: [mean_of(v) for v in zip(*at([c.x[axis] for c in self.curves]), strict=True)]
             for axis in AXES
         }
         first = self.curves[0]
@@ -77,7 +77,7 @@ class _Group:
         switched = [index.get(first.x["steps"][i]) for i in first.switches]
         mean = _Curve(
             x,
-            [statistics.fmean(found) for found in losses],
+            [mean_of(found) for found in losses],
             [i for i in switched if i is not None],
             self._validation(steps),
             all(curve.done for curve in self.curves),
@@ -88,7 +88,7 @@ class _Group:
         """Where all runs were validated."""
         at_step = [{c.x["steps"][i]: loss for i, loss in c.validation} for c in self.curves]
         return [
-            (i, statistics.fmean(found[step] for found in at_step))
+            (i, mean_of([found[step] for found in at_step]))
             for i, step in enumerate(steps)
             if all(step in found for found in at_step)
         ]
@@ -97,12 +97,20 @@ class _Group:
 def plot_sweep(runs: Sequence[Run], output: Path) -> list[Path]:
     """Write a PNG for each of `AXES`, and the scatter of final loss against GPU-hours.
 
+    Says on stderr of how many curves an axis has not all, since their metrics don't say.
+
     Raises:
         ValueError: no run has logged a step.
     """
     groups = _groups(runs)
     if not groups:
         raise ValueError(f"{output}: no run has logged a step yet")
+    curves = [curve for group in groups for curve in group.curves]
+    for axis, name in AXES.items():
+        lacking = sum(not all(map(math.isfinite, curve.x[axis])) for curve in curves)
+        if lacking:
+            left_out = f"{lacking} of {len(curves)} curves are not drawn, or not all of them"
+            print(f"note: over {name} {left_out}: metrics lack it", file=sys.stderr)
     return [
         *(_save(_over(groups, axis), output / f"loss_over_{axis}.png") for axis in AXES),
         _save(_against_cost(groups), output / "loss_against_cost.png"),
@@ -152,8 +160,11 @@ def _curve(run: Run) -> _Curve | None:
     attempts = run.attempts()
     x = {
         "steps": [r["step"] for r in steps],
-        "tokens": [r["tokens_seen"] for r in steps],
-        "gpu_hours": [active_seconds(attempts, r["time"]) * run.processes / 3600 for r in steps],
+        "tokens": [r.get("tokens_seen", math.nan) for r in steps],
+        "gpu_hours": [
+            active_seconds(attempts, r["time"]) * run.processes / 3600 if "time" in r else math.nan
+            for r in steps
+        ],
     }
     loss = [s for stage in stages for s in smoothed([r["loss"] for r in stage], SMOOTH_STEPS)]
     return _Curve(x, loss, starts, _validated(records, x["steps"]), run.done)
@@ -216,6 +227,8 @@ def _against_cost(groups: Sequence[_Group]) -> tuple[Figure, Axes]:
             marker = group.look[1]
             axes.scatter(cost, loss, edgecolors=[group.color], facecolors=[face], marker=marker)
         named = losses.index(statistics.median_low(losses))
+        if not (math.isfinite(costs[named]) and math.isfinite(losses[named])):
+            continue
         axes.annotate(
             group.label,
             (costs[named], losses[named]),

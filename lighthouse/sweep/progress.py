@@ -29,5 +29,5 @@ def progress_of(run: Run, running: bool) -> Progress:
     last = records[-1]
     eta = last.get(ETA)
     if eta is not None and running:
-        eta = max(0.0, eta - (time.time() - last["time"]))
-    return Progress(last["step"], last["loss"], last["tokens_per_second"], eta)
+        eta = max(0.0, eta - (time.time() - last.get("time", time.time())))
+    return Progress(last["step"], last["loss"], last.get("tokens_per_second"), eta)

@@ -18,11 +18,12 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lighthouse.runs.files import read_json, write_atomic
+from lighthouse.runs.files import of_json, read_json, write_atomic
 from lighthouse.runs.folder import RESOLVED_FILE, finished_steps
 from lighthouse.sweep.identity import Values, is_first_versions
 from lighthouse.sweep.spec import Point
@@ -114,13 +115,16 @@ class Run:
         path = self.folder / ATTEMPTS_FILE
         records: dict[int, dict[str, Any]] = {}
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError):
                     record = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                records.setdefault(record["number"], {}).update(record)
-        return [Attempt(**record) for _, record in sorted(records.items())]
+                    if isinstance(record, dict) and type(record.get("number")) is int:
+                        records.setdefault(record["number"], {}).update(record)
+        found = []
+        for _, record in sorted(records.items()):
+            with suppress(ValueError):  # its first line is what is broken
+                found.append(of_json(Attempt, record, path))
+        return found
 
     def log_attempt(self, record: dict[str, Any]) -> None:
         """Append a line on an attempt; a later one of the same number adds to the earlier."""
@@ -219,7 +223,16 @@ def change_run(run: Run, steps: int, config_toml: str) -> None:
 def read_run(folder: Path) -> Run:
     """The run of a folder that `write_run` made."""
     record = read_json(folder / RUN_FILE)
-    return Run(folder=folder, **record)
+    return of_json(Run, record, folder / RUN_FILE, folder=folder)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A run of a sweep, and what the sweep calls it."""
+
+    folder: str
+    name: str | None = None
+    overrides: Point | None = None
 
 
 def write_members(output: Path, sweep: str, runs: Sequence[Run]) -> None:
@@ -242,13 +255,17 @@ def read_runs(output: Path, sweep: str | None = None) -> list[Run]:
     else:
         file = output / MEMBERS_FILE.format(sweep)
         members = read_json(file) if file.exists() else []
+        if not isinstance(members, list):
+            raise ValueError(f"{file} is damaged: it has no list")
         runs = []
         for member in members:
             # Older files have folders alone. A run that sweeps share is called otherwise in each.
-            own = {"folder": member} if isinstance(member, str) else dict(member)
-            folder = output / own.pop("folder")
+            own = of_json(_Member, {"folder": member} if isinstance(member, str) else member, file)
+            folder = output / own.folder
             if (folder / RUN_FILE).exists():
-                runs.append(replace(read_run(folder), **own))
+                run = read_run(folder)
+                overrides = run.overrides if own.overrides is None else own.overrides
+                runs.append(replace(run, name=own.name or run.name, overrides=overrides))
             else:
                 print(f"note: {folder} is gone; `submit` makes it again", file=sys.stderr)
     if not runs:

@@ -212,4 +212,6 @@ def _estimates(plan: "PlannedRun") -> tuple[str, str]:
 
 
 def _duration(seconds: float | None) -> str:
-    return "" if seconds is None else str(timedelta(seconds=round(seconds)))
+    if seconds is None or not abs(seconds) < timedelta.max.total_seconds():
+        return ""
+    return str(timedelta(seconds=round(seconds)))

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lighthouse.runs.files import read_json, write_atomic
+from lighthouse.runs.files import of_json, read_json, write_atomic
 from lighthouse.sweep.resources import Resources
 
 FOLDER = "submissions"
@@ -92,16 +92,17 @@ def remove_submission(submission: Submission) -> None:
 
 def read_submission(folder: Path) -> Submission:
     """The submission of a folder that `write_submission` made."""
-    record = read_json(folder / RECORD_FILE)
-    return Submission(
-        output=folder.parents[1],
-        number=record["number"],
-        sweep=record["sweep"],
-        job_name=record["job_name"],
-        directory=Path(record["directory"]),
-        resources=Resources(**record["resources"]),
-        runs=tuple(record["runs"]),
-    )
+    file = folder / RECORD_FILE
+    record = read_json(file)
+    try:
+        built = {
+            "directory": Path(record["directory"]),
+            "resources": of_json(Resources, record["resources"], file),
+            "runs": tuple(record["runs"]),
+        }
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: it has no submission") from error
+    return of_json(Submission, record, file, output=folder.parents[1], **built)
 
 
 def read_submissions(output: Path) -> list[Submission]:

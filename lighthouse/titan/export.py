@@ -24,17 +24,19 @@ from torchtitan.models.llama3 import TransformerModelArgs, llama3_args
 from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAdapter
 
 from lighthouse.refusal import refuse
-from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE, finished_steps
+from lighthouse.runs.files import read_object
+from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE
 from lighthouse.titan.checkpoint.damage import check_whole
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.seal import METADATA
 from lighthouse.titan.config.stages import Stages
-from lighthouse.titan.llama3.config_json import CONFIG_FILE, config_of, weight_shapes
+from lighthouse.titan.llama3.config_json import CONFIG_FILE, config_of
+from lighthouse.titan.llama3.description import weight_shapes
 from lighthouse.titan.llama3.model_args import model_args_of
 from lighthouse.titan.llama3.safetensors_header import INDEX_FILE, SINGLE_FILE, header_of
 from lighthouse.titan.run.assets import GENERATION_FILE, begun_with, tokenizer_files
 from lighthouse.titan.tokenizer_files import special_ids, write_tokenizer
-from lighthouse.titan.trained import job_of_run, weights_by_layer
+from lighthouse.titan.trained import finished_checkpoint, job_of_run, weights_by_layer
 
 FILE_BYTES = 5 * 10**9
 """Of weights in a file, at most, but for a weight that is larger."""
@@ -77,9 +79,11 @@ def export(what: Exported, output: Path) -> None:
         ValueError: an unfinished checkpoint, weights of another model or that are no numbers, a
             used output folder, or a tokenizer that does not fit.
     """
+    if output.is_symlink() and not output.exists():
+        raise ValueError(f"output {output} is a link to nothing that is there: name a new folder")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output {output} is there already: name a new or an empty folder")
-    output = output.absolute()
+    output = output.resolve()  # of a link to an empty folder, that
     partial = output.parent / f".{output.name}.partial-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
@@ -94,19 +98,14 @@ def export(what: Exported, output: Path) -> None:
 
 
 def _write_configs(what: Exported, folder: Path) -> None:
-    begun = {} if what.original is None else _read_json(what.original / CONFIG_FILE)
-    generation = {} if what.original is None else _read_json(what.original / GENERATION_FILE)
+    begun = {} if what.original is None else read_object(what.original / CONFIG_FILE)
+    generation = {} if what.original is None else read_object(what.original / GENERATION_FILE)
     ids = special_ids(what.tokenizer, what.model_args.vocab_size, begun)
     _write_json(folder / CONFIG_FILE, config_of(what.model_args, what.dtype, begun) | ids)
     generation = generation or {"_from_model_config": True}
     known = {key: generation[key] for key in ids if key in generation}
     ids = special_ids(what.tokenizer, what.model_args.vocab_size, begun | known)
     _write_json(folder / GENERATION_FILE, generation | ids)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return found
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -194,14 +193,7 @@ def of_run(folder: Path, step: int | None = None, dtype: str | None = None) -> E
         ValueError: no run, or no such checkpoint.
     """
     job_config = job_of_run(folder)
-    checkpoints = folder / job_config.checkpoint.folder
-    steps = finished_steps(checkpoints)
-    if not steps or (step is not None and step not in steps):
-        finished = f"; finished are {', '.join(map(str, steps))}" if steps else ""
-        named = "" if step is None else f" of step {step}"
-        raise ValueError(f"{checkpoints} has no finished checkpoint{named}{finished}")
-    step = steps[-1] if step is None else step
-    checkpoint = checkpoints / f"step-{step}"
+    checkpoint, step = finished_checkpoint(folder / job_config.checkpoint.folder, step)
     if os.path.lexists(checkpoint / METADATA):
         check_whole(checkpoint)
     record = RunRecord.read(checkpoint)
@@ -231,9 +223,9 @@ def _named(path: Path, options: argparse.Namespace) -> Exported:
     Raises:
         ValueError: it is in no run and not described, or described otherwise than its run is.
     """
-    is_run = (path / RESOLVED_FILE).is_file()
-    run = path if is_run else path.resolve().parent.parent
-    if not is_run and not (run / RESOLVED_FILE).is_file():
+    # A checkpoint may be a link, to another disk or as "latest".
+    inside = [p for p in (path.absolute(), path.resolve()) if _is_run(p.parent.parent)]
+    if not _is_run(path) and not inside:
         if options.flavor is None:
             where = (
                 "lies in no run's folder" if path.is_dir() else "is no folder of a run, nor in one"
@@ -245,13 +237,18 @@ def _named(path: Path, options: argparse.Namespace) -> Exported:
         tokenizer = None if options.tokenizer == "none" else options.tokenizer
         args = llama3_args[options.flavor]
         return Exported(path, args, tokenizer, options.dtype or "float32")
-    step = options.step
-    if not is_run:
-        name = path.resolve().name
-        if not name.removeprefix("step-").isdecimal():
+    run, step = path, options.step
+    if not _is_run(path):
+        named = [p for p in inside if p.name.removeprefix("step-").isdecimal()]
+        if not named:
             raise ValueError(f"{path} is neither a run's folder nor a step-N folder of one")
-        step = int(name.removeprefix("step-"))
+        run, step = named[0].parent.parent, int(named[0].name.removeprefix("step-"))
     found = of_run(run, step, options.dtype)
+    if not _is_run(path) and not found.checkpoint.samefile(path):
+        raise ValueError(
+            f"{path} is not among the run's checkpoints, where step {step} is {found.checkpoint}; "
+            "name that, or move this one there"
+        )
     flavor = job_of_run(run).model.flavor
     if options.flavor not in (None, flavor):
         raise ValueError(
@@ -265,6 +262,10 @@ def _named(path: Path, options: argparse.Namespace) -> Exported:
             "leave it out"
         )
     return found
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RESOLVED_FILE).is_file()
 
 
 def _same_tokenizer(named: str, of_run: str | None) -> bool:

@@ -44,7 +44,7 @@ from lighthouse.titan.llama3.offload import apply_offload
 from lighthouse.titan.llama3.tied import apply_tied
 from lighthouse.titan.plan.host_memory import check_host_memory
 from lighthouse.titan.run.assets import keep_assets
-from lighthouse.titan.run.nonfinite import UpdateGuard, nonfinite_weights
+from lighthouse.titan.run.nonfinite import UpdateGuard, nonfinite_moments, nonfinite_weights
 from lighthouse.titan.run.quiet import keep_quiet
 from lighthouse.titan.run.rehearsal import is_wanted, rehearse
 from lighthouse.titan.run.schedule import follow_stages
@@ -186,10 +186,12 @@ class RunHooks:
         Each rank counts its own, and at another data-parallel degree it has seen another share.
 
         Raises:
-            Refusal: a weight is not finite, and that is not accepted.
+            Refusal: a weight, or what an optimizer has of it, is not finite, and that is not
+                accepted.
         """
         nonfinite = nonfinite_weights(self._model_parts)
-        first = first_of_ranks(next(iter(nonfinite), None))
+        moments = nonfinite_moments(self._model_parts, self._trainer.optimizers)
+        first = first_of_ranks(next(iter([*nonfinite, *moments]), None))
         check_loaded(self._job_config, step, first)
         if first is not None:
             self._say(f"Values in {first}, and perhaps behind it, are not finite, and accepted")

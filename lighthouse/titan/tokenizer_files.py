@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
+from lighthouse.runs.files import read_object
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.run.assets import copy_files, tokenizer_files
 
@@ -39,7 +40,7 @@ def write_tokenizer(tokenizer: str, folder: Path) -> None:
             _put_in_front(inner, trained.bos_token, trained.bos_id)
         inner.save(str(folder / _FILE))
     file = folder / _CONFIG
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = read_object(file)
     wanted = {"tokenizer_class": "PreTrainedTokenizerFast"} | config
     if lacks_bos:
         wanted["add_bos_token"] = True

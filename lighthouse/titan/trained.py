@@ -17,7 +17,7 @@ from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 from torchtitan.protocols.train_spec import get_train_spec
 
 from lighthouse.config import LighthouseConfig
-from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE, finished_steps
+from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE, all_steps, finished_steps
 from lighthouse.titan.check.job import import_custom
 from lighthouse.titan.checkpoint.damage import check_content, check_whole
 from lighthouse.titan.checkpoint.reading import load_state, read_metadata
@@ -133,20 +133,13 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
         arguments += [f"--parallelism.{degree}", "1"]  # a device has all tokens and all heads
     arguments += ["--lighthouse.num_chunks", str(chunks)]
 
-    checkpoints = folder / of_run.checkpoint.folder
-    steps = finished_steps(checkpoints)
-    if not steps or (step is not None and step not in steps):
-        raise ValueError(
-            f"{checkpoints} has no finished checkpoint"
-            + (f" of step {step}; finished are {', '.join(map(str, steps))}" if steps else "")
-        )
-    step = steps[-1] if step is None else step
+    checkpoint, step = finished_checkpoint(folder / of_run.checkpoint.folder, step)
     length = Stages.of(of_run).at(step).seq_len
     arguments += ["--validation.seq_len", str(length), *overrides]
     job_config = ConfigManager(checked=False).parse_args(arguments)
     model_args = model_args_of(job_config)
     model_args.update_from_config(job_config)
-    weights = load_weights(checkpoints / f"step-{step}", model_args)
+    weights = load_weights(checkpoint, model_args)
     model = _on_meta(model_args)
     apply_lighthouse(model, job_config)
     model.to_empty(device=device)
@@ -170,6 +163,28 @@ def job_of_run(folder: Path) -> "JobConfig":
     job_config = ConfigManager(checked=False).parse_args(_arguments_of(folder))
     import_custom(job_config)
     return job_config
+
+
+def finished_checkpoint(checkpoints: Path, step: int | None) -> tuple[Path, int]:
+    """The checkpoint of a step in a run's folder of them, and its step; None for the last.
+
+    Raises:
+        ValueError: there is none, or the last one is a link to what is not there.
+    """
+    steps = finished_steps(checkpoints)
+    for later in all_steps(checkpoints) if step is None else ():
+        link = checkpoints / f"step-{later}"
+        if later > max(steps, default=-1) and not link.exists():
+            raise ValueError(
+                f"{link} is a link to nothing that is there: bring that back, or name another of "
+                f"the finished ones with --step, {steps or 'of which there are none'}"
+            )
+    if not steps or (step is not None and step not in steps):
+        finished = f"; finished are {', '.join(map(str, steps))}" if steps else ""
+        named = "" if step is None else f" of step {step}"
+        raise ValueError(f"{checkpoints} has no finished checkpoint{named}{finished}")
+    step = steps[-1] if step is None else step
+    return checkpoints / f"step-{step}", step
 
 
 def _arguments_of(folder: Path) -> list[str]:

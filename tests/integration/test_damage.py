@@ -45,6 +45,14 @@ def test_changed_bytes_are_refused_on_all_ranks(nan):
     )
 
 
+def test_moments_that_are_no_numbers_are_refused(whole, tmp_path):
+    """A step would put them into the weights, and the next one blame the loss."""
+    weight = "layers.1.feed_forward.w1.weight"
+    run = damaged(whole, tmp_path, f"optimizer.state.{weight}.exp_avg_sq")
+    run = train(run.folder, *MORE, "--checkpoint.no-verify", ok=False)
+    assert f"has values in exp_avg_sq of {weight} that are not finite" in run.refusal()
+
+
 def test_weights_that_are_no_numbers_are_refused_without_checksums_too(nan):
     run = train(nan.folder, *MORE, "--checkpoint.no-verify", ok=False)
     assert run.refusal().startswith(

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import Transformer, TransformerModelArgs, llama3_args
 
+from lighthouse.titan.checkpoint.seal import SealingWriter
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.export import Exported, export, main
 from lighthouse.titan.llama3.model_args import model_args_of
@@ -55,6 +57,62 @@ def test_sizes_and_tokenizer_come_from_the_run(tmp_path: Path) -> None:
     assert theirs.config.intermediate_size == 100
     assert theirs.config.max_position_embeddings == 512
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a run with steps 2 and 3."""
+    folder = tmp_path / "run"
+    for step in (2, 3):
+        save(llama3_args["tiny_byte"], folder / "checkpoint" / f"step-{step}")
+    (folder / "config.toml").write_text('[model]\nflavor = "tiny_byte"\ntokenizer = "byte"\n')
+    return folder
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: Path) -> str:
+    with pytest.raises(SystemExit):
+        main(list(map(str, arguments)))
+    return capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_a_link(run: Path, tmp_path: Path, capsys) -> None:
+    """To another disk, which may be gone: the step before is then not what was asked for."""
+    step = run / "checkpoint" / "step-3"
+    (tmp_path / "latest").symlink_to(step)
+    main([str(tmp_path / "latest"), str(tmp_path / "of_latest")])
+    step.rename(tmp_path / "elsewhere")
+    step.symlink_to(tmp_path / "elsewhere")
+    for number, named in enumerate((run, step)):
+        main([str(named), str(tmp_path / f"out{number}")])
+    assert capsys.readouterr().out.count(": step 3, ") == 3
+    (tmp_path / "elsewhere").rename(tmp_path / "gone")
+    said = refusal(capsys, run, tmp_path / "out")
+    assert said.startswith(f"refused: {step} is a link to nothing that is there: ")
+    main([str(run), str(tmp_path / "out"), "--step", "2"])
+
+
+@pytest.mark.parametrize("name", ["config.json", "begun_with.json", "generation_config.json"])
+@pytest.mark.parametrize("text", ["", "[1]", "[" * 9999])
+def test_what_a_run_began_with_is_damaged(run: Path, tmp_path: Path, capsys, name, text) -> None:
+    (run / "assets").mkdir()
+    (run / "assets" / "config.json").write_text("{}")
+    (run / "assets" / name).write_text(text)
+    said = refusal(capsys, run, tmp_path / "out")
+    assert said.startswith(f"refused: {run / 'assets' / name} is damaged")
+
+
+def test_a_checkpoint_beside_the_runs_own(run: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(run / "checkpoint", run / "aside")
+    said = refusal(capsys, run / "aside" / "step-3", tmp_path / "out")
+    assert f"{run / 'aside' / 'step-3'} is not among the run's checkpoints" in said
+
+
+def test_an_output_that_is_a_link(run: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    assert "out is a link to nothing that is there" in refusal(capsys, run, tmp_path / "out")
+    (tmp_path / "disk").mkdir()
+    main([str(run), str(tmp_path / "out")])
+    assert (tmp_path / "disk" / "config.json").is_file()
 
 
 def test_a_checkpoint_in_no_run_needs_its_flavor(
@@ -219,7 +277,8 @@ def test_a_run_that_is_not_there(name: str, capsys: pytest.CaptureFixture[str]) 
 def test_a_healthy_export_says_what_it_has_written_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
-    save(small(), tmp_path / "step-3")
+    model, folder = Transformer(small()), tmp_path / "step-3"
+    dcp.save(model.state_dict(), storage_writer=SealingWriter(folder), no_dist=True)
     recwarn.clear()
     export(Exported(tmp_path / "step-3", small()), tmp_path / "out")
     assert not recwarn.list

@@ -49,6 +49,20 @@ def test_steps_without_a_speed_have_none() -> None:
     assert "dense speed              not measured" in format_table(summarize(records))
 
 
+def test_torn_lines_are_counted_and_what_cannot_be_written_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "".join(f"{to_json(record)}\n" for record in recipe())
+    (tmp_path / METRICS_FILE).write_text(text + "[" * 10_000 + '\n{"step": 99, "lo')
+    main([str(tmp_path)])
+    assert f"lines of {METRICS_FILE} left out, torn or damaged: 2" in capsys.readouterr().out
+    (tmp_path / "report.json").unlink()
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    assert f"Is a directory: '{tmp_path / 'report.json'}'" in capsys.readouterr().err
+
+
 def test_the_spike_foreseen_is_the_last_one_measured() -> None:
     assert summarize(recipe()).foreseen_loss is None
     measured = [{"step": step, "validation_dense_loss": loss} for step, loss in ((6, 9), (11, 4.8))]

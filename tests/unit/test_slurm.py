@@ -47,6 +47,22 @@ def test_sbatch_gets_the_script_and_returns_the_id(fake, tmp_path):
     assert (tmp_path / "got").read_text() == "the script"
 
 
+def test_words_of_a_site_are_no_id(fake):
+    fake("sbatch", "echo 'sbatch: warning: 3 jobs'; echo 'Your balance:'; echo 40 GPU; echo 12")
+    assert slurm.submit("") == "12"
+    fake("sbatch", "echo 'Submitted, see 12'")
+    with pytest.raises(slurm.NoAnswer, match="no job's id in what it says, 'Submitted, see 12'"):
+        slurm.submit("")
+    fake("squeue", r"printf 'squeue: warning\n7|0|RUNNING|None|s-0001-x\n'")
+    assert [task.index for task in slurm.queue()] == [0]
+
+
+def test_what_fails_after_it_was_sent_may_be_in_the_queue(fake):
+    fake("sbatch", "echo 12; echo 'sbatch: error: epilog plugin failed' >&2; exit 1")
+    with pytest.raises(slurm.NoAnswer, match="epilog plugin failed"):
+        slurm.submit("")
+
+
 def test_the_queue_has_what_waits_and_runs(fake):
     fake(
         "squeue",

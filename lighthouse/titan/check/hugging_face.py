@@ -11,9 +11,9 @@ from lighthouse.titan.llama3.config_json import (
     HUGGING_FACE,
     SIZES,
     args_of_config,
-    weight_shapes,
 )
-from lighthouse.titan.llama3.model_args import HF, describe, model_args_of
+from lighthouse.titan.llama3.description import describe, weight_shapes
+from lighthouse.titan.llama3.model_args import HF, model_args_of
 from lighthouse.titan.llama3.safetensors_header import FLOATS, Stored, stored_weights
 from lighthouse.titan.run.assets import weights_folder
 

@@ -56,6 +56,42 @@ def check_numbers(job_config: "JobConfig") -> None:
         )
 
 
+def check_rate(job_config: "JobConfig") -> None:
+    """Refuse a learning rate under which no weight could move, or none be left, in any stage.
+
+    One under which a model merely diverges is not known before it has. One that moves no weight by
+    a bit may be meant.
+
+    Raises:
+        ValueError: naming the key, the value it got and what would do.
+    """
+    optimizer, said = job_config.optimizer, f"optimizer.lr = {job_config.optimizer.lr}"
+    rate = optimizer.lr
+    if job_config.stages:
+        factors = [table.get("lr_factor", 1.0) for table in job_config.stages]
+        highest = max(factors)
+        if highest != 1:
+            said += f", times stages.{factors.index(highest) + 1}.lr_factor = {highest}"
+            rate *= highest
+    if not _LEAST <= rate <= _MOST:
+        raise ValueError(
+            f"{said}: a step moves a weight by about that, and float32 has no such weights; must "
+            f"be at least {_LEAST} and at most {_MOST}, and is usually below 0.01"
+        )
+    decay = optimizer.weight_decay
+    # A decay below 1 is small beside any rate that could train, which is then what is wrong.
+    if optimizer.name == "AdamW" and decay >= 1 and decay * rate >= 1:
+        raise ValueError(
+            f"optimizer.weight_decay = {decay}: at {said} each step takes all of a weight away; "
+            f"must be below {1 / rate:g}"
+        )
+    if decay >= _MOST**0.5:
+        raise ValueError(
+            f"optimizer.weight_decay = {decay}: is part of the gradients, whose squares float32 "
+            f"does not hold then; must be below {_MOST**0.5:g}"
+        )
+
+
 def _value(job_config: "JobConfig", key: str) -> Any:
     return reduce(getattr, key.split("."), job_config)
 
@@ -76,6 +112,10 @@ def _is_size(value: float) -> bool:
     return value >= 0 and math.isfinite(value)
 
 
+# What float32, in which weights and moments are, makes of a number: 0 below the first and infinite
+# above the last; Adam takes squares of gradients, to which the one in the middle belongs.
+_LEAST, _LEAST_SQUARED, _MOST = 1e-37, 1e-18, 1e38
+
 _SHARE = (_is_share, "at least 0 and at most 1")
 _SIZE = (_is_size, "a finite number, zero or more")
 _ABOVE_ZERO = (_is_above_zero, "a finite number above 0")
@@ -86,7 +126,11 @@ _BELOW_ONE = (_is_below_one, "at least 0 and below 1")
 # NaN is in none of them. A key that is not set is not asked.
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "training.task_rate": _BELOW_ONE,
-    "training.max_norm": (lambda norm: norm > 0, "above 0, or inf for no clipping"),
+    "training.max_norm": (
+        lambda norm: norm >= _LEAST_SQUARED,
+        f"at least {_LEAST_SQUARED}, since Adam takes the squares of what is left as 0 below; inf "
+        "is for no clipping",
+    ),
     "training.global_batch_size": (
         lambda size: size == -1 or size > 0,
         "at least 1, or -1 for training.local_batch_size on each rank",
@@ -94,8 +138,11 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "optimizer.lr": _ABOVE_ZERO,
     "optimizer.beta1": _BELOW_ONE,
     "optimizer.beta2": _BELOW_ONE,
-    # Below Adam's root of a mean of squares, which it keeps from being 0.
-    "optimizer.eps": (lambda eps: 0 < eps <= 1, "above 0 and at most 1"),
+    # Beside Adam's root of a mean of squares, which it keeps from being 0.
+    "optimizer.eps": (
+        lambda eps: _LEAST <= eps <= 1,
+        f"at least {_LEAST}, below which float32 has 0, and at most 1",
+    ),
     "optimizer.weight_decay": _SIZE,
     "lr_scheduler.warmup_steps": _SIZE,
     "lr_scheduler.decay_ratio": _SHARE,

@@ -3,7 +3,7 @@
 A crash, a disk or a copy leaves files empty, short, missing or changed. How long each file must be
 stands in ``.metadata``, which is sealed with the record. What a shard must contain stands beside
 each tensor: torch writes every one as a zip archive, with a CRC-32 that is computed while writing
-and that reading alone does not look at.
+and that reading alone does not look at. Which shard it is, is sealed as well.
 """
 
 import errno
@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 import torch.distributed as dist
 
 from lighthouse.runs.folder import finished_steps
-from lighthouse.titan.checkpoint.reading import read_metadata
+from lighthouse.titan.checkpoint.reading import read_sealed
 from lighthouse.titan.checkpoint.record import RunRecord
-from lighthouse.titan.checkpoint.seal import METADATA, check_beside
+from lighthouse.titan.checkpoint.seal import METADATA, check_beside, shard_sums
 from lighthouse.titan.distributed.agree import first_of_ranks
 
 _THREADS = 4
@@ -53,13 +53,18 @@ def check_content(checkpoint: Path, names: Iterable[str] | None = None) -> None:
     """
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     wanted = None if names is None else set(names)
-    stored = read_metadata(checkpoint).storage_data
+    metadata, sums = read_sealed(checkpoint)
+    stored = metadata.storage_data
+    shards = sorted({place.relative_path for place in stored.values()})
+    if rank == 0 and any(shard not in sums for shard in shards):
+        _say_unsealed(checkpoint)
     entries = sorted(
         (place.relative_path, place.offset, place.length, index.fqn)
         for index, place in stored.items()
         if wanted is None or index.fqn in wanted
     )
-    fault = first_of_ranks(_changed(checkpoint, _share(entries, rank, ranks)))
+    found = _exchanged(checkpoint, shards[rank::ranks], stored.values(), sums)
+    fault = first_of_ranks(found or _changed(checkpoint, _share(entries, rank, ranks)))
     if fault is not None:
         raise ValueError(_sentence(checkpoint, fault))
 
@@ -68,14 +73,14 @@ def fault_of(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's small files and with the sizes of its large ones."""
     try:
         RunRecord.read(checkpoint)
-        stored = read_metadata(checkpoint).storage_data
-        check_beside(checkpoint)
+        metadata, sums = read_sealed(checkpoint)
+        check_beside(checkpoint, sums)
     except ValueError as error:
         return str(error)
     except OSError as error:
         return f"{METADATA} can't be read ({error.strerror})"
     needed: dict[str, int] = {}
-    for place in stored.values():
+    for place in metadata.storage_data.values():
         if os.path.basename(place.relative_path) != place.relative_path:
             return f"{METADATA} names {place.relative_path!r}, which is not in the folder"
         end = place.offset + place.length
@@ -95,6 +100,29 @@ def fault_of(checkpoint: Path) -> str | None:
         if found.st_size < size:
             return f"{name} has {found.st_size:,} of {size:,} bytes"
     return None
+
+
+def _say_unsealed(checkpoint: Path) -> None:
+    # Not imported above, as what torchtitan's lowest modules need must not.
+    from torchtitan.tools.logging import logger
+
+    logger.warning(
+        f"Checkpoint {checkpoint} was written without checksums of its files: that they belong "
+        f"together, and what {METADATA} and the record say, is taken as it stands"
+    )
+
+
+def _exchanged(
+    checkpoint: Path, shards: Sequence[str], stored: Iterable[Any], sums: dict[str, int]
+) -> str | None:
+    """The first of the shards that is sound perhaps, and not the one that was written."""
+    sealed = [shard for shard in shards if shard in sums]
+    try:
+        found = shard_sums(checkpoint, sealed, stored)
+    except OSError as error:
+        return f"{error.filename} can't be read ({error.strerror})"
+    other = next((shard for shard in sealed if found[shard] != sums[shard]), None)
+    return None if other is None else f"{other} has changed since it was written"
 
 
 _Entry = tuple[str, int, int, str]

@@ -72,7 +72,13 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_metadata(checkpoint: Path) -> Metadata:
-    """What is where in a finished checkpoint of the trainer.
+    """What is where in a finished checkpoint of the trainer; raises as `read_sealed`."""
+    metadata, _ = read_sealed(checkpoint)
+    return metadata
+
+
+def read_sealed(checkpoint: Path) -> tuple[Metadata, dict[str, int]]:
+    """What is where in a finished checkpoint, and the checksums of its files; none of older ones.
 
     Raises:
         OSError: no ``.metadata``.
@@ -82,14 +88,14 @@ def read_metadata(checkpoint: Path) -> Metadata:
     data = (checkpoint / METADATA).read_bytes()
     if not data:
         raise ValueError(f"{METADATA} is empty")
-    pickled, _ = unsealed(data)
+    pickled, sums = unsealed(data)
     try:
         metadata = _Unpickler(pickled, _OF_METADATA).load()
     except _BROKEN as error:
         raise ValueError(f"{METADATA} can't be read: {error}") from error
     if not isinstance(metadata, Metadata) or not _is_of_places(metadata.storage_data):
         raise ValueError(f"{METADATA} can't be read: it holds something else")
-    return metadata
+    return metadata, sums
 
 
 def _is_of_places(stored: Any) -> bool:

@@ -21,7 +21,7 @@ from lighthouse.titan.data.source_tables import sources_of
 from lighthouse.titan.data.text_identity import SourceText, old_identity, training_text
 from lighthouse.titan.data.tokenizer_identity import tokenizer_identity
 from lighthouse.titan.distributed.agree import from_rank_0
-from lighthouse.titan.llama3.config_json import describe
+from lighthouse.titan.llama3.description import describe
 from lighthouse.titan.llama3.model_args import model_args_of
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class RunRecord:
             return None
         try:
             return cls._of(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"{file.name} can't be read ({why})") from error
 

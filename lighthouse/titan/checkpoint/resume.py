@@ -171,7 +171,7 @@ def check_loaded(job_config: "JobConfig", step: int, nonfinite: str | None) -> N
     Args:
         job_config: torchtitan's ``JobConfig``.
         step: of the checkpoint; 0 for the weights that a run begins with.
-        nonfinite: the name of such a weight, or None.
+        nonfinite: the name of such a weight, or of an optimizer's tensor, or None.
 
     Raises:
         ValueError: naming it and where it is from.

@@ -93,13 +93,17 @@ def wrong_in_one_sentence(parse: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(parse)
     def parsed(*args: Any, **kwargs: Any) -> Any:
         said = io.StringIO()
-        _check_one_file(kwargs.get("args", sys.argv[1:]))
+        words = kwargs.get("args", sys.argv[1:])
+        _check_one_file(words)
+        if "default" in kwargs and len(words) == 2 and words[0] in CONFIG_FILE:
+            # Nothing to add to what the file says; a sweep parses once for each of its runs.
+            kwargs["default"].job.config_file = words[1]
+            return kwargs["default"]
         try:
             with contextlib.redirect_stderr(said):
                 result = parse(*args, **kwargs | {"registry": _registry})
         except SystemExit as exit_:
             if exit_.code:
-                words = kwargs.get("args", sys.argv[1:])
                 raise ValueError(sentence_of(said.getvalue(), words)) from None
             raise
         sys.stderr.write(said.getvalue())

@@ -4,17 +4,19 @@ torchtitan's ``JobConfig`` imports this module, so it must not import torchtitan
 read at run time: no ``from __future__ import annotations`` here.
 """
 
+import copy
 import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lighthouse.titan.llama3.config_json import (
+from lighthouse.titan.llama3.config_json import args_of_config
+from lighthouse.titan.llama3.description import (
     MOST,
     SCALING,
-    args_of_config,
     attention_factor,
+    bounds,
     describe,
     titans,
 )
@@ -89,9 +91,6 @@ class ModelArgs:
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
 
 
-# Norms of activations around 1 leave nothing above the first; float32 ends soon after the second.
-_MOST: dict[str, float] = {**MOST, "norm_eps": 1.0, "rope_theta": 1e30}
-
 HF = "hf"
 """The flavor that is what ``config.json`` in ``model.hf_assets_path`` says."""
 
@@ -113,10 +112,8 @@ def model_args_of(job_config: "JobConfig") -> Any:
         key = next(iter(told), "rope_scaling")
         raise ValueError(f"model.args.{key}: model.name = {section.name!r} has only its flavors")
     for key, value in told.items():
-        if key != "tied" and not 0 < value < math.inf:
-            raise ValueError(f"model.args.{key} = {value}: must be more than 0, and finite")
-        if value > (most := _MOST.get(key, math.inf)):
-            raise ValueError(f"model.args.{key} = {value}: must be at most {most}")
+        if key != "tied":
+            _check_number(key, value)
     if scaling:
         told["rope_scaling_args"] = _scaling_args(of_flavor.rope_scaling_args, scaling)
     changed = dataclasses.replace(of_flavor, **told)
@@ -126,6 +123,9 @@ def model_args_of(job_config: "JobConfig") -> Any:
 
 def flavor_args_of(job_config: "JobConfig") -> Any:
     """torchtitan's model arguments of a job's flavor, whatever ``[model.args]`` changes.
+
+    A copy each time: the trainer sets the job's length in them, and the next job of the process
+    would have it too.
 
     Raises:
         ValueError: as :func:`model_args_of`.
@@ -140,7 +140,7 @@ def flavor_args_of(job_config: "JobConfig") -> Any:
     if section.flavor not in known:
         names = [*known, *([HF] if section.name == "llama3" else [])]
         raise ValueError(f"model.flavor = {section.flavor!r}: must be one of {', '.join(names)}")
-    return known[section.flavor]
+    return copy.deepcopy(known[section.flavor])
 
 
 def told_args(job_config: "JobConfig") -> list[str]:
@@ -167,10 +167,7 @@ def _scaling_args(of_flavor: Any, scaling: dict[str, Any]) -> Any:
                 f"model.args.rope_scaling.{key} = {value}: means nothing with rope_type = "
                 f"{kind!r}; leave it out, or set rope_type to one that it is for"
             )
-        if not 0 < value < math.inf:
-            raise ValueError(
-                f"model.args.rope_scaling.{key} = {value}: must be more than 0, and finite"
-            )
+        _check_number(f"rope_scaling.{key}", value)
     if kind != of_flavor.rope_type:
         if kind != "none" and "factor" not in scaling:
             raise ValueError(
@@ -189,6 +186,15 @@ def _scaling_args(of_flavor: Any, scaling: dict[str, Any]) -> Any:
             f"than low_freq_factor = {changed.low_freq_factor}"
         )
     return changed
+
+
+def _check_number(key: str, value: float) -> None:
+    least, most = (1, MOST[key]) if key in MOST else bounds(key)
+    if not 0 < value < math.inf:
+        raise ValueError(f"model.args.{key} = {value}: must be more than 0, and finite")
+    if not least <= value <= most:
+        limit = f"at most {most}" if value > most else f"at least {least}"
+        raise ValueError(f"model.args.{key} = {value}: must be {limit}")
 
 
 def _check_heads(args: Any) -> None:

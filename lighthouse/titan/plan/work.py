@@ -6,7 +6,7 @@ from lighthouse.cost.rates import devices
 from lighthouse.cost.sizes import Layout, Model, Work
 from lighthouse.titan.config.section import LayerConfig
 from lighthouse.titan.distributed.layout import accumulation_steps
-from lighthouse.titan.llama3.config_json import ffn_dim
+from lighthouse.titan.llama3.description import ffn_dim
 from lighthouse.titan.llama3.model_args import model_args_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lighthouse.runs.files import write_atomic
+from lighthouse.runs.files import read_object, write_atomic
 from lighthouse.runs.folder import ASSETS_FOLDER, finished_steps
 from lighthouse.titan.llama3.config_json import CONFIG_FILE
 from lighthouse.titan.llama3.model_args import HF
@@ -77,9 +77,7 @@ def weights_folder(job_config: "JobConfig") -> Path | None:
 
 def begun_with(run: Path) -> dict[str, Any]:
     """What ``keep_assets`` wrote of the first weights; empty for a run that began at random."""
-    file = run / ASSETS_FOLDER / BEGUN_FILE
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return found
+    return read_object(run / ASSETS_FOLDER / BEGUN_FILE)
 
 
 def copy_files(source: Path, target: Path, names: list[Path]) -> None:

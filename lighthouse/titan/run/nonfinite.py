@@ -189,13 +189,32 @@ def _withhold(optimizer: torch.optim.Optimizer, withheld: Tensor) -> None:
 
 def nonfinite_weights(model_parts: Iterable[nn.Module]) -> list[str]:
     """The names of weights with a value that is not finite in this rank's part."""
+    return _nonfinite(pair for part in model_parts for pair in part.named_parameters())
+
+
+def nonfinite_moments(
+    model_parts: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer]
+) -> list[str]:
+    """The same of what optimizers keep of each weight, which would be in it after a step."""
+    names: dict[Tensor, str] = {
+        weight: name for part in model_parts for name, weight in part.named_parameters()
+    }
+    return _nonfinite(
+        (f"{kept} of {names[weight]}", value)
+        for optimizer in optimizers
+        for weight, state in optimizer.state.items()
+        for kept, value in state.items()
+        if isinstance(value, Tensor) and value.shape == weight.shape
+    )
+
+
+def _nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     names, extremes = [], []
-    for part in model_parts:
-        for name, weight in part.named_parameters():
-            local = _local(weight.detach())
-            if local.numel():
-                names.append(name)
-                extremes.append(torch.stack(local.aminmax()).float().isfinite().all())
+    for name, tensor in tensors:
+        local = _local(tensor.detach())
+        if local.numel():
+            names.append(name)
+            extremes.append(torch.stack(local.aminmax()).float().isfinite().all())
     bad = ~torch.stack(extremes) if extremes else torch.zeros(1, dtype=torch.bool)
     found = [name for name, is_bad in zip(names, bad.tolist(), strict=False) if is_bad]
     for wrapper in _WRAPPERS:

@@ -1,5 +1,6 @@
 """Who may train in a folder: the living owner, nobody else, and whoever comes after a dead one."""
 
+import errno
 import os
 import re
 import subprocess
@@ -79,11 +80,20 @@ def test_one_of_another_host_that_ends_meanwhile_is_no_obstacle(tmp_path: Path) 
     assert time.monotonic() - began < owner.DEAD_SECONDS
 
 
-def test_a_broken_file_is_waited_for_and_taken_over(tmp_path: Path) -> None:
-    (tmp_path / OWNER_FILE).touch()
+@pytest.mark.parametrize(
+    "text", ["", "3", "null", "[]", "[" * 9999, '{"pid": "1", "started": null}', "\0"]
+)
+def test_a_broken_file_is_waited_for_and_taken_over(tmp_path: Path, text: str) -> None:
+    (tmp_path / OWNER_FILE).write_text(text)
     said: list[str] = []
     hold(tmp_path, said.append)
     assert "from process 0 on an unknown host, which is gone" in said[-1]
+
+
+def test_a_link_to_nothing_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / OWNER_FILE).symlink_to("/nowhere/owner")
+    with pytest.raises(ValueError, match="OWNER in it is a link to nothing that is there"):
+        hold(tmp_path, str)
 
 
 def test_of_many_at_a_time_one_takes_over(tmp_path: Path) -> None:
@@ -142,7 +152,16 @@ def test_a_living_one_beats_and_ends_if_it_was_taken_for_dead(tmp_path: Path, mo
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / OWNER_FILE).mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(ValueError, match=r"OWNER in it, .* \(Is a directory\); make room"):
+        hold(tmp_path, str)
+
+
+def test_a_disk_without_room_for_it_is_named(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(owner, "write_atomic", full)
+    with pytest.raises(ValueError, match=r"\(No space left on device\); make room"):
         hold(tmp_path, str)
 
 

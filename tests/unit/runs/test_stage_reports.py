@@ -61,6 +61,12 @@ def test_recovery_is_counted_from_the_first_step() -> None:
     assert steps_to_recover(stage[:9], 9.0) is None
 
 
+@pytest.mark.parametrize("losses", [[math.inf, -math.inf], [1e308] * 2, [10**19, 1.0]])
+def test_losses_without_a_mean_have_a_report(losses: list[float]) -> None:
+    (stage,) = stage_reports([record(s, 1, "dense", loss) for s, loss in enumerate(losses)])
+    assert not stage.final_loss < 1e18
+
+
 def test_nan_is_the_highest() -> None:
     assert math.isnan(highest([1.0, math.nan, 2.0])) and highest([1.0, 2.0]) == 2.0
 

@@ -8,6 +8,7 @@ import pytest
 
 from lighthouse.runs.folder import DIVERGED_FILE
 from lighthouse.sweep.collect import collect, markdown, write_results
+from lighthouse.sweep.progress import Progress, progress_of
 from lighthouse.sweep.run_folder import FAILED, PREEMPTED, Attempt, active_seconds
 from tests.support.sweeps import log_attempts, log_metrics, make_run
 
@@ -50,6 +51,14 @@ def test_diverged_runs_are_told_apart_where_there_are_any(tmp_path):
     assert "diverged" not in collect(runs)[0]
     (runs[1].folder / DIVERGED_FILE).write_text("step 3: the loss is not finite\n")
     assert [row["diverged"] for row in collect(runs)] == [False, True]
+
+
+def test_metrics_without_times_and_tokens(tmp_path):
+    run = make_run(tmp_path)
+    (run.folder / "metrics.jsonl").write_text('{"step": 3, "loss": 2.0, "tokens_seen": "nan"}\n')
+    (row,) = collect([run])
+    assert (row["steps"], row["tokens"], row["final_loss"]) == (3, None, 2.0)
+    assert progress_of(run, running=True) == Progress(3, 2.0)
 
 
 def test_a_run_that_has_not_begun_has_an_empty_row(tmp_path):

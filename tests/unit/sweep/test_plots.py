@@ -24,6 +24,28 @@ def test_plots(tmp_path):
         plot_sweep(runs[2:], tmp_path)
 
 
+def test_what_metrics_lack_is_left_out_and_said(tmp_path, capsys):
+    """As of an older trainer, or after the disk has changed them."""
+    runs = [make_run(tmp_path, name) for name in ("a", "b")]
+    for run in runs:
+        log_metrics(run)
+    file = runs[0].folder / "metrics.jsonl"
+    lines = file.read_text().splitlines()
+    for change, axes in (
+        (lambda line: line.replace("tokens_seen", "tokens"), ["tokens"]),
+        (lambda line: line.replace('"time"', '"moment"'), ["GPU-hours"]),
+        (lambda line: line.replace('"loss": 3.0', '"loss": "inf"'), []),
+        (lambda line: '{"step": 1, "loss": 1e308}', ["tokens", "GPU-hours"]),
+    ):
+        file.write_text("\n".join(map(change, lines)) + '\n{"step": 21, "lo')
+        assert len(plot_sweep(runs, tmp_path)) == 4
+        said = capsys.readouterr().err.splitlines()
+        assert said == [
+            f"note: over {axis} 1 of 2 curves are not drawn, or not all of them: metrics lack it"
+            for axis in axes
+        ]
+
+
 def grid(tmp_path):
     runs = []
     for topk in (1, 2):

@@ -16,8 +16,9 @@ from lighthouse.sweep.run_folder import (
     run_names,
     write_members,
 )
+from lighthouse.sweep.submission import read_submissions
 from lighthouse.sweep.submit import planned_states
-from tests.support.sweeps import make_run
+from tests.support.sweeps import log_attempts, make_run, make_submission
 
 
 def test_runs_of_a_sweep_and_of_its_folder(tmp_path):
@@ -41,6 +42,27 @@ def test_a_run_that_sweeps_share_is_called_as_each_of_them_calls_it(tmp_path):
     assert read_runs(tmp_path, "first") == read_runs(tmp_path) == [run]
     (tmp_path / "first.runs.json").write_text(json.dumps([run.folder.name]))  # without names
     assert read_runs(tmp_path, "first") == [run]
+
+
+@pytest.mark.parametrize("text", ["3", "[1]", '{"a": 1}', "", "\0", '{"identity": 1}'])
+@pytest.mark.parametrize("name", ["run.json", "submissions/0001/submission.json", "../x.runs.json"])
+def test_a_file_with_something_else_in_it_is_named(tmp_path, name, text):
+    run = make_run(tmp_path)
+    write_members(tmp_path, "x", [run])
+    make_submission([run])
+    file = {"r": run.folder / name, "s": tmp_path / name, ".": tmp_path / "x.runs.json"}[name[0]]
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"{file} is damaged"):
+        read_runs(tmp_path, "x")
+        read_submissions(tmp_path)
+
+
+def test_attempts_that_can_be_read_are(tmp_path):
+    run = make_run(tmp_path)
+    with (run.folder / "attempts.jsonl").open("wb") as file:
+        file.write(b'3\n[1]\n{"a": 1}\n{"number": "1"}\n\xff\n{"number": 1, "end": 5.0}\n')
+    log_attempts(run, "", open_end=True)
+    assert [attempt.number for attempt in run.attempts()] == [1, 2]
 
 
 def test_runs_without_their_folder_are_left_out_with_a_note(tmp_path, capsys):

@@ -124,7 +124,7 @@ def test_without_slurm_a_local_run_follows_what_slurm_has_ended(tmp_path, fake):
 def test_an_array_is_split_where_the_cluster_has_shorter_ones(tmp_path, fake, throttle):
     runs = [make_run(tmp_path, f"k={i}") for i in range(7)]
     fake("scontrol", "echo 'MaxArraySize            = 3'")
-    fake("sbatch", f"/bin/cat >> '{tmp_path}/got'; echo 4$(/bin/ls '{tmp_path}/submissions')")
+    fake("sbatch", f"/bin/cat >> '{tmp_path}/got'; echo 4")
     folders = [run.folder for run in runs]
     sent = list(send(spec_of(tmp_path, max_running=throttle), folders))
     assert [number for _, number in sent] == [3, 3, 1]

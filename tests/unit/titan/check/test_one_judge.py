@@ -44,6 +44,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an odd topk": ({"lighthouse.topk": 17}, "lighthouse.topk = 17: "),
     "a switch that never comes": ({"lighthouse.dense_from_step": 99}, "lighthouse.dense_from_step"),
     "no clipping": ({"training.max_norm": 0.0}, "training.max_norm = 0.0"),
+    "a rate beyond float32": ({"optimizer.lr": 1e308}, "optimizer.lr = 1e+308: a step moves"),
     "a rising decay": ({"lr_scheduler.min_lr_factor": 10.0}, "lr_scheduler.min_lr_factor = 10.0"),
     "a missing checkpoint": (
         {"checkpoint.initial_load_path": "/nowhere"},

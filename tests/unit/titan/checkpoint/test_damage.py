@@ -4,6 +4,7 @@ import copy
 import errno
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torchtitan.config import JobConfig
 from lighthouse.titan.checkpoint.damage import _Part, _share, check_content, check_whole
 from lighthouse.titan.checkpoint.reading import read_metadata
 from lighthouse.titan.checkpoint.record import RunRecord
-from lighthouse.titan.checkpoint.seal import SealingWriter
+from lighthouse.titan.checkpoint.seal import _END_BYTES, SealingWriter
 
 SHARD = "__0_0.distcp"
 
@@ -116,21 +117,69 @@ def test_a_record_of_something_else_is_broken(checkpoint):
         check_whole(checkpoint)
 
 
+def seal(folder: Path, step: int) -> Path:
+    """A checkpoint as the trainer writes it, with its record; in a shard for each value."""
+    RunRecord.of(JobConfig(), 1).write(folder, model_only=False)
+    state = {"a": torch.arange(1000.0) + step, "b": torch.ones(30), "c": torch.zeros(1000)}
+    writer = SealingWriter(folder)
+    writer.single_file_per_rank = False
+    values = {**state, "train_state": {"step": step}}
+    dcp.save(values, storage_writer=writer, checkpoint_id=folder, no_dist=True)
+    return folder
+
+
 @pytest.fixture
 def sealed(tmp_path: Path) -> Path:
-    """A checkpoint as the trainer writes it, with its record."""
-    folder = tmp_path / "step-3"
-    RunRecord.of(JobConfig(), 1).write(folder, model_only=False)
-    state = {"a": torch.arange(1000.0), "b": torch.ones(30), "train_state": {"step": 3}}
-    dcp.save(state, storage_writer=SealingWriter(folder), checkpoint_id=folder, no_dist=True)
-    return folder
+    return seal(tmp_path / "step-3", 3)
+
+
+def shard_of(checkpoint: Path, name: str) -> Path:
+    (place,) = (p for i, p in read_metadata(checkpoint).storage_data.items() if i.fqn == name)
+    return checkpoint / place.relative_path
+
+
+def test_a_shard_of_another_step_is_found(sealed):
+    """It has the size, and is sound in itself."""
+    other = shard_of(seal(sealed.parent / "step-4", 4), "a")
+    shard = shard_of(sealed, "a")
+    shard.write_bytes(other.read_bytes())
+    check_whole(sealed)
+    with pytest.raises(ValueError, match=f"{shard.name} has changed since it was written; "):
+        check_content(sealed)
+
+
+def test_shards_in_each_others_place_are_found(sealed):
+    a, c = shard_of(sealed, "a"), shard_of(sealed, "c")
+    held = a.read_bytes()
+    a.write_bytes(c.read_bytes())
+    c.write_bytes(held)
+    check_whole(sealed)
+    with pytest.raises(ValueError, match=r"distcp has changed since it was written; "):
+        check_content(sealed)
+
+
+def test_the_end_of_a_tensor_has_its_checksums(sealed):
+    with zipfile.ZipFile(shard_of(sealed, "a")) as archive:
+        assert archive.fp is not None
+        size = shard_of(sealed, "a").stat().st_size - archive.start_dir
+        assert len(archive.infolist()) > 3 and size <= _END_BYTES
+
+
+def test_a_checkpoint_without_a_seal_is_taken_with_a_word(checkpoint, sealed, caplog):
+    check_content(sealed)
+    assert not caplog.records
+    check_content(checkpoint)
+    (record,) = caplog.records
+    assert record.message.startswith(
+        f"Checkpoint {checkpoint} was written without checksums of its files: "
+    )
 
 
 def test_a_sealed_one_is_whole_and_torch_reads_it(sealed):
     check_whole(sealed)
     state = {"a": torch.zeros(1000)}
     dcp.load(state, checkpoint_id=sealed, no_dist=True)
-    assert torch.equal(state["a"], torch.arange(1000.0))
+    assert torch.equal(state["a"], torch.arange(1000.0) + 3)
 
 
 @pytest.mark.parametrize("name", [".metadata", "resume.json"])

@@ -142,3 +142,14 @@ PLAIN = """\
 @pytest.mark.parametrize("box", [FRAMED, PLAIN], ids=["UTF-8", "ASCII"])
 def test_of_a_box_the_first_paragraph_is_taken(box: str) -> None:
     assert sentence_of(box) == "--a b c"
+
+
+def test_a_file_alone_is_the_same_without_the_parser(tmp_path):
+    """Two words and one for the same: only the second is parsed."""
+    file = tmp_path / "job.toml"
+    file.write_text("[training]\nsteps = 3\n[lighthouse]\ndense_layers = [0]\n")
+    found = [
+        ConfigManager(checked=False).parse_args(words)
+        for words in (["--job.config_file", str(file)], [f"--job.config_file={file}"])
+    ]
+    assert found[0] == found[1] and found[0].job.config_file == str(file)

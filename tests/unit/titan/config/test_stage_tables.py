@@ -135,6 +135,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "half a step": (with_stage(2, steps=1.5), "stages.2.steps = 1.5: must be int, got float"),
     "no length": (with_stage(1, seq_len=0), "stages.1.seq_len = 0: must be at least 1"),
     "NaN": (with_stage(1, lr_factor=float("nan")), "stages.1.lr_factor = nan: must be a finite"),
+    "a rate beyond float32": (
+        with_stage(1, lr_factor=1e300),
+        "times stages.1.lr_factor = 1e+300: a step moves a weight by about that",
+    ),
     "a negative rate": (with_stage(1, lr_factor=-1), "stages.1.lr_factor = -1: must be a finite"),
     "a long warmup": (
         with_stage(3, warmup_steps=3),

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lighthouse.titan.llama3.config_json import args_of_config, describe, ffn_dim, weight_shapes
+from lighthouse.titan.llama3.config_json import args_of_config
+from lighthouse.titan.llama3.description import describe, ffn_dim, weight_shapes
 from lighthouse.titan.llama3.model_args import flavor_args_of, model_args_of, told_args
 from lighthouse.titan.plan.work import model_of
 from tests.support.llamas import LLAMA3, SMALL, VARIANTS, YARN, load_llama, parse, save_llama
@@ -95,6 +96,7 @@ def write(folder: Path, **change: Any) -> Path:
         ({"model_type": ["llama"]}, r'model_type = \["llama"\]: must be'),
         ({"layer_types": 3}, "layer_types = 3: "),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps = NaN: must be a number, more than 0"),
+        ({"rope_theta": 1e-300}, "rope_theta = 1e-300: must be at least 1e-30 and at most 1e.30"),
         ({"rope_theta": float("inf")}, "rope_theta = Infinity: must be a number"),
         ({"rope_scaling": {"rope_type": ["yarn"]}}, "rope_type = .* must be one of default"),
         ({"rope_scaling": YARN | {"mscale": "a"}}, 'rope_scaling.mscale = "a": must be a number'),

@@ -1,6 +1,7 @@
 """Sizes of a model in a job's TOML."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,29 @@ def parse(flags: str, checked: bool = False) -> Any:
 
 
 def test_without_any_the_flavor_is_what_it_was() -> None:
-    assert model_args_of(parse("")) is llama3_args["tiny_byte"]
+    assert model_args_of(parse("")) == llama3_args["tiny_byte"]
+
+
+@pytest.mark.parametrize("flags", ["", "--model.args.dim 64"])
+def test_a_job_leaves_the_flavor_to_the_next_one(flags: str) -> None:
+    """torchtitan puts the length of a job into the arguments of its model."""
+    before = model_args_of(parse(flags)).max_seq_len
+    model_args_of(parse("")).update_from_config(parse("--training.seq_len 64"))
+    assert model_args_of(parse(flags)).max_seq_len == before != 64
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "wanted"),
+    [
+        ("rope_theta", 1e-300, "at least 1e-30"),
+        ("rope_scaling.factor", 1e300, "at most 1000000000.0"),
+        ("rope_scaling.factor", 1e-300, "at least 1e-09"),
+    ],
+)
+def test_positions_that_float32_has_not(flag: str, value: float, wanted: str) -> None:
+    said = re.escape(f"model.args.{flag} = {value}: must be {wanted}")
+    with pytest.raises(ValueError, match=said):
+        model_args_of(parse(f"--model.args.{flag} {value}"))
 
 
 def test_each_key_changes_what_it_names(tmp_path: Path) -> None:
