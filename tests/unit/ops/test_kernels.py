@@ -17,8 +17,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch._dynamo.backends.registry import lookup_backend
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import (
     checkpoint,
 )
@@ -39,7 +37,7 @@ from tests.support.inputs import (
     qkv,
     to,
 )
-from tests.support.operators import Calls, saving
+from tests.support.operators import Calls, assert_keeps_its_inputs_alone, saving
 
 Values = tuple[Tensor, ...]
 
@@ -741,29 +739,9 @@ def test_compiles_without_a_graph_break(checkpointed: bool, backend: str) -> Non
 
 
 def test_a_compiled_checkpoint_keeps_its_inputs_alone() -> None:
-    """Not the rows and the output, as torch 2.11 does of functions that Dynamo looks into.
-
-    Later releases keep no more either way, so that here the graph is looked at, too.
-    """
+    """Neither the gathered rows nor the scattered output."""
     module, inputs = module_and_inputs("small")
-    called, kept = set(), []
-
-    def backend(graph: torch.fx.GraphModule, examples: list[Any]) -> Any:
-        for part in graph.modules():
-            if isinstance(part, torch.fx.GraphModule):
-                called.update(node.target for node in part.graph.nodes)
-        return lookup_backend("aot_eager")(graph, examples)
-
-    @torch.compile(backend=backend, fullgraph=True)
-    def compiled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return checkpoint(module, q, k, v, use_reentrant=False)
-
-    with saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        compiled(*inputs)
-    places = {x.data_ptr() for x in inputs}
-    # Beside them attention keeps the state of a random generator.
-    assert {x.data_ptr() for x in kept if x.is_floating_point()} == places
-    assert torch.ops.higher_order.autograd_function_apply not in called
+    assert_keeps_its_inputs_alone(module, *inputs)
 
 
 @pytest.mark.parametrize(
