@@ -148,8 +148,10 @@ class SharedSequence(Documents):
         """Chunk after chunk all documents of the sequence, (B, chunks * M)."""
         owned = _owned(self.rank, self.ranks, self.balanced)
         chunk_len = seq_len // len(owned)
+        # Clamped first: from torch 2.14 on, compiling an input less 0 in a checkpoint fails.
         starts = [
-            (document_starts_BM - chunk * chunk_len).clamp(0, chunk_len) + place * chunk_len
+            document_starts_BM.clamp(chunk * chunk_len, (chunk + 1) * chunk_len)
+            + (place - chunk) * chunk_len
             for place, chunk in enumerate(owned)
         ]
         return torch.cat(starts, dim=1)
