@@ -5,8 +5,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch._dynamo.backends.registry import lookup_backend
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 
 class Calls(TorchDispatchMode):
@@ -30,3 +38,28 @@ def saving(operator: Any) -> Callable[..., Any]:
         return CheckpointPolicy.PREFER_RECOMPUTE
 
     return partial(create_selective_checkpoint_contexts, policy)
+
+
+def assert_keeps_its_inputs_alone(function: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Compiled, under full checkpointing: not what torch 2.11 keeps of functions of autograd.
+
+    It does so of those that Dynamo looks into. Later releases don't, so that with them what Dynamo
+    makes is looked at, too.
+    """
+    called, kept = set(), []
+
+    def backend(graph: torch.fx.GraphModule, examples: list[Any]) -> Any:
+        for part in graph.modules():
+            if isinstance(part, torch.fx.GraphModule):
+                called.update(node.target for node in part.graph.nodes)
+        return lookup_backend("aot_eager")(graph, examples)
+
+    @torch.compile(backend=backend, fullgraph=True)
+    def compiled(*inputs: Tensor) -> Tensor:
+        return checkpoint(function, *inputs, use_reentrant=False)
+
+    with saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        compiled(*inputs)
+    # Beside them attention may keep the state of a random generator.
+    assert {x.data_ptr() for x in kept if x.is_floating_point()} == {x.data_ptr() for x in inputs}
+    assert torch.ops.higher_order.autograd_function_apply not in called

@@ -2,6 +2,10 @@
 
 ``token_major`` says whether tokens are laid out (B, N, H, D) in memory, as in the trainer, or
 (B, H, N, D): outputs and gradients take the order that the inputs have, so that nothing is copied.
+
+Dynamo takes both functions of autograd as they are, each as one node of its graph. If it looks into
+one inside a checkpoint, torch 2.11 does not compute its results again for backward but keeps them:
+rows and output, of each layer more than the input that full checkpointing keeps.
 """
 
 from typing import Any
@@ -70,6 +74,7 @@ def _gather_backward(
     return tokens
 
 
+@torch.compiler.allow_in_graph
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -150,6 +155,7 @@ def _scatter_backward(
     return rows
 
 
+@torch.compiler.allow_in_graph
 class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(

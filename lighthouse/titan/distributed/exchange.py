@@ -109,6 +109,16 @@ def _owned(rank: int, ranks: int, balanced: bool) -> tuple[int, ...]:
     return (rank, 2 * ranks - 1 - rank) if balanced else (rank,)
 
 
+@torch.compiler.allow_in_graph
+def _exchange(x: Tensor, received: list[int], sent: list[int], group: Any) -> Tensor:
+    """``all_to_all_single_autograd`` as one node of Dynamo's graph.
+
+    In torch 2.11 it ends with a function of autograd: checkpoints would keep what was fetched,
+    as lighthouse.ops.triton.gather_scatter says.
+    """
+    return all_to_all_single_autograd(x, received, sent, group)
+
+
 @dataclass(frozen=True)
 class SharedSequence(Documents):
     """What attention to a rank's share of the tokens is; a collective.
@@ -138,8 +148,10 @@ class SharedSequence(Documents):
         """Chunk after chunk all documents of the sequence, (B, chunks * M)."""
         owned = _owned(self.rank, self.ranks, self.balanced)
         chunk_len = seq_len // len(owned)
+        # Clamped first: from torch 2.14 on, compiling an input less 0 in a checkpoint fails.
         starts = [
-            (document_starts_BM - chunk * chunk_len).clamp(0, chunk_len) + place * chunk_len
+            document_starts_BM.clamp(chunk * chunk_len, (chunk + 1) * chunk_len)
+            + (place - chunk) * chunk_len
             for place, chunk in enumerate(owned)
         ]
         return torch.cat(starts, dim=1)
@@ -205,7 +217,7 @@ class SharedSequence(Documents):
         both = torch.stack(
             [torch.cat([x[:, :, p] for p in (slice(0, 0), *pieces)], 2) for x in (k_BHND, v_BHND)]
         )
-        fetched = all_to_all_single_autograd(
+        fetched = _exchange(
             both.movedim(3, 0).contiguous(),
             [sum(t.tokens for t in of_rank) for of_rank in received],
             [sum(t.tokens for t in of_rank) for of_rank in sent],

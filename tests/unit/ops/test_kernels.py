@@ -37,7 +37,7 @@ from tests.support.inputs import (
     qkv,
     to,
 )
-from tests.support.operators import Calls, saving
+from tests.support.operators import Calls, assert_keeps_its_inputs_alone, saving
 
 Values = tuple[Tensor, ...]
 
@@ -736,6 +736,12 @@ def test_compiles_without_a_graph_break(checkpointed: bool, backend: str) -> Non
         return checkpoint(module, q, k, v, use_reentrant=False) if checkpointed else module(q, k, v)
 
     assert_same(with_gradients(compiled(*inputs), inputs), with_gradients(module(*inputs), inputs))
+
+
+def test_a_compiled_checkpoint_keeps_its_inputs_alone() -> None:
+    """Neither the gathered rows nor the scattered output."""
+    module, inputs = module_and_inputs("small")
+    assert_keeps_its_inputs_alone(module, *inputs)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,15 @@
-"""Which tokens are sent where, for windows across context-parallel ranks, and when."""
+"""Which tokens are sent where across context-parallel ranks, when, and what is kept of them."""
+
+from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lighthouse.titan.distributed.exchange import after, transfers
+from lighthouse.titan.distributed.exchange import SharedSequence, after, transfers
 from tests.support.inputs import normal
+from tests.support.operators import assert_keeps_its_inputs_alone
 
 CHUNK = 8
 
@@ -51,3 +56,15 @@ def test_after_is_a_copy() -> None:
     assert torch.equal(copy, x)
     grad = normal((2, 3), seed=1)
     assert torch.equal(torch.autograd.grad(copy, x, grad)[0], grad)
+
+
+def test_a_compiled_checkpoint_keeps_its_inputs_alone() -> None:
+    """Not what other ranks have sent, which is sent again instead."""
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        shared = SharedSequence(dist.group.WORLD.group_name, 0, 2, balanced=True)
+        qkv = torch.randn(3, 1, 2, 2 * CHUNK, 4)
+        inputs = [x.clone().requires_grad_() for x in qkv]
+        assert_keeps_its_inputs_alone(partial(shared, window=CHUNK // 2), *inputs)
+    finally:
+        dist.destroy_process_group()
