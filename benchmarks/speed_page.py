@@ -121,8 +121,8 @@ figure.
 The published pattern is {llama_gain}.
 
 Longer, and over two GPUs, on another machine of four H200s
-([results](../benchmarks/results/context_parallel_h200_x4.json)). What was predicted of memory is
-too low for Lighthouse layers ([more](cost_model.md#how-far-to-trust-it)):
+([results](../benchmarks/results/context_parallel_h200_x4.json)). Lighthouse layers kept more for
+backward than they do now ([more](cost_model.md#how-far-to-trust-it)):
 
 Llama-3-8B, 131,072 tokens over two:
 

@@ -56,10 +56,17 @@ def of_hugging_face(folder: Path, device: torch.device) -> Subject:
         ) from None
     try:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=False
+        )
         model = model.to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{folder}: its auto_map names code of its own, which is not run; evaluate a model "
+                "that transformers has itself"
+            ) from error
         raise ValueError(f"{folder}: {error}") from error
 
     def encode(text: str) -> tuple[list[int], Spans]:

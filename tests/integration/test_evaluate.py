@@ -67,3 +67,15 @@ def test_mistakes_are_named(
     with pytest.raises(SystemExit):
         main([str(run.folder) if word == "RUN" else word for word in arguments])
     assert message in capsys.readouterr().err
+
+
+def test_code_in_a_folder_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    ran = tmp_path / "ran"
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--device", "cpu"])
+    assert "its auto_map names code of its own, which is not run" in capsys.readouterr().err
+    assert not ran.exists()
