@@ -28,22 +28,26 @@ if [ -e "$last" ]; then
 else
     echo "quickstart: training; the full log is $run/train.log"
     code=0
-    # Every tenth step and whatever goes wrong on the screen, everything in the log.
-    .venv/bin/python -m lighthouse.launch --processes 1 \
-        --job.config_file train_configs/quickstart.toml 2>&1 |
+    # Every tenth step, stages and whatever goes wrong on the screen, everything in the log.
+    shown='step: +[0-9]*0 |starts at step|Stage [0-9]|Stopped by|Error:|^refused:'
+    # Ctrl-C reaches all of them, and is for the trainer alone, which saves a checkpoint and says so.
+    trap '' INT
+    (trap - INT && exec .venv/bin/python -m lighthouse.launch --processes 1 \
+        --job.config_file train_configs/quickstart.toml 2>&1) |
         tee -a "$run/train.log" |
-        { grep --line-buffered -E 'step: +[0-9]*0 |starts at step|Error:|^refused:' || true; } ||
+        { grep --line-buffered -E "$shown" || true; } ||
         code=$?
-    # Not by the exit code alone: a run that was stopped exits with 0 too.
+    trap - INT
+    # Not by the exit code alone: a run that a file STOP stopped exits with 0 too.
     if [ ! -e "$last" ] && [ "$code" = 2 ]; then
         exit 2 # refused, and the last line says why
-    elif [ ! -e "$last" ] && [ "$code" != 0 ]; then
+    elif [ ! -e "$last" ] && [[ " 0 130 138 143 " != *" $code "* ]]; then # SIGINT, USR1, TERM
         echo "quickstart: training failed; the end of $run/train.log:" >&2
         tail -n 20 "$run/train.log" >&2
         exit 1
     elif [ ! -e "$last" ]; then
         echo "quickstart: stopped before step $steps; the same command continues"
-        exit 0
+        exit "$code"
     fi
 fi
 .venv/bin/python -m lighthouse.report "$run"

@@ -42,6 +42,7 @@ def quickstart(tmp_path: Path):
             stderr=subprocess.STDOUT,
             text=True,
             env=os.environ,
+            start_new_session=True,
         )
         return done.returncode, done.stdout
 
@@ -81,3 +82,20 @@ def test_a_refusal_is_the_last_line(quickstart):
     code, printed = quickstart("echo 'step: 10'; echo 'refused: a.b = 1: must be 2'; exit 2")
     assert code == 2 and printed.endswith("\nrefused: a.b = 1: must be 2\n")
     assert printed.count("refused: ") == 1
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_a_stop_by_a_signal_is_no_failure(quickstart, code):
+    found, printed = quickstart(f"echo 'Stopped by SIGINT after step 7'; exit {code}")
+    assert found == code and "failed" not in printed
+    assert printed.endswith(
+        "Stopped by SIGINT after step 7\n"
+        "quickstart: stopped before step 200; the same command continues\n"
+    )
+
+
+def test_ctrl_c_leaves_the_trainer_time_to_say_what_it_saved(quickstart):
+    # As a terminal does, to all of the foreground's processes.
+    said = "trap 'sleep 0.3; echo Stopped by SIGINT; exit 130' INT; kill -INT 0; sleep 5"
+    code, printed = quickstart(said)
+    assert code == 130 and "Stopped by SIGINT\nquickstart: stopped before step 200" in printed
