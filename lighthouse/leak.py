@@ -161,8 +161,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         device = torch.device(options.device)
         run = load_run(options.folder, options.step, device, *overrides)
-        if not run.job_config.validation.enable:
-            raise ValueError(f"{options.folder} has no validation text: name some with --text")
         report = measure(run, held_out(run, options.sequences, device), options.positions)
     except (ValueError, OSError) as error:  # the error of a disk names the file
         parser.error(str(error))

@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", type=Path, help="of a run, or a Hugging Face model")
     parser.add_argument("--step", type=int, help="of a run's checkpoint; default: the last")
-    parser.add_argument("--text", type=Path, help="held-out files; default: the validation text")
+    parser.add_argument("--text", type=Path, help="held-out files; default: what validated the run")
     parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES))
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     parser.add_argument("--seq-len", type=int, help="of the held-out text; default: the longest")

@@ -96,8 +96,12 @@ class Trained:
         """Tokens and labels, each int64 (N,): the first sequences of the validation text, or all.
 
         Raises:
-            Refusal: it makes none.
+            ValueError: the run was not validated.
+            Refusal: the text makes none.
         """
+        if not self.job_config.validation.enable:  # else its default would be taken, from the hub
+            folder = self.job_config.job.dump_folder
+            raise ValueError(f"{folder} has no validation text: name held-out files with --text")
         # Not imported above: it takes seconds, and a wrong folder is found out before.
         from lighthouse.titan.data.loaders import build_validation_dataloader
 

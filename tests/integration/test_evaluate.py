@@ -57,6 +57,7 @@ def test_a_run_and_its_export_are_measured_alike(
     [
         (["nowhere"], "nowhere has no config.toml: not the folder of a run"),
         (["RUN", "--step", "7"], "has no finished checkpoint of step 7"),
+        (["RUN", "--measures", "positions"], "has no validation text: name held-out files"),
         (["RUN", "--sequences", "1"], "--sequences must be at least 2"),
         (["RUN", "--lengths", "20", "--measures", "recall"], "20 tokens are too few for a task"),
     ],
