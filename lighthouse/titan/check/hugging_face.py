@@ -13,6 +13,7 @@ from lighthouse.titan.llama3.config_json import (
     args_of_config,
 )
 from lighthouse.titan.llama3.description import describe, weight_shapes
+from lighthouse.titan.llama3.flavors import BYTE_VOCAB_SIZE
 from lighthouse.titan.llama3.model_args import HF, model_args_of
 from lighthouse.titan.llama3.safetensors_header import FLOATS, Stored, stored_weights
 from lighthouse.titan.run.assets import weights_folder
@@ -51,6 +52,8 @@ def check_hugging_face(job_config: "JobConfig") -> None:
         key = "checkpoint.initial_load_path" if config.initial_load_path else "model.hf_assets_path"
         _check_config(job_config, folder, key)
         _check_weights(job_config, folder, key)
+        if model.tokenizer == "byte":
+            _check_bytes(job_config, folder, key)
 
 
 def _check_tokenizer(written: str, from_file: bool) -> None:
@@ -62,6 +65,18 @@ def _check_tokenizer(written: str, from_file: bool) -> None:
             f"model.hf_assets_path = {written!r}: {found} {', '.join(_VOCABULARIES)}, which "
             'model.tokenizer = "hf" reads; name a folder with a tokenizer of Hugging Face\'s, or '
             f'use model.tokenizer = "byte"{way}'
+        )
+
+
+def _check_bytes(job_config: "JobConfig", folder: Path, key: str) -> None:
+    """Bytes mean nothing to weights that know the tokens of another tokenizer."""
+    known = model_args_of(job_config).vocab_size
+    own = [name for name in _VOCABULARIES if (folder / name).is_file()]
+    if own and known != BYTE_VOCAB_SIZE:
+        raise ValueError(
+            f'model.tokenizer = "byte": the weights of {key} = {str(folder)!r} know the {known:,} '
+            f'tokens of its {own[0]}; use model.tokenizer = "hf" with model.hf_assets_path = '
+            f"{str(folder)!r}, or, for bytes on purpose, a copy of the folder without {own[0]}"
         )
 
 

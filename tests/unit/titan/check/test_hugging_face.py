@@ -167,3 +167,16 @@ def test_tied_weights_are_not_split_apart(copied: Path, degree: str) -> None:
     flag = f"--parallelism.{degree}_parallel_degree"
     with pytest.raises(ValueError, match=rf"{degree}_parallel_degree = 2: .*tie_word_embeddings"):
         parse(copied, flag, "2", checked=True)
+
+
+def test_weights_that_know_another_tokenizer_are_not_trained_on_bytes(tmp_path: Path) -> None:
+    save_llama(tmp_path, {"vocab_size": 300})
+    parse(tmp_path, checked=True)  # no tokenizer beside them
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"know the 300 tokens of its tokenizer\.json; use"):
+        parse(tmp_path, checked=True)
+
+
+def test_an_export_of_a_byte_model_goes_on_with_bytes(copied: Path) -> None:
+    (copied / "tokenizer.json").write_text("{}")
+    parse(copied, checked=True)
