@@ -52,9 +52,13 @@ def _schedule(saved: RunRecord, now: RunRecord, step: int | None) -> list[Change
     differing = [name for name in was if was[name] != is_now[name]]
     done = max(was["total_steps"], is_now["total_steps"]) if step is None else step
     agree = is_now == was or factors(was, done) == factors(is_now, done)
-    note = ""
-    if is_now["total_steps"] == (now.settings or {}).get("training.steps"):
-        note = "as training.steps has it" if "total_steps" in differing else ""
+    note = back = ""
+    steps = (now.settings or {}).get("training.steps")
+    if "total_steps" in differing and is_now["total_steps"] == steps:
+        note = "as training.steps has it"
+        if was["total_steps"] < steps:  # beyond its end a schedule has no rate
+            key = "training.steps, the sum of [[stages]]," if _listed(now) else "training.steps"
+            back = f"leave {key} at {was['total_steps']}"
     return [
         Change(
             f"lr_scheduler.{name}",
@@ -62,6 +66,7 @@ def _schedule(saved: RunRecord, now: RunRecord, step: int | None) -> list[Change
             is_now[name],
             None if agree else "lr_scheduler",
             note if name == "total_steps" else "",
+            back if name == "total_steps" else "",
         )
         for name in differing
     ]

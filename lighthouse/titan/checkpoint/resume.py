@@ -229,7 +229,7 @@ def _refuse(checkpoint: Path, found: list[Change], accepted: list[str]) -> None:
         )
     else:
         names = list(dict.fromkeys([*accepted, *(str(change.name) for change in refused)]))
-        ways.append(f"go on with what is new, and its optimizer, by {ACCEPT} = {names}")
+        ways.append(f"keep weights and optimizer and go on with what is new by {ACCEPT} = {names}")
         if all(change.name == "data" for change in refused):
             ways.append("start the data afresh by checkpoint.exclude_from_loading = ['dataloader']")
     raise ValueError(
