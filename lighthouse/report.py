@@ -59,6 +59,10 @@ def format_table(report: Report, unread: int = 0) -> str:
     if unlogged:
         known = "where a stage begins, and what is counted from there, is known to as many"
         rows.append(("note", f"up to {unlogged:,} steps before a stage are not logged: {known}"))
+    numbers = [stage.number for stage in report.stages]
+    if lacking := sorted({*range(1, max(numbers, default=0))} - {*numbers}):
+        which = ", ".join(map(str, lacking))
+        rows.append(("note", f"no step was logged of stage {which}: lower metrics.log_freq"))
     if report.sees_future:
         why = 'lighthouse.selection = "published" tells of later tokens'
         rows.append(("note", f"the lighthouse stage's loss is no language model's: {why}"))

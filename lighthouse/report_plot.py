@@ -46,7 +46,9 @@ def plot_loss(records: Sequence[Record], report: Report, path: Path, name: str =
             x, loss = [r["step"] for r in part], [r["loss"] for r in part]
             color = COLORS[attention_of(part[0])]
             axes.plot(x, loss, color=color, linewidth=0.6, alpha=0.5)
-            axes.plot(x, smoothed(loss, SMOOTH_STEPS), color=color, linewidth=1.8)
+            marker = "o" if len(x) == 1 else "None"  # a line of one point can't be seen
+            mean = smoothed(loss, SMOOTH_STEPS)
+            axes.plot(x, mean, color=color, linewidth=1.8, marker=marker, markersize=4)
         for key, marker in (("validation_loss", "k."), ("validation_dense_loss", "r.")):
             points = [(r["step"], r[key]) for r in records if key in r]
             if points:

@@ -217,6 +217,7 @@ def test_stages_that_come_again_and_sparse_logs() -> None:
     assert (report.validation_loss, report.validation_step) == (2.0, 120)
     shown = format_table(report)
     assert "up to 19 steps before a stage are not logged" in shown
+    assert "no step was logged of stage 2: lower metrics.log_freq" in shown
     assert "validation loss" in shown and "(at step 120)" in shown
     assert "not logged" not in format_table(summarize(recipe()))
 
