@@ -81,6 +81,7 @@ class RunHooks:
         self._job_config = job_config
         self._stages = Stages.of(job_config)
         self._stage: Stage | None = None
+        self._announced: Stage | None = None
         self._pairs_left = PairsLeft()
 
     @refusals()
@@ -209,6 +210,12 @@ class RunHooks:
         """``step`` is about to be trained."""
         self._clock.begin_step(step)
         stage = self._stages.at(step)
+        if stage is not self._announced and self._stages.last.number > 1:
+            self._say(
+                f"Stage {stage.number} of {self._stages.last.number}: {stage.attention}, "
+                f"{stage.seq_len:,} tokens a sequence, from step {step:,} to {stage.last:,}"
+            )
+        self._announced = stage
         self._begin_stage(stage)
         if isinstance(self._trainer.dataloader, StagedLoader):
             self._trainer.dataloader.begin_stage(stage)

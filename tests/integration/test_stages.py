@@ -143,6 +143,7 @@ def test_each_step_is_its_stages(whole: Run) -> None:
 def test_rehearsed_and_without_reading_ahead_it_is_the_same(folder: Path, whole: Run) -> None:
     plain = run(folder, "plain", "--training.rehearse_stages=True")
     assert plain.output.count("Rehearsing stage") == 4
+    assert plain.output.count("Stage 2 of 4: ") == 1
     assert plain.losses() == whole.losses() and stages(plain) == stages(whole)
 
 
