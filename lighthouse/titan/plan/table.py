@@ -76,10 +76,10 @@ def table(result: "Plan") -> str:
         )
     lines += _memory(result)
     if (workers := result.loader_workers) is not None:
-        how_many = f"{workers} {'worker' if workers == 1 else 'workers'} a rank"
+        suffice = "worker a rank suffices" if workers == 1 else "workers a rank suffice"
         lines.append(
-            f"loader            {how_many}: each has {result.loader_rate / 1e6:.1f} M tokens/s "
-            "(training.dataloader.num_workers)"
+            f"loader            {workers} {suffice} (training.dataloader.num_workers); each reads "
+            f"{result.loader_rate / 1e6:.1f} M tokens/s"
         )
     lines += [f"note              {remark}" for remark in result.remarks]
     return "\n".join(lines)
