@@ -143,7 +143,11 @@ def _groups(runs: Sequence[Run]) -> list[_Group]:
 
         hue, of = place(0) if axes else (number, len(runs))
         look = place(1)[0] if len(axes) > 1 else 0
-        looks[label] = (plt.get_cmap("turbo")((hue + 0.5) / of), LOOKS[look % len(LOOKS)])
+        color = plt.get_cmap("turbo")((hue + 0.5) / of)
+        # Points beside the axes can share an axis value with a run of the grid.
+        like = [LOOKS[(look + more) % len(LOOKS)] for more in range(len(LOOKS))]
+        taken = [found for other, found in looks.items() if other != label]
+        looks[label] = color, next((at for at in like if (color, at) not in taken), like[0])
     return [_Group(label, found, *looks[label]) for label, found in curves.items()]
 
 

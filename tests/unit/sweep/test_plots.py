@@ -72,6 +72,21 @@ def test_seeds_are_one_curve_and_axes_have_colors_and_dashes(tmp_path):
     assert mean.x["tokens"] == [10 * step for step in range(1, 13)]
 
 
+def test_a_point_beside_the_axes_looks_like_none_of_them(tmp_path):
+    runs = []
+    for name, point in (
+        ("topk=1", {"lighthouse.topk": 1}),
+        ("topk=2", {"lighthouse.topk": 2}),
+        ("topk=1,scorer=gla", {"lighthouse.topk": 1, "lighthouse.scorer": "gla"}),
+    ):
+        run = make_run(tmp_path, name)
+        runs.append(replace(run, overrides=point))
+        log_metrics(run)
+    groups = _groups(runs)
+    assert groups[0].color == groups[2].color != groups[1].color
+    assert groups[0].look == groups[1].look != groups[2].look
+
+
 def test_stages_and_validation_are_marked_and_what_one_seed_has_more_is_shown(tmp_path):
     _, axes = _over(_groups(grid(tmp_path)), "steps")
     marks = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "v"]
