@@ -52,7 +52,7 @@ def test_a_payload_in_the_metadata_does_not_run(tmp_path, ran):
     ):
         read_metadata(folder)
     # torch 2.11 drops the reason.
-    with pytest.raises(CheckpointException, match="it names|metadata is None"):
+    with pytest.raises(CheckpointException, match=r"it names|metadata is None"):
         load_state({"w": torch.zeros(4)}, folder, no_dist=True)
     assert not ran.exists()
     dcp.load({"w": torch.zeros(4)}, checkpoint_id=folder, no_dist=True)
