@@ -47,10 +47,12 @@ def format_table(report: Report, unread: int = 0) -> str:
     if report.validation_step is not None:
         where = f"(at step {report.validation_step:,})"
         rows.append(("validation loss", f"{report.validation_loss:.4f}  {where}"))
-    for stage in STAGES:
-        speed = getattr(report, f"{stage}_tokens_per_second")
-        text = "not measured" if speed is None else f"{speed:,.0f} tokens/s per device"
-        rows.append((f"{stage} speed", text))
+    # Of stages of several lengths each has its own, in their table.
+    if len({stage.seq_len for stage in report.stages}) < 2:
+        for stage in STAGES:
+            speed = getattr(report, f"{stage}_tokens_per_second")
+            text = "not measured" if speed is None else f"{speed:,.0f} tokens/s per device"
+            rows.append((f"{stage} speed", text))
     if report.leak is not None:
         rows.append(("owed to later tokens", f"{report.leak:.4f} of the lighthouse stage's loss"))
     if unread:

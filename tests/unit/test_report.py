@@ -41,6 +41,18 @@ def test_the_switch_by_hand() -> None:
     assert report.checkpoint == "run/checkpoint/step-20"
 
 
+def test_speeds_of_several_lengths_are_in_the_table_alone() -> None:
+    records = [
+        record(step, 3.0, "dense") | {"seq_len": length, "stage_number": number}
+        for number, length in enumerate((64, 256), start=1)
+        for step in range(4 * number, 4 * number + 4)
+    ]
+    text = format_table(summarize(records))
+    assert "dense speed" not in text and "tokens/s" in text
+    same = [r | {"seq_len": 64} for r in records]
+    assert "dense speed" in format_table(summarize(same))
+
+
 def test_steps_without_a_speed_have_none() -> None:
     records = recipe()
     for step in records:
