@@ -26,7 +26,13 @@ from lighthouse.titan.data.moved import Moved
 from lighthouse.titan.data.packing import PackedTextDataset, places_in
 from lighthouse.titan.data.shuffled import ShuffledDocuments
 from lighthouse.titan.data.source_tables import sources_of
-from lighthouse.titan.data.sources import TextReader, checked_files, open_source, say_shared
+from lighthouse.titan.data.sources import (
+    TextReader,
+    checked_files,
+    open_source,
+    reaching,
+    say_shared,
+)
 from lighthouse.titan.data.staged import StagedLoader
 from lighthouse.titan.data.tally import OF_DOCUMENTS, OF_ROWS, Tally
 from lighthouse.titan.data.token_streams import (
@@ -204,7 +210,8 @@ def build_dataloader(
     def build(stage: Stage) -> ParallelAwareDataloader:
         job = stage.job(job_config)
         if of_upstream:
-            return upstream.build_text_dataloader(*ranks, tokenizer, job, infinite)
+            with reaching("training", training.dataset):
+                return upstream.build_text_dataloader(*ranks, tokenizer, job, infinite)
         tokens, seq_len = _training_tokens(job, opener), job.training.seq_len
         packing = Packing.of_training(job_config, stage) if apart else None
         return opener.loader(opener.packed(tokens, seq_len, infinite, packing), job.training)
@@ -233,7 +240,8 @@ def build_validation_dataloader(
     dataset: Any
     if _is_upstreams(section.dataset.lower(), tokenizer) and not apart:
         whole = (1, 0, tokenizer, job_config, infinite)
-        dataset = upstream.build_text_validation_dataloader(*whole).dataset
+        with reaching("validation", section.dataset):
+            dataset = upstream.build_text_validation_dataloader(*whole).dataset
         dataset.__class__ = _FromTheStart  # it is made with its loader
     else:
         texts_of = partial(_with_tasks, rate=0.0, longest=SHORTEST)

@@ -4,6 +4,7 @@ A source is upstream's registry (C4), a local folder or file ("local"), or the P
 own standard library ("python").
 """
 
+import contextlib
 import hashlib
 import os
 import sysconfig
@@ -121,6 +122,18 @@ def _is_worth_saying(count: int) -> bool:
     return count <= 3 or str(count).strip("0") == "1"
 
 
+@contextlib.contextmanager
+def reaching(section_name: str, dataset: str) -> Iterator[None]:
+    """Let it be a refusal if a dataset of upstream's, which may be far away, can't be had."""
+    try:
+        yield
+    except OSError as error:
+        raise Refusal(
+            f"{section_name}.dataset = {dataset!r}: {error}; try again where it can be reached, or "
+            f'set "local" and {section_name}.dataset_path to text that is here'
+        ) from error
+
+
 def _text_column(sample: dict[str, Any]) -> str:
     return sample["text"]
 
@@ -144,7 +157,8 @@ def open_source(
         entry = upstream.DATASETS[dataset]
         place = dataset_path or entry.path
         logger.info(f"Preparing {dataset} dataset from {place}")
-        documents = entry.loader(place)
+        with reaching(section_name, dataset):
+            documents = entry.loader(place)
         if isinstance(documents, datasets.Dataset):
             documents = documents.to_iterable_dataset()
         return documents, entry.sample_processor

@@ -2,6 +2,7 @@
 
 import argparse
 import gzip
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from torchtitan.hf_datasets import text_datasets as upstream
 
 from lighthouse.refusal import Refusal
 from lighthouse.titan.data.loaders import build_validation_dataloader
-from lighthouse.titan.data.sources import python_pieces, read_pieces
+from lighthouse.titan.data.sources import open_source, python_pieces, read_pieces
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 from tests.support.text import BOS, SEQ_LEN, config_for, loader, rows, stream, write_jsonl
 
@@ -107,3 +109,14 @@ def test_python_sources_are_complete_and_in_a_fixed_order() -> None:
     first = next(read_pieces(pieces))["text"].encode()
     row = rows(islice(loader(config_for("python", None)), 1))[0]
     assert row[: min(len(first), SEQ_LEN)] == [BOS, *first][: min(len(first), SEQ_LEN)]
+
+
+def test_a_dataset_that_cannot_be_reached_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(path: str) -> None:
+        raise ConnectionError(f"Couldn't reach '{path}' on the Hub")
+
+    entry = replace(upstream.DATASETS["c4"], loader=unreachable)
+    monkeypatch.setitem(upstream.DATASETS, "c4", entry)
+    said = r"^validation\.dataset = 'c4': Couldn't reach 'allenai/c4' on the Hub; try again where "
+    with pytest.raises(Refusal, match=said):
+        open_source("validation", "c4", None)
