@@ -31,8 +31,9 @@ def table(result: "Plan") -> str:
         f"step              {result.tokens_per_step:,} tokens in sequences of {result.seq_len:,}, "
         f"{result.accumulation} micro-batches",
         f"tokens            {result.tokens:,} in all steps",
-        f"S                 {in_layers(result.gathered_len) or '-'}",
     ]
+    if result.gathered_len:
+        lines.append(f"S                 {in_layers(result.gathered_len)}")
     if result.windows:
         lines.append(f"windows           {in_layers(result.windows)}")
     if result.checkpoint_bytes is not None:
