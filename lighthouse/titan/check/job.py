@@ -19,7 +19,7 @@ from lighthouse.titan.check.lighthouse import (
     check_window,
 )
 from lighthouse.titan.check.llama3 import check_llama3
-from lighthouse.titan.check.numbers import check_numbers, check_rate
+from lighthouse.titan.check.numbers import check_numbers, check_rate, check_whole_numbers
 from lighthouse.titan.check.unread import check_unread
 from lighthouse.titan.config.stage_tables import OF_SCHEDULE, of_stage
 from lighthouse.titan.config.stages import Stages
@@ -68,6 +68,7 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
         ValueError: naming the key, the value it got and what would do.
     """
     import_custom(job_config)
+    check_whole_numbers(job_config)
     check_unread(job_config, machine)
     check_checkpoint(job_config)
     _check_device(job_config, machine.device)
