@@ -68,7 +68,6 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
         ValueError: naming the key, the value it got and what would do.
     """
     import_custom(job_config)
-    check_whole_numbers(job_config)
     check_unread(job_config, machine)
     check_checkpoint(job_config)
     _check_device(job_config, machine.device)
@@ -76,6 +75,7 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
         _check_stages(job_config, machine)
     else:
         _check_stage(job_config, machine)
+    check_whole_numbers(job_config)
     check_rate(job_config)
     check_hugging_face(job_config)
     _check_positions(job_config)

@@ -126,11 +126,11 @@ def _is_share(value: float) -> bool:
 
 
 def _is_above_zero(value: float) -> bool:
-    return value > 0 and math.isfinite(value)
+    return 0 < value < math.inf
 
 
 def _is_size(value: float) -> bool:
-    return value >= 0 and math.isfinite(value)
+    return 0 <= value < math.inf
 
 
 # What float32, in which weights and moments are, makes of a number: 0 below the first and infinite
