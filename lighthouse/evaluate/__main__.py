@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             subject, text = _run_and_text(options, device)
         if "positions" in options.measures and len(text) < 2:
             raise ValueError(f"the held-out text makes {len(text)} sequences; 2 are needed")
-        _check_writable(output)
+        check_writable(output)
         found = evaluate(subject, text, options)
     except (ValueError, OSError) as error:  # the error of a disk names the file
         parser.error(str(error))
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"written: {output / name}.json")
 
 
-def _check_writable(output: Path) -> None:
+def check_writable(output: Path) -> None:
     """Make the folder of the results, and a file there that does not stay."""
     try:
         output.mkdir(parents=True, exist_ok=True)
