@@ -110,5 +110,5 @@ def test_a_foreign_start_can_be_worth_less() -> None:
 
 
 def test_a_folder_for_the_results_that_can_not_be_written_is_refused() -> None:
-    with pytest.raises(ValueError, match="/proc/nowhere can't be written .*--output"):
+    with pytest.raises(ValueError, match=r"/proc/nowhere can't be written .*--output"):
         check_writable(Path("/proc/nowhere"))
