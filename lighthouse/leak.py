@@ -10,8 +10,6 @@ run's folder. One process, on a GPU if there is one; no gradient, nothing of the
 """
 
 import argparse
-import json
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +19,8 @@ import torch
 from torch import Tensor
 
 from lighthouse.runs.files import write_atomic
+from lighthouse.runs.means import mean_of
+from lighthouse.runs.metrics import to_json
 from lighthouse.titan.llama3.layers import dense_stage
 from lighthouse.titan.run.future import Leak, draw_positions, leak_of, with_other_future
 from lighthouse.titan.trained import Trained, load_run
@@ -92,14 +92,14 @@ def measure(
             other += run.losses(changed_BN, labels_N[at_B, None], at_B[:, None])[:, 0].tolist()
         print(f"\rleak: {number + 1} of {len(text)} sequences", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    own_everywhere, dense_everywhere = map(statistics.fmean, zip(*everywhere, strict=True))
+    own_everywhere, dense_everywhere = map(mean_of, zip(*everywhere, strict=True))
     return LeakReport(
         step=run.step,
         seq_len=seq_len,
         sequences=len(text),
         selections=sorted({config.selection for config in selecting}),
         own=leak_of(true, other),
-        dense=statistics.fmean(dense),
+        dense=mean_of(dense),
         own_everywhere=own_everywhere,
         dense_everywhere=dense_everywhere,
     )
@@ -164,9 +164,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = measure(run, held_out(run, options.sequences, device), options.positions)
     except (ValueError, OSError) as error:  # the error of a disk names the file
         parser.error(str(error))
-    output = options.folder / f"leak-step-{report.step}.json"
-    write_atomic(output, json.dumps(asdict(report), indent=1) + "\n")
     print(table(report))
+    output = options.folder / f"leak-step-{report.step}.json"
+    try:
+        write_atomic(output, to_json(asdict(report), indent=1) + "\n")
+    except OSError as error:  # the folder of someone else, say; the table stands there
+        parser.error(f"{output} can't be written ({error.strerror})")
     print(f"written: {output}")
 
 

@@ -100,11 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         end = diverged(folders[-1])
         output = folders[-1]
         report = summarize(records, newest_checkpoint(output), published, end)
+        print(format_table(report, unread), flush=True)
         plot_loss(records, report, output / "loss.png", output.resolve().name)
         (output / "report.json").write_text(to_json(asdict(report)) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:  # the error of a disk names the file
         parser.error(str(error))
-    print(format_table(report, unread))
     print(f"loss curve: {output / 'loss.png'}")
 
 

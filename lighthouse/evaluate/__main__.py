@@ -10,8 +10,8 @@ of keys and of variables that stand far back. Prints a table; writes ``evaluate-
 
 import argparse
 import itertools
-import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from lighthouse.evaluate.measures import ask, find_needles, positions
 from lighthouse.evaluate.subject import Subject, is_hugging_face, of_hugging_face, of_run
 from lighthouse.runs.files import write_atomic
+from lighthouse.runs.metrics import to_json
 from lighthouse.tasks import recall, variables
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(options.device)
     if options.sequences < 2 or options.trials < 1:
         parser.error("--sequences must be at least 2, --trials at least 1")
+    output = options.output or options.folder
     try:
         if is_hugging_face(options.folder):
             subject = of_hugging_face(options.folder, device)
@@ -189,16 +191,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
             subject, text = _run_and_text(options, device)
         if "positions" in options.measures and len(text) < 2:
             raise ValueError(f"the held-out text makes {len(text)} sequences; 2 are needed")
+        check_writable(output)
         found = evaluate(subject, text, options)
     except (ValueError, OSError) as error:  # the error of a disk names the file
         parser.error(str(error))
-    output = options.output or options.folder
-    output.mkdir(parents=True, exist_ok=True)
     name = "evaluate" if found["step"] is None else f"evaluate-step-{found['step']}"
-    write_atomic(output / f"{name}.json", json.dumps(found, indent=1) + "\n")
+    write_atomic(output / f"{name}.json", to_json(found, indent=1) + "\n")
     plot(found, output / f"{name}.png")
     print(table(found))
     print(f"written: {output / name}.json")
+
+
+def check_writable(output: Path) -> None:
+    """Make the folder of the results, and a file there that does not stay."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:  # the folder of someone else, say
+        raise ValueError(
+            f"{output} can't be written ({error.strerror}): name a folder for the results with "
+            "--output"
+        ) from error
 
 
 def _run_and_text(

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lighthouse.evaluate.subject import Subject
+from lighthouse.runs.means import mean_of, standard_error
 from lighthouse.tasks import DIGITS, Task, needle
 
 FIRST_BIN = 256
@@ -78,16 +78,11 @@ def positions(subject: Subject, text: Text, progress: Progress) -> Positions:
         ],
         far_from=far_from,
         far=far_S.mean().item(),
-        far_error=_error(far_S.tolist()),
+        far_error=standard_error(far_S.tolist()),
         far_foreign=foreign_SF.mean().item(),
         gain=gain_S.mean().item(),
-        gain_error=_error(gain_S.tolist()),
+        gain_error=standard_error(gain_S.tolist()),
     )
-
-
-def _error(values: Sequence[float]) -> float:
-    """Standard error of the mean."""
-    return statistics.stdev(values) / len(values) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -164,7 +159,7 @@ def ask(
                 logs.append(log_PV.gather(1, answer.labels[:, None]).sum().item())
                 right.append(bool((log_PV.argmax(-1) == answer.labels).all()))
         share = sum(right) / len(right)
-        found.append(Answers(length, len(logs), statistics.fmean(logs), share))
+        found.append(Answers(length, len(logs), mean_of(logs), share))
         progress(f"{name}: {length:,} tokens: {share:.0%} of {len(right)}")
     return found
 

@@ -16,9 +16,9 @@ _NAMES = ("attention", "stage")  # of one of those; all else is numbers
 _MOST = (1 << 63) - 1
 
 
-def to_json(value: Any) -> str:
+def to_json(value: Any, indent: int | None = None) -> str:
     """Strict JSON: floats in full, NaN and infinities as "nan", "inf", "-inf"."""
-    return json.dumps(_strict(value), allow_nan=False)
+    return json.dumps(_strict(value), indent=indent, allow_nan=False)
 
 
 def _strict(value: Any) -> Any:

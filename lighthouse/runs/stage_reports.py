@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lighthouse.runs.means import mean_of
 from lighthouse.runs.metrics import Record
 
 # Counted in logged steps.
@@ -111,14 +112,6 @@ def _difference(key: str, stage: list[Record], before: Record | None) -> float |
     start = 0 if before is None else before.get(key, 0)
     difference: float = stage[-1][key] - start
     return difference
-
-
-def mean_of(values: Sequence[float]) -> float:
-    """Of numbers that may be infinite, or be so in sum."""
-    try:
-        return statistics.fmean(values)
-    except (ValueError, OverflowError):
-        return sum(values) / len(values)
 
 
 def highest(losses: Sequence[float]) -> float:

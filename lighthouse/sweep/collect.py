@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from lighthouse.runs.files import write_atomic
 from lighthouse.runs.folder import diverged, newest_checkpoint
-from lighthouse.runs.metrics import Record, read_metrics
+from lighthouse.runs.metrics import Record, read_metrics, to_json
 from lighthouse.runs.run_report import summarize
 from lighthouse.sweep.run_folder import Run, active_seconds
 
@@ -47,7 +46,7 @@ def collect(runs: Sequence[Run]) -> list[Row]:
 
 def write_results(rows: Sequence[Row], output: Path) -> list[Path]:
     """Write ``results.csv``, ``.json`` and ``.md`` into a folder."""
-    texts = {"csv": _csv(rows), "json": _json(rows), "md": markdown(rows)}
+    texts = {"csv": _csv(rows), "json": to_json(list(rows), indent=1) + "\n", "md": markdown(rows)}
     paths = []
     for kind, text in texts.items():
         paths.append(output / f"results.{kind}")
@@ -107,14 +106,6 @@ def _csv(rows: Sequence[Row]) -> str:
     for row in rows:
         writer.writerow([row[k] for k in columns] + [row["overrides"].get(k) for k in keys])
     return text.getvalue()
-
-
-def _json(rows: Sequence[Row]) -> str:
-    strict = [
-        {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        for row in rows
-    ]
-    return json.dumps(strict, indent=1, allow_nan=False) + "\n"
 
 
 def _cell(value: Any) -> str:

@@ -21,8 +21,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lighthouse.runs.means import mean_of
 from lighthouse.runs.metrics import Record, read_metrics
-from lighthouse.runs.stage_reports import SMOOTH_STEPS, mean_of, smoothed, split
+from lighthouse.runs.stage_reports import SMOOTH_STEPS, smoothed, split
 from lighthouse.sweep.run_folder import Run, active_seconds, run_names
 from lighthouse.sweep.spec import SEED
 

@@ -36,8 +36,14 @@ def check_unread(job_config: "JobConfig", machine: "Machine") -> None:
             f"experimental.custom_args_module = {module!r}: is read no more; use "
             "job.custom_config_module"
         )
-    if not job_config.job.dump_folder:
+    folder = job_config.job.dump_folder
+    if not folder:
         raise ValueError("job.dump_folder = '': must name a folder, such as './outputs'")
+    if folder.startswith("~"):
+        raise ValueError(
+            f"job.dump_folder = {folder!r}: ~ is a name like any other here, which a shell alone "
+            "reads as the home folder; write that in full"
+        )
     _check_compiled(job_config)
     _check_converters(job_config, machine.here)
     option, known = job_config.activation_checkpoint.determinism_check, ("default", "none")

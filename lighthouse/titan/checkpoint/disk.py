@@ -34,8 +34,9 @@ def check_writable(job_config: "JobConfig") -> None:
     """Make the run's folder, and write a byte there that does not stay; and so into its folders.
 
     Raises:
-        ValueError: naming job.dump_folder, where that fails, or where a folder stands in the place
-            of one of the run's files or the other way round.
+        ValueError: naming job.dump_folder, where that fails, where a file that the run goes on with
+            is not this user's to write, or where a folder stands in the place of one of the run's
+            files or the other way round.
     """
     folder = Path(job_config.job.dump_folder)
     inside = (CONFIGS_FOLDER, ASSETS_FOLDER, job_config.checkpoint.folder)
@@ -55,6 +56,13 @@ def check_writable(job_config: "JobConfig") -> None:
             f"job.dump_folder = {str(folder)!r}: can't be written ({error}); name a folder that "
             "can, or make room there"
         ) from error
+    # All others are put there anew.
+    for file in (folder / METRICS_FILE, *(folder / ASSETS_FOLDER).rglob("*")):
+        if file.is_file() and not os.access(file, os.R_OK | os.W_OK):
+            raise ValueError(
+                f"job.dump_folder = {str(folder)!r}: {file} can't be read and written, as a file "
+                "of another user; make it yours, or name another folder"
+            )
     for name in (METRICS_FILE, RESOLVED_FILE, OWNER_FILE, STOP_FILE, DIVERGED_FILE):
         if (folder / name).is_dir():
             raise ValueError(

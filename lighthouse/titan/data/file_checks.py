@@ -1,5 +1,8 @@
 """What can be seen of a text file without reading it: its format, its columns, its encoding."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -7,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lighthouse.refusal import Refusal
 from lighthouse.titan.data.compression import DAMAGE, open_bytes
 from lighthouse.titan.data.text_files import compression_of, kind_of
 
@@ -18,6 +22,22 @@ _START = 8  # bytes that are looked at
 
 class WrongColumn(ValueError):
     """A column that a file has not, or that holds no texts."""
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Inside, an error of the disk ends the run in a sentence: a file has gone, say.
+
+    Raises:
+        Refusal: naming the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Refusal(
+            f"{error.filename} can't be read any more ({_why(error)}): bring it "
+            "back, and the same command goes on from the last checkpoint"
+        ) from error
 
 
 @cache
@@ -45,7 +65,7 @@ def check_file(file: Path, column: str) -> int:
     except pa.ArrowInvalid as error:
         raise ValueError(f"{file} is damaged, or not parquet: {said(error)}") from error
     except OSError as error:
-        raise ValueError(f"{file} can't be read: {error.strerror or said(error)}") from error
+        raise ValueError(f"{file} can't be read: {_why(error)}") from error
     return 1
 
 
@@ -99,6 +119,11 @@ def _is_text(kind: pa.DataType) -> bool:
             *(types.is_binary, types.is_large_binary, types.is_binary_view),
         )
     )
+
+
+def _why(error: OSError) -> str:
+    """What the system says; pyarrow puts the file's name around it."""
+    return os.strerror(error.errno) if error.errno else said(error)
 
 
 def said(error: BaseException) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import get_worker_info
 
+from lighthouse.refusal import refusals
 from lighthouse.titan.data.blocks import Blocks, permutation
+from lighthouse.titan.data.file_checks import reading
 from lighthouse.titan.data.moved import Moved
 from lighthouse.titan.data.sources import TextReader
 
@@ -75,7 +77,8 @@ class ShuffledDocuments:
         worker = get_worker_info()
         workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
         share, shares = self._dp_rank * workers + number, self._dp_world_size * workers
-        blocks = Blocks(self._files, self._reader.column, shares)
+        with refusals(), reading():
+            blocks = Blocks(self._files, self._reader.column, shares)
         order = permutation(len(blocks), SEED, epoch)[share::shares]
         at = Place() if place is None else Place(*place)
         lanes = deque(_Lane(self._reader, blocks, order, *lane) for lane in at.lanes)

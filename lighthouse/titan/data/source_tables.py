@@ -3,7 +3,6 @@
 torchtitan's ``JobConfig`` imports this module, so it must not import torchtitan.
 """
 
-import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +16,10 @@ if TYPE_CHECKING:
 
 SourceTables = Annotated[list[dict[str, Any]], tyro.conf.Fixed]
 """Of a TOML alone: tyro would have flags for the items of the default, of which there are none."""
+
+
+_MOST = 1e30  # the sum of as many as anybody writes is finite
+_LEAST_SHARE = 1e-15
 
 
 @dataclass
@@ -49,10 +52,23 @@ def sources_of(job_config: "JobConfig") -> list[Source]:
             raise ValueError(f"{key}path: is missing; name a folder or a file")
         if not source.text:
             raise ValueError(f'{key}text = "": name the column, such as "text"')
-        if not 0 < source.weight < math.inf:
-            raise ValueError(f"{key}weight = {source.weight}: must be a finite number above 0")
+        if not 0 < source.weight < _MOST:
+            raise ValueError(f"{key}weight = {source.weight}: must be above 0 and below {_MOST:g}")
         real = os.path.realpath(source.path)
         if any(os.path.realpath(other.path) == real for other in sources):
             raise ValueError(f"{key}path = {source.path!r}: is a source already; raise its weight")
         sources.append(source)
+    _check_shares(sources)
     return sources
+
+
+def _check_shares(sources: list[Source]) -> None:
+    """A source has its first document when the tokens given, times its share, are as many."""
+    total = sum(source.weight for source in sources)
+    for number, source in enumerate(sources, start=1):
+        if (share := source.weight / total) < _LEAST_SHARE:
+            raise ValueError(
+                f"training.sources.{number}.weight = {source.weight}: is a share of {share:g}, of "
+                f"which no run would read a document; use {_LEAST_SHARE * total:g} or more, or "
+                "leave the source out"
+            )

@@ -18,6 +18,7 @@ from torchtitan.hf_datasets import text_datasets as upstream
 from torchtitan.tools.logging import logger
 
 from lighthouse.refusal import Refusal
+from lighthouse.titan.data.file_checks import reading
 from lighthouse.titan.data.rows import BadRow, Block, read_rows
 from lighthouse.titan.data.tally import MENDED, SKIPPED, Tally
 from lighthouse.titan.data.text_checks import check_files, check_text, refused_row
@@ -97,12 +98,17 @@ class TextReader:
                 yield {"text": text}
 
     def texts(self, block: Block, place: int = 0) -> Iterator[tuple[str, int]]:
-        """Those of a block, each with the place behind it; as :func:`read_rows`."""
-        for row, behind in read_rows(block, self.column, self._mended, place):
-            if isinstance(row, BadRow):
-                self._bad(row)
-            else:
-                yield row, behind
+        """Those of a block, each with the place behind it; as :func:`read_rows`.
+
+        Raises:
+            Refusal: a row that is no text, unless those are skipped; a file that can't be read.
+        """
+        with reading():
+            for row, behind in read_rows(block, self.column, self._mended, place):
+                if isinstance(row, BadRow):
+                    self._bad(row)
+                else:
+                    yield row, behind
 
     def _bad(self, row: BadRow) -> None:
         if not self.skip_bad:

@@ -38,8 +38,8 @@ def main(args: list[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options, trainer = parser.parse_known_args(args)
-    if options.gpus < 1:
-        parser.error(f"--gpus {options.gpus}: must be at least 1")
+    if not 1 <= options.gpus < 1 << 31:
+        parser.error(f"--gpus {options.gpus}: must be at least 1 and below 2 ** 31")
     try:
         job_config = parse(trainer, machine_of(options.device, options.gpus))
         if job_config.model.name == "llama3":

@@ -4,14 +4,14 @@ A language model predicts a token from those before it, so its loss there stays 
 behind is replaced by other text. What it changes by is what the model knew of the future.
 """
 
-import math
 import random
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lighthouse.runs.means import mean_of, standard_error
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ def leak_of(true_future: Sequence[float], other_future: Sequence[float]) -> Leak
     draws = len(differences)
     return Leak(
         draws=draws,
-        true_future=statistics.fmean(true_future),
-        other_future=statistics.fmean(other_future),
-        leak=statistics.fmean(differences),
-        standard_error=statistics.stdev(differences) / math.sqrt(draws) if draws > 1 else None,
+        true_future=mean_of(true_future),
+        other_future=mean_of(other_future),
+        leak=mean_of(differences),
+        standard_error=standard_error(differences) if draws > 1 else None,
     )
 
 

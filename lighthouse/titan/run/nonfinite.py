@@ -145,7 +145,8 @@ class UpdateGuard:
             self._in_a_row += 1
             said = f"step {verdict.step}: {what} is not finite, and its update was withheld"
             if self._skips:
-                logger.warning(f"{said}; steps left out so far: {self._skipped}")
+                if dist.get_rank() == 0:
+                    logger.warning(f"{said}; steps left out so far: {self._skipped}")
                 if self._in_a_row == MOST_IN_A_ROW:
                     self._end = self._end or f"{said}, as those of {MOST_IN_A_ROW - 1} before it"
             else:

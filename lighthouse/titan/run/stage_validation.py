@@ -1,6 +1,8 @@
 """Validation in the present stage, under the dense attention to come, and with other futures."""
 
 import itertools
+import math
+import os
 import time
 from typing import Any
 
@@ -11,6 +13,7 @@ from lighthouse.titan.llama3.chunked_loss import IGNORE_INDEX
 from lighthouse.titan.llama3.layers import dense_stage, selecting_modules, wrapped_modules
 from lighthouse.titan.run.future import Leak, draw_positions, leak_of, with_other_future
 
+LOSS = "validation_metrics/loss"
 DENSE_LOSS = "validation_metrics/dense_loss"
 LEAK = "validation_metrics/leak"
 LEAK_ERROR = "validation_metrics/leak_standard_error"
@@ -46,7 +49,20 @@ def validate_stage(validator: Any, model_parts: list[nn.Module], step: int) -> N
         if leak.standard_error is not None:
             extra_metrics[LEAK_ERROR] = leak.standard_error
     loss = validator.evaluate(model_parts, batches)
+    _warn_of_nonfinite(step, {LOSS: loss, **extra_metrics})
     validator.metrics_processor.log_validation(loss, step, extra_metrics)
+
+
+def _warn_of_nonfinite(step: int, metrics: dict[str, float]) -> None:
+    """Validation changes no weight, so it ends no run."""
+    names = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if names and os.environ.get("RANK", "0") == "0":
+        from torchtitan.tools.logging import logger
+
+        logger.warning(
+            f"step {step}: {', '.join(names)} not finite; training goes on, since its own losses "
+            "and gradients are looked at in each step"
+        )
 
 
 def _measure_leak(

@@ -2,11 +2,13 @@
 
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from lighthouse.evaluate.__main__ import check_writable
 from lighthouse.evaluate.measures import ask, find_needles, positions
 from lighthouse.evaluate.subject import Subject
 from lighthouse.tasks import recall
@@ -105,3 +107,8 @@ def test_a_foreign_start_can_be_worth_less() -> None:
     # With the other's first token nothing stood at the start too, and all losses stay 1.
     assert found.far == pytest.approx(488 / 512) and found.far_foreign == 1.0
     assert found.gain == pytest.approx(24 / 512) and found.gain_error == 0.0
+
+
+def test_a_folder_for_the_results_that_can_not_be_written_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"/proc/nowhere can't be written .*--output"):
+        check_writable(Path("/proc/nowhere"))

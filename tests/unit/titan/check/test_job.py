@@ -184,6 +184,7 @@ def test_numbers_that_torch_would_refuse_late(parse, key, value, wanted):
         ("--job.custom_config_module nowhere", "job.custom_config_module = 'nowhere': No module"),
         ("--job.custom_config_module json", "job.custom_config_module = 'json': has no dataclass"),
         ("--job.dump_folder ", "job.dump_folder = '': must name a folder"),
+        ("--job.dump_folder ~/runs", "job.dump_folder = '~/runs': ~ is a name like any other"),
         (
             "--lighthouse.no-enable --parallelism.pipeline_parallel_degree 2 "
             "--parallelism.pipeline_parallel_schedule 1F2B",

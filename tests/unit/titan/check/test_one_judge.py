@@ -45,6 +45,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a switch that never comes": ({"lighthouse.dense_from_step": 99}, "lighthouse.dense_from_step"),
     "no clipping": ({"training.max_norm": 0.0}, "training.max_norm = 0.0"),
     "a rate beyond float32": ({"optimizer.lr": 1e308}, "optimizer.lr = 1e+308: a step moves"),
+    "a number that is no float": (
+        {"checkpoint.interval": 10**400},
+        f"checkpoint.interval = {10**400}: must be a whole number of 64 bits",
+    ),
     "a rising decay": ({"lr_scheduler.min_lr_factor": 10.0}, "lr_scheduler.min_lr_factor = 10.0"),
     "a missing checkpoint": (
         {"checkpoint.initial_load_path": "/nowhere"},

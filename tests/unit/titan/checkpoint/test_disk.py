@@ -1,6 +1,7 @@
 """A folder that can't take a run's output is refused by name."""
 
 import errno
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,6 +65,18 @@ def test_a_file_in_the_place_of_a_folder(job, name):
     (folder / name).rmdir()
     (folder / name).touch()
     with pytest.raises(ValueError, match=rf"{folder}/{name} is no folder"):
+        check_writable(job)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "assets/tokenizer.json"])
+def test_a_file_of_another_user(job, name, monkeypatch):
+    """In a folder that both may write to; the run would end at its first step."""
+    file = Path(job.job.dump_folder) / name
+    file.parent.mkdir(parents=True)
+    file.touch()
+    check_writable(job)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != file)  # root may do anything
+    with pytest.raises(ValueError, match=f"{file} can't be read and written, as a file of another"):
         check_writable(job)
 
 

@@ -89,3 +89,23 @@ def test_a_run_resumes_behind_where_a_file_is_cut_off(
     (tmp_path / f"b.jsonl{suffix}").write_bytes(whole[: len(whole) * 2 // 3])
     config = config_for("local", tmp_path, dataset_bad_rows="skip", dataset_order=order)
     assert_resumes_exactly(config, 80, (5, 9, 1, 11, 20, 3), most=2000)
+
+
+@pytest.mark.parametrize("name", ["b.jsonl", "b.jsonl.gz", "b.parquet"])
+@pytest.mark.parametrize("order", ["files", "shuffled"])
+def test_a_file_that_has_gone_ends_the_run_in_a_sentence(
+    tmp_path: Path, name: str, order: str
+) -> None:
+    """Whether bad rows are skipped or not: the same command reads it when it is back."""
+    file, documents = tmp_path / name, ["text" * 200] * 40
+    if name == "b.parquet":
+        write_parquet(file, documents)
+    elif name == "b.jsonl":
+        file.write_bytes(lines(documents))
+    else:
+        file.write_bytes(COMPRESS[".gz"](lines(documents)))
+    config = config_for("local", tmp_path, dataset_bad_rows="skip", dataset_order=order)
+    reading = loader(config)
+    file.unlink()
+    with pytest.raises(Refusal, match=rf"{name} can't be read( any more \(|: )No such file"):
+        rows(reading)

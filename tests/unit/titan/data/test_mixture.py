@@ -84,8 +84,10 @@ def test_a_source_without_text_for_a_rank_is_named(folder: Path) -> None:
     [
         ({"weight": 1.0}, r"training\.sources\.2\.path: is missing"),
         ({"path": "/nowhere"}, r"training\.sources\.2\.path = '/nowhere': no such file"),
-        ({"path": "A", "weight": 0}, r"training\.sources\.2\.weight = 0: must be a finite"),
-        ({"path": "A", "weight": float("inf")}, r"weight = inf: must be a finite"),
+        ({"path": "A", "weight": 0}, r"training\.sources\.2\.weight = 0: must be above 0"),
+        ({"path": "A", "weight": float("inf")}, r"weight = inf: must be above 0 and below 1e\+30"),
+        ({"path": "A", "weight": 1e308}, r"weight = 1e\+308: must be above 0 and below 1e\+30"),
+        ({"path": "A", "weight": 5e-324}, r"weight = 5e-324: is a share of 0, of which no"),
         ({"path": "A", "weight": "much"}, r"weight = 'much': must be float"),
         ({"path": "A", "text": ""}, r"training\.sources\.2\.text = \"\""),
         ({"path": "A", "weights": 1.0}, r"sources\.2\.weights: there is no such key; did you mean"),

@@ -1,5 +1,6 @@
 """Other futures: what is kept, what is replaced, and what the losses of both say."""
 
+import math
 import statistics
 
 import pytest
@@ -31,3 +32,11 @@ def test_leak_and_its_error() -> None:
     assert leak.leak == pytest.approx(0.5)
     assert leak.standard_error == pytest.approx(statistics.stdev([0.5, 0.0, 1.0]) / 3**0.5)
     assert leak_of([1.0], [2.0]).standard_error is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_leak_of_losses_that_are_no_numbers_is_none(bad: float) -> None:
+    """It is no error: a validation ends no run."""
+    leak = leak_of([1.0, bad, 1.0], [bad, 1.0, 1.0])
+    assert not math.isfinite(leak.leak) and leak.standard_error is not None
+    assert not math.isfinite(leak.standard_error)

@@ -135,3 +135,14 @@ def test_the_leak_is_not_measured_in_a_dense_stage(layer: LighthouseAttention) -
 
 def test_the_console_shows_a_leak_where_there_is_one() -> None:
     assert other_losses_text({"validation_metrics/leak": 0.125}) == "  leak:  0.1250"
+
+
+def test_a_loss_that_is_not_finite_is_said_once(layer: LighthouseAttention, caplog: Any) -> None:
+    validator = Validator(validate_dense=True)
+    validator.evaluate = lambda *_: float("nan")  # type: ignore[method-assign]
+    validate_stage(validator, [layer], 9)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith(
+        "step 9: validation_metrics/loss, validation_metrics/dense_loss not finite; training goes"
+    )
+    assert len(validator.logged) == 1
