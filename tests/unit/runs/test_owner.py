@@ -238,4 +238,5 @@ def test_a_host_takes_over_from_another_by_its_own_clock(tmp_path: Path, touched
     )
     assert b.says() == "holds" and time.monotonic() - began >= 1.0
     b.end()
-    assert list(tmp_path.iterdir()) == []
+    # Killed while it wrote a sign, the first may leave half of one.
+    assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
