@@ -17,9 +17,10 @@ LAYOUTS = {
     "tp": ["--parallelism.tensor_parallel_degree=2"],
     "cp": ["--parallelism.context_parallel_degree=2"],
 }
-STEPS = 5
+STEPS = 3
+LENGTH = f"--training.steps={STEPS}"
 VALIDATE = "--validation.enable --validation.dataset=c4_test --validation.seq_len=128".split()
-VALIDATE += "--validation.local_batch_size=2 --validation.steps=-1 --validation.freq=5".split()
+VALIDATE += "--validation.local_batch_size=2 --validation.steps=-1 --validation.freq=3".split()
 
 
 def debug_run(folder: Path, sources: Sources, *options: str, processes: int = 1) -> Run:
@@ -52,9 +53,9 @@ def one_process(
     """The run that the others are compared with; it also writes a profile."""
     folder = tmp_path_factory.mktemp("one")
     load = f"--checkpoint.initial_load_path={seed_checkpoint}"
-    profile = ["--profiling.enable_profiling", "--profiling.profile_freq=5"]
+    profile = ["--profiling.enable_profiling", "--profiling.profile_freq=3"]
     validate = [*VALIDATE, f"--validation.dataset_path={sources.data}"]
-    return debug_run(folder, sources, FLOAT32, CHECKPOINT, load, *profile, *validate)
+    return debug_run(folder, sources, FLOAT32, CHECKPOINT, load, LENGTH, *profile, *validate)
 
 
 def test_profiler_writes_a_trace(one_process: Run) -> None:
@@ -65,7 +66,8 @@ def test_profiler_writes_a_trace(one_process: Run) -> None:
 def test_two_processes_agree_with_one(
     tmp_path: Path, sources: Sources, seed_checkpoint: Path, one_process: Run, layout: str
 ) -> None:
-    options = [FLOAT32, CHECKPOINT, f"--checkpoint.initial_load_path={seed_checkpoint}", *VALIDATE]
+    load = f"--checkpoint.initial_load_path={seed_checkpoint}"
+    options = [FLOAT32, CHECKPOINT, load, LENGTH, *VALIDATE]
     data = sources.data
     if layout == "fsdp":
         data = sources.split_data

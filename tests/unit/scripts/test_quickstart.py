@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,8 @@ def quickstart(tmp_path: Path):
             text=True,
             env=os.environ,
             start_new_session=True,
+            # In the background of a shell it is ignored, and so by all below.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         return done.returncode, done.stdout
 
