@@ -17,10 +17,10 @@ LAYOUTS = {
     "tp": ["--parallelism.tensor_parallel_degree=2"],
     "cp": ["--parallelism.context_parallel_degree=2"],
 }
-STEPS = 3
+STEPS = 4
 LENGTH = f"--training.steps={STEPS}"
 VALIDATE = "--validation.enable --validation.dataset=c4_test --validation.seq_len=128".split()
-VALIDATE += "--validation.local_batch_size=2 --validation.steps=-1 --validation.freq=3".split()
+VALIDATE += "--validation.local_batch_size=2 --validation.steps=-1 --validation.freq=4".split()
 
 
 def debug_run(folder: Path, sources: Sources, *options: str, processes: int = 1) -> Run:
@@ -53,7 +53,7 @@ def one_process(
     """The run that the others are compared with; it also writes a profile."""
     folder = tmp_path_factory.mktemp("one")
     load = f"--checkpoint.initial_load_path={seed_checkpoint}"
-    profile = ["--profiling.enable_profiling", "--profiling.profile_freq=3"]
+    profile = ["--profiling.enable_profiling", "--profiling.profile_freq=4"]
     validate = [*VALIDATE, f"--validation.dataset_path={sources.data}"]
     return debug_run(folder, sources, FLOAT32, CHECKPOINT, load, LENGTH, *profile, *validate)
 
