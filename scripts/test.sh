@@ -11,5 +11,5 @@ export OMP_NUM_THREADS=1
 .venv/bin/mypy
 .venv/bin/codespell
 # By file, because the tests of a file share the runs that they compare with; and in the order of the
-# files, which has the long ones first. More processes than cores: some tests wait for Slurm.
-.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder "$@"
+# files, which has the long ones first. One process more than cores: some tests wait for Slurm.
+.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,4 +1,7 @@
-"""Training on CPUs: two processes in every layout agree with one, and shards start out distinct."""
+"""Training on CPUs: two processes agree with one, and shards start out distinct.
+
+Of context parallelism test_context_parallel.py has the same.
+"""
 
 from pathlib import Path
 
@@ -15,7 +18,6 @@ SEED_CHECKPOINT = "--checkpoint.create_seed_checkpoint"
 LAYOUTS = {
     "fsdp": ["--parallelism.data_parallel_shard_degree=2", "--training.local_batch_size=1"],
     "tp": ["--parallelism.tensor_parallel_degree=2"],
-    "cp": ["--parallelism.context_parallel_degree=2"],
 }
 STEPS = 4
 LENGTH = f"--training.steps={STEPS}"
