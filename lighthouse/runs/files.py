@@ -46,10 +46,7 @@ def read_object(path: Path) -> dict[str, Any]:
         ValueError: naming the file, which has something else.
         OSError: it can't be read.
     """
-    found = read_json(path) if path.is_file() else {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it has no JSON object")
-    return found
+    return _object(read_json(path), path) if path.is_file() else {}
 
 
 def of_json(kind: type[T], record: Any, path: Path, **more: Any) -> T:
@@ -64,9 +61,7 @@ def of_json(kind: type[T], record: Any, path: Path, **more: Any) -> T:
     Raises:
         ValueError: naming the file, which has something else.
     """
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} is damaged: it has no JSON object")
-    hints, values = typing.get_type_hints(kind), record | more
+    hints, values = typing.get_type_hints(kind), _object(record, path) | more
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         if field.name in values and not _is_a(values[field.name], hints[field.name]):
             raise ValueError(f"{path} is damaged: {field.name} = {values[field.name]!r}")
@@ -74,6 +69,12 @@ def of_json(kind: type[T], record: Any, path: Path, **more: Any) -> T:
         return kind(**values)
     except TypeError as error:  # a field too many, or too few
         raise ValueError(f"{path} is damaged: {str(error).partition('() ')[2]}") from error
+
+
+def _object(found: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it has no JSON object")
+    return found
 
 
 def _is_a(value: Any, hint: Any) -> bool:
