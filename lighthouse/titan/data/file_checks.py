@@ -25,8 +25,11 @@ class WrongColumn(ValueError):
 
 
 @contextmanager
-def reading() -> Iterator[None]:
+def reading(file: Path | None = None) -> Iterator[None]:
     """Inside, an error of the disk ends the run in a sentence: a file has gone, say.
+
+    Args:
+        file: where it is one; pyarrow's errors, and those in the middle of a file, don't say which.
 
     Raises:
         Refusal: naming the file.
@@ -35,7 +38,7 @@ def reading() -> Iterator[None]:
         yield
     except OSError as error:
         raise Refusal(
-            f"{error.filename} can't be read any more ({_why(error)}): bring it "
+            f"{file or error.filename} can't be read any more ({_why(error)}): bring it "
             "back, and the same command goes on from the last checkpoint"
         ) from error
 

@@ -103,7 +103,7 @@ class TextReader:
         Raises:
             Refusal: a row that is no text, unless those are skipped; a file that can't be read.
         """
-        with reading():
+        with reading(block.file):
             for row, behind in read_rows(block, self.column, self._mended, place):
                 if isinstance(row, BadRow):
                     self._bad(row)

@@ -1,11 +1,14 @@
 """A file that is cut off or damaged: all that can be read of it is, and the row behind is named."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lighthouse.refusal import Refusal
+from lighthouse.titan.data import sources
 from lighthouse.titan.data.file_checks import check_file
 from lighthouse.titan.data.rows import BadRow, Block, read_rows
 from tests.support.text import BOS, assert_resumes_exactly, config_for, loader, rows, write_jsonl
@@ -91,7 +94,7 @@ def test_a_run_resumes_behind_where_a_file_is_cut_off(
     assert_resumes_exactly(config, 80, (5, 9, 1, 11, 20, 3), most=2000)
 
 
-@pytest.mark.parametrize("name", ["b.jsonl", "b.jsonl.gz", "b.parquet"])
+@pytest.mark.parametrize("name", ["b.jsonl", "b.jsonl.gz", "b.jsonl.zst", "b.parquet"])
 @pytest.mark.parametrize("order", ["files", "shuffled"])
 def test_a_file_that_has_gone_ends_the_run_in_a_sentence(
     tmp_path: Path, name: str, order: str
@@ -103,9 +106,25 @@ def test_a_file_that_has_gone_ends_the_run_in_a_sentence(
     elif name == "b.jsonl":
         file.write_bytes(lines(documents))
     else:
-        file.write_bytes(COMPRESS[".gz"](lines(documents)))
+        file.write_bytes(COMPRESS[file.suffix](lines(documents)))
     config = config_for("local", tmp_path, dataset_bad_rows="skip", dataset_order=order)
     reading = loader(config)
     file.unlink()
     with pytest.raises(Refusal, match=rf"{name} can't be read( any more \(|: )No such file"):
         rows(reading)
+
+
+def test_a_disk_that_fails_ends_the_run_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails in the middle of a file does not say in which."""
+
+    def fails(*args: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        yield
+
+    write_jsonl(tmp_path / "a.jsonl", DOCUMENTS[:9])
+    reader = loader(config_for("local", tmp_path))
+    monkeypatch.setattr(sources, "read_rows", fails)
+    with pytest.raises(Refusal, match=rf"^{tmp_path}/a\.jsonl can't be read any more \(Input/out"):
+        rows(reader)
