@@ -34,6 +34,12 @@ def is_finished(checkpoint: str | os.PathLike[str]) -> bool:
         raise ValueError(f"checkpoint {folder} can't be read ({error.strerror})") from error
 
 
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint's folder, by its name; None for the name of something else."""
+    match = re.fullmatch(r"step-(0|[1-9][0-9]*)", name)  # as it is written: no 007
+    return int(match[1]) if match else None
+
+
 def all_steps(folder: str | os.PathLike[str]) -> list[int]:
     """Steps of the checkpoints under ``folder``, ascending; empty if it doesn't exist.
 
@@ -44,7 +50,7 @@ def all_steps(folder: str | os.PathLike[str]) -> list[int]:
         names = os.listdir(folder) if os.path.isdir(folder) else []
     except OSError as error:
         raise ValueError(f"{folder} can't be read ({error.strerror})") from error
-    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
+    return sorted(step for name in names if (step := step_of(name)) is not None)
 
 
 def finished_steps(folder: str | os.PathLike[str]) -> list[int]:

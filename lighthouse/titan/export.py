@@ -25,7 +25,7 @@ from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAda
 
 from lighthouse.refusal import refuse
 from lighthouse.runs.files import read_object
-from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE
+from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE, step_of
 from lighthouse.titan.checkpoint.damage import check_whole
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.seal import METADATA
@@ -239,10 +239,10 @@ def _named(path: Path, options: argparse.Namespace) -> Exported:
         return Exported(path, args, tokenizer, options.dtype or "float32")
     run, step = path, options.step
     if not _is_run(path):
-        named = [p for p in inside if p.name.removeprefix("step-").isdecimal()]
+        named = [p for p in inside if step_of(p.name) is not None]
         if not named:
             raise ValueError(f"{path} is neither a run's folder nor a step-N folder of one")
-        run, step = named[0].parent.parent, int(named[0].name.removeprefix("step-"))
+        run, step = named[0].parent.parent, step_of(named[0].name)
     found = of_run(run, step, options.dtype)
     if not _is_run(path) and not found.checkpoint.samefile(path):
         raise ValueError(

@@ -1,14 +1,13 @@
 """Checks of a checkpoint before it is loaded: would the run go on as the user thinks?"""
 
 import os
-import re
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lighthouse.refusal import NothingToDo
-from lighthouse.runs.folder import finished_steps
+from lighthouse.runs.folder import finished_steps, step_of
 from lighthouse.runs.metrics import read_metrics
 from lighthouse.titan.checkpoint.change import NOT_SET, Change
 from lighthouse.titan.checkpoint.changes import changes
@@ -67,7 +66,7 @@ def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> Resume:
     checkpoint = _checkpoint_to_load(config, own_folder)
     if checkpoint is None:
         return fresh  # from scratch, or weights alone
-    step = _step_of(checkpoint)
+    step = step_of(checkpoint.name)
     if step == 0:
         return fresh  # a seed checkpoint is loaded as the model alone
     if "train_state" in config.exclude_from_loading and checkpoint.parent == own_folder:
@@ -192,11 +191,6 @@ def check_loaded(job_config: "JobConfig", step: int, nonfinite: str | None) -> N
         f"the weights to begin with, of {begun}, have values in {nonfinite} that are not finite; "
         f"begin with others by checkpoint.initial_load_path, or {as_it_is}"
     )
-
-
-def _step_of(checkpoint: Path) -> int | None:
-    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
-    return int(match[1]) if match else None
 
 
 def _checkpoint_to_load(config: Any, folder: Path) -> Path | None:

@@ -44,7 +44,14 @@ def test_only_finished_folders_of_the_exact_name_count(tmp_path: Path) -> None:
 
     for step, finished in ((10, True), (2, True), (15, False)):
         save(tmp_path, step, finished)
-    for name in ("step-19.old", "old-step-18", "step-x"):
+    for name in (
+        "step-19.old",
+        "old-step-18",
+        "step-x",
+        "step-020",
+        "step-\uff12\uff11",
+        "step-22\n",
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / ".metadata").touch()
     assert finished_steps(tmp_path) == [2, 10]
