@@ -1,9 +1,11 @@
 """Files that are there whole or not at all."""
 
 import dataclasses
+import errno
 import json
 import os
 import socket
+import stat
 import typing
 from pathlib import Path
 from types import UnionType
@@ -26,6 +28,17 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
+def read_file(path: Path) -> bytes:
+    """All that is in a file.
+
+    Raises:
+        OSError: it can't be read, or is a pipe or a device, whose end might never come.
+    """
+    if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return path.read_bytes()
+
+
 def read_json(path: Path) -> Any:
     """What a file of JSON has.
 
@@ -34,7 +47,7 @@ def read_json(path: Path) -> Any:
         OSError: it can't be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_file(path).decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged, no JSON: {error}") from error
 
@@ -49,13 +62,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return _object(read_json(path), path) if path.is_file() else {}
 
 
-def of_json(kind: type[T], record: Any, path: Path, **more: Any) -> T:
+def of_json(kind: type[T], record: Any, path: Path | str, **more: Any) -> T:
     """A dataclass whose fields a JSON object has, by their names.
 
     Args:
         kind: the dataclass.
         record: what `read_json` gave.
-        path: of the file, for the message.
+        path: of the file, or what has the object there, for the message.
         more: fields that the object does not have.
 
     Raises:
@@ -71,7 +84,7 @@ def of_json(kind: type[T], record: Any, path: Path, **more: Any) -> T:
         raise ValueError(f"{path} is damaged: {str(error).partition('() ')[2]}") from error
 
 
-def _object(found: Any, path: Path) -> dict[str, Any]:
+def _object(found: Any, path: Path | str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged: it has no JSON object")
     return found
@@ -81,6 +94,8 @@ def _is_a(value: Any, hint: Any) -> bool:
     """Whether a value is of an annotated type, whatever it contains."""
     if typing.get_origin(hint) in (UnionType, typing.Union):
         return any(_is_a(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
     if hint is Any:
         return True
     if isinstance(value, bool):

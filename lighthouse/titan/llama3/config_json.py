@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lighthouse.runs.files import read_file
 from lighthouse.titan.llama3.description import (
     MOST,
     SCALING,
@@ -77,13 +78,13 @@ def read_config(folder: Path, key: str) -> dict[str, Any]:
         ValueError: there is none, or it is not JSON; names the key and the folder.
     """
     try:
-        found: Any = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        found: Any = json.loads(read_file(folder / CONFIG_FILE).decode())
     except OSError as error:
         raise ValueError(
             f"{key} = {str(folder)!r}: its {CONFIG_FILE} can't be read ({error.strerror}); name a "
             "folder of a model in Hugging Face's format"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{key} = {str(folder)!r}: its {CONFIG_FILE} is not JSON: {error}"
         ) from None

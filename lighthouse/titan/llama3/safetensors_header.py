@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+
+from lighthouse.runs.files import read_file
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 FLOATS = (*_NAMES.values(), "F64")
@@ -14,6 +17,12 @@ FLOATS = (*_NAMES.values(), "F64")
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+
+_MOST_HEAD_BYTES = 100_000_000
+"""What safetensors takes."""
+
+_BROKEN = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
+"""What comes of JSON that says something else."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,10 @@ def stored_weights(folder: Path) -> dict[str, Stored]:
 def _indexed(index: Path) -> list[str]:
     """Names of the files of an index, all of its folder."""
     try:
-        names = sorted({*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        names = sorted({*json.loads(read_file(index).decode())["weight_map"].values()})
         if all(Path(name).name == name for name in names):
             return names
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *_BROKEN):
         pass
     raise ValueError(f"{index} is no index of safetensors; fetch it again")
 
@@ -89,17 +98,20 @@ def header_of(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> bytes:
 
 
 def _header(file: Path) -> dict[str, Any]:
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is no file; fetch it again")
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header: dict[str, Any] = json.loads(stream.read(min(length, size)))
+            header: dict[str, Any] = json.loads(stream.read(min(length, _MOST_HEAD_BYTES)))
         ends = [entry["data_offsets"][1] for n, entry in header.items() if n != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
+        if size == whole:
+            with safe_open(file, "pt"):  # which knows more of what a head must be
+                return header
     except OSError as error:
         raise ValueError(f"{file} can't be read ({error.strerror}); fetch it again") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (SafetensorError, *_BROKEN):
         raise ValueError(f"{file} is no safetensors file; fetch it again") from None
-    whole = 8 + length + max(ends, default=0)
-    if size != whole:
-        raise ValueError(f"{file} has {size:,} bytes, and {whole:,} by its head; fetch it again")
-    return header
+    raise ValueError(f"{file} has {size:,} bytes, and {whole:,} by its head; fetch it again")

@@ -1,6 +1,7 @@
 """What a folder of weights must agree with."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,37 @@ def _second_set(folder: Path) -> None:
     save_file({name: torch.ones(shape) for name, shape in shapes.items()}, folder / SINGLE_FILE)
 
 
+def _lies(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """A head that says something else of the tensors, and of as many bytes."""
+
+    def lie(folder: Path) -> None:
+        file = sorted(folder.glob("*.safetensors"))[-1]
+        data = file.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        change(header)
+        text = json.dumps(header).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+    return lie
+
+
+def _overlapping(header: dict[str, Any]) -> None:
+    first, *_ = (entry for name, entry in header.items() if name != "__metadata__")
+    first["data_offsets"][1] += 4
+
+
+def _of_text(header: dict[str, Any]) -> None:
+    first, *_ = (entry for name, entry in header.items() if name != "__metadata__")
+    first["data_offsets"] = ["a", "b"]
+
+
+def _endless(folder: Path) -> None:
+    file = sorted(folder.glob("*.safetensors"))[-1]
+    file.unlink()
+    os.mkfifo(file)
+
+
 def _untied(folder: Path) -> None:
     edit_config(folder, tie_word_embeddings=True)
 
@@ -123,6 +155,9 @@ def _quantized(dtype: torch.dtype) -> Callable[[Path], None]:
         (_quantized(torch.int8), "model-.*-of-.*.safetensors has .* as I8, which needs scales"),
         (_quantized(torch.float8_e4m3fn), "model-.*-of-.* has .* as F8_E4M3, which needs scales"),
         (_cut, "by its head; fetch it again"),
+        (_lies(_overlapping), "is no safetensors file; fetch it again"),
+        (_lies(_of_text), "is no safetensors file; fetch it again"),
+        (_endless, "is no file; fetch it again"),
         (_no_shard, "No such file.*; fetch it again"),
         (_all_gone, "has no safetensors"),
         (_second_set, "is in model.safetensors and in model-00001-of-.*; move the files away"),
