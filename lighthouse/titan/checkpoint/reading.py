@@ -11,30 +11,39 @@ import os
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    Metadata,
+    StorageMeta,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import ReadItem
 
 from lighthouse.refusal import Refusal
+from lighthouse.runs.files import read_file
 from lighthouse.titan.checkpoint.seal import METADATA, unsealed
 
 _DCP = "torch.distributed.checkpoint"
-_OF_METADATA = {
+_FILLED_IN = {
     *(
         (f"{_DCP}.metadata", name)
         for name in (
             *("Metadata", "MetadataIndex", "StorageMeta", "BytesStorageMetadata"),
             *("TensorStorageMetadata", "ChunkStorageMetadata", "TensorProperties"),
-            "_MEM_FORMAT_ENCODING",
         )
     ),
     (f"{_DCP}.filesystem", "_StorageInfo"),
+}
+"""Classes whose pickles are an empty one, and then what is in it."""
+_OF_METADATA = _FILLED_IN | {
+    (f"{_DCP}.metadata", "_MEM_FORMAT_ENCODING"),
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
     *(("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")),  # by the release of Python
@@ -49,13 +58,29 @@ _BROKEN = (
 )
 
 
-class _Unpickler(pickle.Unpickler):
-    """Finds the named classes alone, and torch's dtypes."""
+class _Unpickler(pickle._Unpickler):
+    """Finds the named classes alone, and torch's dtypes.
+
+    That in Python, which is half as fast as that in C: its memory is no list as long as a number in
+    the pickle says, and what a pickle fills in can be looked at before.
+    """
 
     def __init__(self, data: bytes, allowed: set[tuple[str, str]]) -> None:
         self._data = io.BytesIO(data)
         super().__init__(self._data)
         self._allowed = allowed
+
+    def load_build(self) -> None:
+        """Fill in what the pickle has made, and no class, function or member of an enumeration.
+
+        Those are the process's own, and would stay as somebody else's checkpoint has left them.
+        """
+        kind = type(self.stack[-2])
+        if (kind.__module__, kind.__name__) not in _FILLED_IN & self._allowed:
+            raise pickle.UnpicklingError(f"it changes what {kind.__name__} is")
+        super().load_build()
+
+    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 
     def load(self) -> Any:
         found = super().load()
@@ -85,7 +110,7 @@ def read_sealed(checkpoint: Path) -> tuple[Metadata, dict[str, int]]:
         ValueError: its ``.metadata`` is none, has changed since it was written, or names what a
             checkpoint does not consist of.
     """
-    data = (checkpoint / METADATA).read_bytes()
+    data = read_file(checkpoint / METADATA)
     if not data:
         raise ValueError(f"{METADATA} is empty")
     pickled, sums = unsealed(data)
@@ -93,21 +118,40 @@ def read_sealed(checkpoint: Path) -> tuple[Metadata, dict[str, int]]:
         metadata = _Unpickler(pickled, _OF_METADATA).load()
     except _BROKEN as error:
         raise ValueError(f"{METADATA} can't be read: {error}") from error
-    if not isinstance(metadata, Metadata) or not _is_of_places(metadata.storage_data):
+    if not isinstance(metadata, Metadata) or not _is_filled_in(metadata):
         raise ValueError(f"{METADATA} can't be read: it holds something else")
     return metadata, sums
 
 
-def _is_of_places(stored: Any) -> bool:
-    """Whether it says of names where in which file they are; a pickle may fill in anything."""
+def _is_filled_in(metadata: Metadata) -> bool:
+    """Whether it says what tensors there are, and of names where in which file they are.
+
+    A pickle may fill in anything.
+    """
     try:
         return all(
-            [type(index.fqn), type(place.relative_path), type(place.offset), type(place.length)]
-            == [str, str, int, int]
-            for index, place in stored.items()
+            type(name) is str
+            and (
+                type(entry) is BytesStorageMetadata
+                or (
+                    type(entry) is TensorStorageMetadata
+                    and isinstance(entry.properties.dtype, torch.dtype)
+                    and _are_sizes(entry.size)
+                    and all(_are_sizes(c.offsets) and _are_sizes(c.sizes) for c in entry.chunks)
+                )
+            )
+            for name, entry in metadata.state_dict_metadata.items()
+        ) and all(
+            [type(index.fqn), type(place.relative_path)] == [str, str]
+            and _are_sizes((place.offset, place.length))
+            for index, place in metadata.storage_data.items()
         )
-    except AttributeError:
+    except (AttributeError, TypeError):
         return False
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, tuple) and all(type(value) is int and value >= 0 for value in values)
 
 
 def plain(data: bytes, what: str) -> Any:
@@ -132,8 +176,7 @@ def plain(data: bytes, what: str) -> Any:
 class _Reader(FileSystemReader):
     def read_metadata(self) -> Metadata:
         metadata = read_metadata(Path(self.path))
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
 
 

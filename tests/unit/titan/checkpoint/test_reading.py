@@ -4,13 +4,17 @@ That of the loader, which the trainer reads, is in tests/integration/test_damage
 """
 
 import pickle
+import pickletools
+import resource
 from collections import OrderedDict
-from pathlib import Path
+from pathlib import Path, PosixPath
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from lighthouse.refusal import Refusal
 from lighthouse.titan.checkpoint.reading import load_state, plain, read_metadata
@@ -81,3 +85,64 @@ def test_a_payload_in_the_loaders_state_does_not_run(ran):
 def test_nothing_but_what_is_allowed_is_found(value):
     with pytest.raises(Refusal, match="it names"):
         plain(pickle.dumps(value), "it")
+
+
+def fills(what: Any, state: Any) -> bytes:
+    """A pickle that fills attributes of what it names: no class pickles itself so."""
+    named = pickle.dumps(what, protocol=2)[2:-1]
+    return pickle.PROTO + b"\2" + named + pickle.dumps(state, protocol=2)[2:-1] + b"b."
+
+
+@pytest.mark.parametrize(
+    "what",
+    [Metadata, PosixPath, torch.serialization._get_layout, _MEM_FORMAT_ENCODING(0)],
+    ids=["class", "path", "function", "enumeration"],
+)
+def test_nothing_of_the_process_is_changed(tmp_path, what):
+    before = dict(vars(what))
+    for state in ({"planted": 1}, (None, {"planted": 1})):
+        data = fills(what, state)
+        assert any(code.name == "BUILD" for code, _, _ in pickletools.genops(data))
+        (tmp_path / ".metadata").write_bytes(data)
+        with pytest.raises(ValueError, match=r"can't be read: it changes what .* is"):
+            read_metadata(tmp_path)
+    assert dict(vars(what)) == before
+
+
+def test_the_memory_of_a_pickle_is_as_large_as_what_is_in_it():
+    """A place in it that is a large number takes no room for all those before it."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    data = pickle.PROTO + b"\2" + pickle.NONE + pickle.LONG_BINPUT + b"\0\0\0\x04" + pickle.STOP
+    assert plain(data, "it") is None
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m, "state_dict_metadata", []),
+        lambda m: m.state_dict_metadata.update(w="x"),
+        lambda m: setattr(m.state_dict_metadata["w"], "size", 4),
+        lambda m: setattr(m.state_dict_metadata["w"], "size", (-4,)),
+        lambda m: setattr(m.state_dict_metadata["w"], "properties", None),
+        lambda m: setattr(m.state_dict_metadata["w"], "chunks", [1]),
+        lambda m: setattr(next(iter(m.storage_data.values())), "offset", -1),
+    ],
+)
+def test_metadata_of_other_types_is_none(tmp_path, change):
+    folder = save(tmp_path / "step-1")
+    metadata = read_metadata(folder)
+    change(metadata)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match="can't be read: it holds something else"):
+        read_metadata(folder)
+
+
+def test_what_the_metadata_say_of_their_writer_does_not_matter(tmp_path):
+    folder = save(tmp_path / "step-1")
+    metadata = read_metadata(folder)
+    metadata.storage_meta = "x"
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    state = {"w": torch.zeros(4)}
+    load_state(state, folder, no_dist=True)
+    assert state["w"].tolist() == [0, 1, 2, 3]
