@@ -43,6 +43,29 @@ def check_toml_types(config_cls: type, values: dict[str, Any], path: str = "") -
             )
 
 
+def json_types(config_cls: type, prefix: str = "") -> dict[str, tuple[type, ...]]:
+    """Of which types JSON has the values of a configuration, by dotted keys."""
+    found: dict[str, tuple[type, ...]] = {}
+    for field in fields(config_cls):
+        key, hint = f"{prefix}{field.name}", field.type
+        if is_dataclass(hint):
+            found |= json_types(hint, f"{key}.")  # type: ignore[arg-type]
+        else:
+            found[key] = _types(hint)
+    return found
+
+
+def _types(hint: Any) -> tuple[type, ...]:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _types(args[0])
+    if origin is Literal:
+        return tuple({type(choice) for choice in args})
+    if origin in (Union, UnionType):
+        return tuple(kind for arg in args for kind in _types(arg))
+    return (int, float) if hint is float else (origin or hint,)
+
+
 def _is_of_type(value: Any, hint: Any) -> bool:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:

@@ -78,7 +78,7 @@ def fault_of(checkpoint: Path) -> str | None:
     except ValueError as error:
         return str(error)
     except OSError as error:
-        return f"{METADATA} can't be read ({error.strerror})"
+        return f"{Path(error.filename or METADATA).name} can't be read ({error.strerror})"
     needed: dict[str, int] = {}
     for place in metadata.storage_data.values():
         if os.path.basename(place.relative_path) != place.relative_path:

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from lighthouse.runs.files import read_file
 from lighthouse.runs.folder import is_finished
 from lighthouse.titan.checkpoint.settings import STATE_IN_CHECKPOINT, settings_of
 from lighthouse.titan.config.stages import Stages
-from lighthouse.titan.data.moved import SOURCES
+from lighthouse.titan.data.moved import OF_SHARES, SOURCES
 from lighthouse.titan.data.source_tables import sources_of
 from lighthouse.titan.data.text_identity import SourceText, old_identity, training_text
 from lighthouse.titan.data.tokenizer_identity import tokenizer_identity
 from lighthouse.titan.distributed.agree import from_rank_0
 from lighthouse.titan.llama3.description import describe
 from lighthouse.titan.llama3.model_args import model_args_of
+from lighthouse.toml_types import json_types
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -118,7 +120,7 @@ class RunRecord:
         if file is None:
             return None
         try:
-            return cls._of(json.loads(file.read_text(encoding="utf-8")))
+            return cls._of(json.loads(read_file(file).decode()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             why = f"{type(error).__name__}: {error}"
             raise ValueError(f"{file.name} can't be read ({why})") from error
@@ -162,8 +164,34 @@ def _check_shape(saved: Any) -> None:
     for key, names in STATE_IN_CHECKPOINT.items():
         if odd := saved[key].keys() ^ set(names):
             raise KeyError(f"{key}.{min(odd)}")
+    _check_values(saved)
     if saved.get("stages") == []:
         raise ValueError("stages is empty")
+    if not 0 < saved["data_parallel_degree"] < _MOST_RANKS:
+        raise ValueError(f"data_parallel_degree = {saved['data_parallel_degree']}")
+    if saved["lr_scheduler"]["total_steps"] < 1:
+        raise ValueError(f"lr_scheduler.total_steps = {saved['lr_scheduler']['total_steps']}")
+
+
+def _check_values(saved: dict[str, Any]) -> None:
+    """Each setting is of a type that its key has, and the text is what its sources are."""
+    # Not imported above, as what torchtitan's lowest modules need must not.
+    from torchtitan.config import JobConfig
+
+    data, types = _DATA_BEFORE | saved.get("data", {}), json_types(JobConfig)
+    of_state = {f"{s}.{name}": saved[s][name] for s in STATE_IN_CHECKPOINT for name in saved[s]}
+    for key, value in (data | (saved.get("settings") or {}) | of_state).items():
+        if key in types and type(value) not in types[key]:
+            raise TypeError(f"{key} = {value!r}")
+    for weight, column in data[SOURCES]:
+        if type(weight) not in (int, float) or type(column) is not str:
+            raise TypeError(f"{SOURCES} are {weight!r}, {column!r}")
+    if saved.get("text") is None:
+        return
+    if len(saved["text"]) != max(1, len(data[SOURCES])):
+        raise ValueError(f"{SOURCES} are not those of text")
+    if gone := {key for key in OF_SHARES if key not in data}:
+        raise KeyError(min(gone))
 
 
 _KINDS: dict[str, type] = {
@@ -173,6 +201,7 @@ _KINDS: dict[str, type] = {
     "data_parallel_degree": int,
     "model_only": bool,
 }
+_MOST_RANKS = 1 << 31
 _MAY_BE_NULL = ("stages", "model", "settings", "tokenizer", "text", "local_text")
 
 

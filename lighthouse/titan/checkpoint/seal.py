@@ -20,6 +20,8 @@ from torch.distributed.checkpoint.filesystem import FileSystem, _FileSystemWrite
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from lighthouse.runs.files import read_file
+
 METADATA = ".metadata"
 _MARK = b"\nsealed "
 _DIGITS = 8
@@ -140,15 +142,20 @@ def unsealed(data: bytes) -> tuple[bytes, dict[str, int]]:
     Those of small files are of all that is in them, those of shards see `shard_sums`.
 
     Raises:
-        ValueError: it is not what was written. Older ones have no seal, and are not judged.
+        ValueError: it is not what is written. Older ones have no seal, and are not judged.
     """
     pickled, mark, seal = data.rpartition(_MARK)
     if not mark:
         return data, {}
     if _sum(data[:-_DIGITS]) != data[-_DIGITS:]:
         raise ValueError(f"{METADATA} has changed since it was written")
-    beside: dict[str, int] = json.loads(seal[:-_DIGITS])
-    return pickled, beside
+    try:
+        beside: dict[str, int] = json.loads(seal[:-_DIGITS])
+        if all(type(found) is int and Path(name).name == name for name, found in beside.items()):
+            return pickled, beside
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    raise ValueError(f"{METADATA} can't be read: its checksums are none")
 
 
 def check_beside(checkpoint: Path, sums: dict[str, int]) -> None:
@@ -163,7 +170,7 @@ def check_beside(checkpoint: Path, sums: dict[str, int]) -> None:
             continue
         if not (checkpoint / name).exists():
             raise ValueError(f"{name} is missing")
-        if zlib.crc32((checkpoint / name).read_bytes()) != written:
+        if zlib.crc32(read_file(checkpoint / name)) != written:
             raise ValueError(f"{name} has changed since it was written")
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lighthouse.config import WindowConfig
+from lighthouse.runs.files import of_json
 from lighthouse.titan.config.section import LayerConfig, layer_configs, num_chunks
 from lighthouse.titan.config.stage_tables import (
     OF_SCHEDULE,
@@ -21,6 +22,9 @@ from lighthouse.titan.config.stage_tables import (
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
+
+_MOST_STEPS = 1 << 63
+"""And no counter of steps holds more."""
 
 Attention = Literal["lighthouse", "dense", "window"]
 
@@ -124,8 +128,17 @@ class Stages:
 
     @classmethod
     def from_record(cls, record: list[dict[str, Any]]) -> "Stages":
-        """What :meth:`record` gave."""
-        return cls(tuple(Stage(**stage) for stage in record))
+        """What :meth:`record` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        stages = [of_json(Stage, stage, f"stages.{n}") for n, stage in enumerate(record, 1)]
+        ends = [0, *(stage.last for stage in stages)]
+        for stage, before in zip(stages, ends, strict=False):
+            if not (before + 1 == stage.first <= stage.last < _MOST_STEPS and stage.seq_len > 0):
+                raise ValueError(f"stages.{stage.number} is damaged: no steps after {before}")
+        return cls(tuple(stages))
 
     def record(self) -> list[dict[str, Any]]:
         """JSON-serialisable."""

@@ -68,7 +68,7 @@ class Moved:
 
 _WORKERS = "training.dataloader.num_workers"
 # Where one of these is another one, a place has another form, or ranks have other shares.
-_OF_SHARES = ("training.dataset", "training.dataset_order", _WORKERS)
+OF_SHARES = ("training.dataset", "training.dataset_order", _WORKERS)
 
 
 def reads_alike(was: Mapping[str, Any], now: Mapping[str, Any], key: str) -> bool:
@@ -89,7 +89,7 @@ def moved_between(was: "RunRecord", now: "RunRecord") -> list[list[Moved]] | Non
     """
     if was.text is None or now.text is None or was.data_parallel_degree != now.data_parallel_degree:
         return None
-    if not all(reads_alike(was.data, now.data, key) for key in _OF_SHARES):
+    if not all(reads_alike(was.data, now.data, key) for key in OF_SHARES):
         return None
     if (was.data[SOURCES] == []) != (now.data[SOURCES] == []):
         return None

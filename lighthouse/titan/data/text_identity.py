@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lighthouse.runs.files import of_json
 from lighthouse.titan.data.source_tables import sources_of
 from lighthouse.titan.data.text_files import all_files, local_files, root_of
 
@@ -39,9 +40,18 @@ class SourceText:
 
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> "SourceText":
-        """From what JSON has made of one."""
+        """From what JSON has made of one.
+
+        Raises:
+            ValueError: that is something else.
+        """
         files = {name: (size, digest) for name, (size, digest) in record["files"].items()}
-        return cls(record["name"], files, dict(record.get("times", {})))
+        found = of_json(cls, record, "text", files=files)
+        marked = all(type(s) is int and s >= 0 and type(d) is str for s, d in files.values())
+        timed = all(n in files and type(time) is int for n, time in found.times.items())
+        if not (marked and timed):
+            raise ValueError("text is damaged: its files have no sizes, digests and times")
+        return found
 
     def __str__(self) -> str:
         if not self.files:

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import json
 import os
 import pickle
 import zipfile
@@ -15,7 +16,7 @@ from torchtitan.config import JobConfig
 from lighthouse.titan.checkpoint.damage import _Part, _share, check_content, check_whole
 from lighthouse.titan.checkpoint.reading import read_metadata
 from lighthouse.titan.checkpoint.record import RunRecord
-from lighthouse.titan.checkpoint.seal import _END_BYTES, SealingWriter
+from lighthouse.titan.checkpoint.seal import _END_BYTES, _MARK, SealingWriter, _sum, unsealed
 
 SHARD = "__0_0.distcp"
 
@@ -74,10 +75,20 @@ def _loop(file: Path) -> None:
     file.symlink_to(file)
 
 
+def _endless(file: Path) -> None:
+    file.symlink_to("/dev/zero")
+
+
 @pytest.mark.parametrize(
     ("file", "put", "fault"),
     [
         (SHARD, _folder, f"{SHARD} is no file"),
+        (SHARD, os.mkfifo, f"{SHARD} is no file"),
+        (SHARD, _endless, f"{SHARD} is no file"),
+        ("resume.json", os.mkfifo, r"resume\.json can't be read \(OSError: .* it is no file.*\)"),
+        ("resume.json", _endless, r"resume\.json can't be read \(OSError: .* it is no file.*\)"),
+        (".metadata", os.mkfifo, r"\.metadata can't be read \(it is no file\)"),
+        (".metadata", _endless, r"\.metadata can't be read \(it is no file\)"),
         (SHARD, _loop, rf"{SHARD} can't be read \(Too many levels of symbolic links\)"),
         ("resume.json", _folder, r"resume\.json can't be read \(IsADirectoryError: .*\)"),
         ("resume.json", _loop, r"resume\.json can't be read \(OSError: .*\)"),
@@ -196,6 +207,28 @@ def test_no_bit_of_a_small_file_turns_unseen(sealed, name):
 def test_a_sealed_record_that_is_gone_is_missed(sealed):
     (sealed / "resume.json").unlink()
     with pytest.raises(ValueError, match=r"resume\.json is missing"):
+        check_whole(sealed)
+
+
+@pytest.mark.parametrize(
+    "sums",
+    ["[1]", "{", "[" * 100_000, '{"resume.json": "x"}', '{"../step-1/resume.json": 1}'],
+    ids=["list", "cut", "deep", "text", "elsewhere"],
+)
+def test_checksums_that_are_none(sealed, sums):
+    pickled, _ = unsealed((sealed / ".metadata").read_bytes())
+    data = pickled + _MARK + sums.encode()
+    (sealed / ".metadata").write_bytes(data + _sum(data))
+    with pytest.raises(ValueError, match=r"\.metadata can't be read: its checksums are none; "):
+        check_whole(sealed)
+
+
+def test_a_sealed_file_that_cannot_be_read_is_named(sealed):
+    pickled, sums = unsealed((sealed / ".metadata").read_bytes())
+    data = pickled + _MARK + json.dumps({**sums, "more.json": 1}).encode()
+    (sealed / ".metadata").write_bytes(data + _sum(data))
+    os.mkfifo(sealed / "more.json")
+    with pytest.raises(ValueError, match=r"more\.json can't be read \(it is no file\)"):
         check_whole(sealed)
 
 

@@ -49,6 +49,16 @@ def test_a_record_is_readable_json(job: JobConfig, tmp_path: Path) -> None:
         {"lr_scheduler": {}},
         {"optimizer": {"a": 1}},
         {"data_parallel_degree": True},
+        {"data_parallel_degree": 0},
+        {"data_parallel_degree": 10**30},
+        {"stages": [{"number": 1, "attention": "dense", "first": 1, "last": "x", "seq_len": 8}]},
+        {"stages": [{"number": 1, "attention": "other", "first": 1, "last": 9, "seq_len": 8}]},
+        {"stages": [{"number": 1, "attention": "dense", "first": 1, "last": 10**30, "seq_len": 8}]},
+        {"stages": [{"number": 1, "attention": "dense", "first": 3, "last": 9, "seq_len": 8}]},
+        {"text": [{"name": 5, "files": {}}]},
+        {"text": [{"name": "a", "files": {"a": [-1, "x"]}}]},
+        {"text": [{"name": "a", "files": {}, "times": {"a": 1}}]},
+        {"text": []},
     ],
     ids=str,
 )
@@ -59,6 +69,31 @@ def test_json_of_other_types_is_no_record(job: JobConfig, tmp_path: Path, change
     with pytest.raises(
         ValueError, match=rf"^{RECORD} can't be read \(\w+: .*{next(iter(changed))}"
     ):
+        RunRecord.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("data", "training.dataloader.num_workers", "x"),
+        ("data", "weights and texts of training.sources", [5]),
+        ("data", "weights and texts of training.sources", [["x", "text"]]),
+        ("settings", "training.local_batch_size", None),
+        ("lr_scheduler", "total_steps", "x"),
+        ("lr_scheduler", "total_steps", -1),
+        ("lr_scheduler", "decay_ratio", []),
+        ("optimizer", "lr", {}),
+    ],
+)
+def test_a_setting_of_another_type_is_no_record(
+    job: JobConfig, tmp_path: Path, section: str, key: str, value: object
+) -> None:
+    """What compares it with a run's would fail."""
+    RunRecord.of(job, 1).write(tmp_path, model_only=False)
+    values = json.loads((tmp_path / RECORD).read_text())
+    values[section][key] = value
+    (tmp_path / RECORD).write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"^{RECORD} can't be read \((Type|Value)Error: "):
         RunRecord.read(tmp_path)
 
 
