@@ -1,14 +1,25 @@
 """The model that is evaluated: of a run's folder, or of Hugging Face's."""
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from lighthouse.runs.files import read_object
+
 Spans = list[tuple[int, int]]
+
+
+# What transformers raises of a folder that is damaged, or needs a package that is not there.
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, ImportError),
+    *(RuntimeError, SafetensorError, pickle.UnpicklingError),
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ def of_hugging_face(folder: Path, device: torch.device) -> Subject:
     """A causal model that transformers loads, in bfloat16 on a GPU.
 
     Raises:
-        ValueError: transformers is not installed, or can't load it.
+        ValueError: transformers is not installed, or can't load it, or would run code for it.
     """
     # Not imported above: a wrong folder is found out before.
     from lighthouse.titan.llama3.chunked_loss import token_losses
@@ -54,6 +65,11 @@ def of_hugging_face(folder: Path, device: torch.device) -> Subject:
         raise ValueError(
             f"{folder} is a Hugging Face folder: pip install 'lighthouse-attention[evaluate]'"
         ) from None
+    if (key := _fetched_code(read_object(folder / "config.json"))) is not None:
+        raise ValueError(
+            f"{folder}: {key} in its config.json names code to be fetched and run; take it out "
+            "there, or evaluate another model"
+        )
     try:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -61,7 +77,7 @@ def of_hugging_face(folder: Path, device: torch.device) -> Subject:
         )
         model = model.to(device).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"{folder}: its auto_map names code of its own, which is not run; evaluate a model "
@@ -89,6 +105,19 @@ def of_hugging_face(folder: Path, device: torch.device) -> Subject:
 
     longest = model.config.max_position_embeddings
     return Subject(folder.name, None, longest, device, encode, logits, losses)
+
+
+def _fetched_code(config: Any) -> str | None:
+    """The key of a ``config.json`` by which transformers would fetch a kernel, and run it."""
+    if isinstance(config, list):
+        return next(filter(None, map(_fetched_code, config)), None)
+    if not isinstance(config, dict):
+        return None
+    for key, value in config.items():
+        # A path, as of a repository, is the name of no implementation that transformers has.
+        if key.endswith(("_implementation", "_implementation_internal")) and "/" in str(value):
+            return str(key)
+    return _fetched_code(list(config.values()))
 
 
 def of_run(
