@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.jobs import ROOT, start
 from benchmarks.provenance import gpu
 from benchmarks.study.exported import compare
-from benchmarks.study.jobs import ROOT, start, training
+from benchmarks.study.jobs import training
 
 TOKENS = 131072
 """Of a step."""
@@ -65,7 +66,7 @@ def main() -> None:
 
     config = ROOT / "train_configs/extend_hf.toml"
     job = training(work, "run", flags(options.seq_len, begun, text), config=config)
-    if start(work, job, os.environ.get("CUDA_VISIBLE_DEVICES", "0")).wait() != 0:
+    if start(work, job, [int(os.environ.get("CUDA_VISIBLE_DEVICES", "0"))]).wait() != 0:
         sys.exit(f"the training ended badly: {work}/run.log")
     after = evaluated(work / "run", text, lengths)
     exported = compare(work / "run", torch.device("cuda"), text / "val")

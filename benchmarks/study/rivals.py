@@ -16,12 +16,16 @@ from typing import Any
 
 import tomli_w
 
-from benchmarks.study.jobs import BASE, Job, run, training
+from benchmarks.jobs import Job, run
+from benchmarks.study.jobs import BASE, training
 
 RATES = ("1e-3", "5e-4", "2.5e-4", "2e-3")
 SEEDS = (1, 2, 3)
 
 Stages = tuple[dict[str, Any], ...]
+
+SHORT_SECONDS, SECONDS, EVALUATION_SECONDS = 280.0, 240.0, 80.0
+"""That a short stage may take, a recipe, and what is asked of it."""
 
 IMPORTS = {"moba": "benchmarks.study.moba"}
 """Of recipes whose windows are something else: what makes them so."""
@@ -199,7 +203,7 @@ def short(study: Path, text: Path, setting: str, seed: int) -> Job:
     flags += " --lr_scheduler.warmup_steps 100 --lr_scheduler.decay_ratio 0"
     flags += f" --checkpoint.interval {at.short_steps}"
     file = _write(study, f"{setting}-first.toml", {"model": {"args": at.model}})
-    return training(study, short_name(setting, seed), flags, config=file)
+    return training(study, short_name(setting, seed), flags, config=file, seconds=SHORT_SECONDS)
 
 
 def recipe(
@@ -235,8 +239,8 @@ def recipe(
     lengths = [str(at.seq_len // part) for part in (16, 4, 1)]
     ask = ("lighthouse.evaluate", str(study / full), "--lengths", *lengths, "--trials", "5")
     return (
-        training(study, full, flags, after, config=file),
-        Job(f"{full}-evaluate", ask, (full,)),
+        training(study, full, flags, after, file, seconds=SECONDS),
+        Job(f"{full}-evaluate", ask, (full,), seconds=EVALUATION_SECONDS),
     )
 
 
@@ -274,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for job in jobs(study, text, options.setting)
         if any(part in job.name for part in options.only)
     ]
-    run(study, found, options.gpus, 1)
+    run(study, found, options.gpus)
 
 
 if __name__ == "__main__":

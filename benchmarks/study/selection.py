@@ -14,7 +14,8 @@ command goes on where it was stopped.
 import argparse
 from pathlib import Path
 
-from benchmarks.study.jobs import Job, run, training
+from benchmarks.jobs import Job, run
+from benchmarks.study.jobs import training
 
 SELECTIONS = {
     "published": "--lighthouse.selection published",
