@@ -103,9 +103,9 @@ def test_two_processes_agree_with_one(
 
 
 @pytest.mark.parametrize("layout", ["fsdp", "tp"])
-def test_shards_draw_distinct_weights(tmp_path: Path, sources: Sources, layout: str) -> None:
+def test_shards_draw_distinct_weights(tmp_path: Path, layout: str) -> None:
     options = [CHECKPOINT, "--checkpoint.interval=1", "--training.steps=1", "--optimizer.lr=1e-9"]
-    run = debug_run(tmp_path, sources, *LAYOUTS[layout], *options, processes=2)
+    run = train(tmp_path, *LAYOUTS[layout], *options, processes=2)
     dcp_to_torch_save(run.checkpoint(1), tmp_path / "model.pt")
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     first, second = weights["layers.0.attention.wq.weight"].chunk(2)
