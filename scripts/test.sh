@@ -6,6 +6,8 @@ scripts/setup.sh dev
 
 # Tests run side by side, and some of them in two processes: a thread each is enough.
 export OMP_NUM_THREADS=1
+# Hundreds of processes import the same modules: they are compiled once.
+unset PYTHONDONTWRITEBYTECODE
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

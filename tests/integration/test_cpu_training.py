@@ -21,6 +21,7 @@ LAYOUTS = {
 }
 STEPS = 4
 LENGTH = f"--training.steps={STEPS}"
+SEQUENCES = 16
 VALIDATE = "--validation.enable --validation.dataset=c4_test --validation.seq_len=128".split()
 VALIDATE += "--validation.local_batch_size=2 --validation.steps=-1 --validation.freq=4".split()
 
@@ -42,6 +43,15 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
 
 
 @pytest.fixture(scope="module")
+def validation(tmp_path_factory: pytest.TempPathFactory, sources: Sources) -> list[str]:
+    """Validate on a few sequences, to their end."""
+    folder = tmp_path_factory.mktemp("validation")
+    lines = (sources.data / "data.json").read_text().splitlines(keepends=True)
+    (folder / "data.json").write_text("".join(lines[:SEQUENCES]))
+    return [*VALIDATE, f"--validation.dataset_path={folder}"]
+
+
+@pytest.fixture(scope="module")
 def seed_checkpoint(tmp_path_factory: pytest.TempPathFactory, sources: Sources) -> Path:
     """A checkpoint of step 0: layouts draw different random numbers, so they all load this one."""
     folder = tmp_path_factory.mktemp("seed")
@@ -50,14 +60,16 @@ def seed_checkpoint(tmp_path_factory: pytest.TempPathFactory, sources: Sources) 
 
 @pytest.fixture(scope="module")
 def one_process(
-    tmp_path_factory: pytest.TempPathFactory, sources: Sources, seed_checkpoint: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    sources: Sources,
+    seed_checkpoint: Path,
+    validation: list[str],
 ) -> Run:
     """The run that the others are compared with; it also writes a profile."""
     folder = tmp_path_factory.mktemp("one")
     load = f"--checkpoint.initial_load_path={seed_checkpoint}"
     profile = ["--profiling.enable_profiling", "--profiling.profile_freq=4"]
-    validate = [*VALIDATE, f"--validation.dataset_path={sources.data}"]
-    return debug_run(folder, sources, FLOAT32, CHECKPOINT, load, LENGTH, *profile, *validate)
+    return debug_run(folder, sources, FLOAT32, CHECKPOINT, load, LENGTH, *profile, *validation)
 
 
 def test_profiler_writes_a_trace(one_process: Run) -> None:
@@ -66,16 +78,19 @@ def test_profiler_writes_a_trace(one_process: Run) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_processes_agree_with_one(
-    tmp_path: Path, sources: Sources, seed_checkpoint: Path, one_process: Run, layout: str
+    tmp_path: Path,
+    sources: Sources,
+    seed_checkpoint: Path,
+    one_process: Run,
+    validation: list[str],
+    layout: str,
 ) -> None:
     load = f"--checkpoint.initial_load_path={seed_checkpoint}"
-    options = [FLOAT32, CHECKPOINT, load, LENGTH, *VALIDATE]
-    data = sources.data
+    options = [FLOAT32, CHECKPOINT, load, LENGTH, *validation]
     if layout == "fsdp":
-        data = sources.split_data
-        # Of the 64 sequences the last step has four, for one rank and a third of the other.
-        options += [f"--training.dataset_path={data}", "--validation.local_batch_size=3"]
-    options.append(f"--validation.dataset_path={sources.data}")
+        options.append(f"--training.dataset_path={sources.split_data}")
+        # Of the 16 sequences the last step has four, for one rank and a third of the other.
+        options.append("--validation.local_batch_size=3")
     run = debug_run(tmp_path, sources, *options, *LAYOUTS[layout], processes=2)
     for tag, steps, tolerance in (
         ("loss_metrics/global_avg_loss", STEPS, 1e-5),
@@ -88,9 +103,9 @@ def test_two_processes_agree_with_one(
 
 
 @pytest.mark.parametrize("layout", ["fsdp", "tp"])
-def test_shards_draw_distinct_weights(tmp_path: Path, sources: Sources, layout: str) -> None:
+def test_shards_draw_distinct_weights(tmp_path: Path, layout: str) -> None:
     options = [CHECKPOINT, "--checkpoint.interval=1", "--training.steps=1", "--optimizer.lr=1e-9"]
-    run = debug_run(tmp_path, sources, *LAYOUTS[layout], *options, processes=2)
+    run = train(tmp_path, *LAYOUTS[layout], *options, processes=2)
     dcp_to_torch_save(run.checkpoint(1), tmp_path / "model.pt")
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     first, second = weights["layers.0.attention.wq.weight"].chunk(2)

@@ -29,18 +29,25 @@ from typing import Any
 
 PRELOADED = (
     "datasets",
+    "datasets.io.generator",
     "pandas",
     "pyarrow.dataset",
+    "safetensors.torch",
+    "tokenizers",
+    "torch._dynamo.backends.inductor",
     "torch._inductor.compile_fx",
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.fsdp",
     "torch.distributed.pipelining",
     "torch.distributed.run",
     "torch.distributed.tensor",
+    "torch.distributed.tensor.experimental._context_parallel._attention",
+    "torch.export._trace",
     "torch.nn.attention.varlen",
     "torch.utils.tensorboard",
     "torchdata.stateful_dataloader",
     "triton",
+    "typeguard",
     "tyro",
 )
 CLIENT = """\
