@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._dynamo.backends.registry import lookup_backend
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._inductor.compile_fx import compile_fx
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import (
@@ -40,7 +42,18 @@ def saving(operator: Any) -> Callable[..., Any]:
     return partial(create_selective_checkpoint_contexts, policy)
 
 
-def assert_keeps_its_inputs_alone(function: Callable[..., Tensor], *inputs: Tensor) -> None:
+def inductor_without_code(graph: torch.fx.GraphModule, examples: list[Any]) -> Any:
+    """A backend of torch.compile: inductor's passes, and what they end with is run as it is."""
+
+    def run(graph: torch.fx.GraphModule, *_: Any, **__: Any) -> Callable[[list[Any]], Any]:
+        return make_boxed_func(graph.forward)
+
+    return compile_fx(graph, examples, inner_compile=run)
+
+
+def assert_keeps_its_inputs_alone(
+    function: Callable[..., Tensor], *inputs: Tensor, compiler: Any = "aot_eager"
+) -> None:
     """Compiled, under full checkpointing: not what torch 2.11 keeps of functions of autograd.
 
     It does so of those that Dynamo looks into. Later releases don't, so that with them what Dynamo
@@ -52,7 +65,7 @@ def assert_keeps_its_inputs_alone(function: Callable[..., Tensor], *inputs: Tens
         for part in graph.modules():
             if isinstance(part, torch.fx.GraphModule):
                 called.update(node.target for node in part.graph.nodes)
-        return lookup_backend("aot_eager")(graph, examples)
+        return lookup_backend(compiler)(graph, examples)
 
     @torch.compile(backend=backend, fullgraph=True)
     def compiled(*inputs: Tensor) -> Tensor:

@@ -5,11 +5,13 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from lighthouse import LighthouseConfig, lighthouse_attention
 from lighthouse.titan.distributed.exchange import SharedSequence, after, transfers
 from tests.support.inputs import normal
-from tests.support.operators import assert_keeps_its_inputs_alone
+from tests.support.operators import assert_keeps_its_inputs_alone, inductor_without_code
 
 CHUNK = 8
 
@@ -66,5 +68,36 @@ def test_a_compiled_checkpoint_keeps_its_inputs_alone() -> None:
         qkv = torch.randn(3, 1, 2, 2 * CHUNK, 4)
         inputs = [x.clone().requires_grad_() for x in qkv]
         assert_keeps_its_inputs_alone(partial(shared, window=CHUNK // 2), *inputs)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_documents_compile_in_a_checkpoint() -> None:
+    """On rank 0, whose first chunk begins where the sequence does: with 0 taken from an input.
+
+    torch 2.14 and later drop that, and then miss the input in backward.
+    """
+    config = LighthouseConfig(num_levels=2, pooling_factor=2, topk=4, stratum=2, num_chunks=2)
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        shared = SharedSequence(dist.group.WORLD.group_name, 0, 2, balanced=True)
+        starts = torch.tensor([[0, 6, 4 * CHUNK]], dtype=torch.int32)
+
+        def layers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            def rows(*qkv: Tensor, enable_gqa: bool, document_starts: Tensor) -> Tensor:
+                return shared.attend_rows(*qkv, document_starts)
+
+            out = lighthouse_attention(
+                *(q, k, v),
+                config=config,
+                impl="reference",
+                attention=rows,
+                document_starts=starts,
+                documents=shared,
+            )
+            return shared.attend(out, k, v, starts)
+
+        inputs = [x.clone().requires_grad_() for x in torch.randn(3, 1, 2, 2 * CHUNK, 4)]
+        assert_keeps_its_inputs_alone(layers, *inputs, compiler=inductor_without_code)
     finally:
         dist.destroy_process_group()
