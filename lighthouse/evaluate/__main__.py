@@ -14,16 +14,17 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lighthouse.evaluate.measures import ask, find_needles, positions
+from lighthouse.evaluate.measures import ask, check_fits, find_needles, positions
 from lighthouse.evaluate.subject import Subject, is_hugging_face, of_hugging_face, of_run
 from lighthouse.runs.files import write_atomic
 from lighthouse.runs.metrics import to_json
-from lighthouse.tasks import recall, variables
+from lighthouse.tasks import needle, recall, variables
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 DEPTHS = (0.0, 0.15, 0.3, 0.5, 0.7, 0.85, 1.0)
 LENGTHS = (4096, 8192, 16384, 32768, 65536, 98304)
 TASKS = {"recall": recall, "variables": variables}
-MEASURES = ("positions", "needle", *TASKS)
+MAKERS = {"needle": partial(needle, depth=0.5), **TASKS}
+MEASURES = ("positions", *MAKERS)
 
 
 def evaluate(subject: Subject, text: "Sequence[tuple[Tensor, Tensor]]", options: Any) -> Any:
@@ -48,6 +50,9 @@ def evaluate(subject: Subject, text: "Sequence[tuple[Tensor, Tensor]]", options:
         "seed": options.seed,
         "lengths_left_out": [length for length in options.lengths if length > subject.longest],
     }
+    asked = [make for name, make in MAKERS.items() if name in options.measures]
+    if lengths:
+        check_fits(subject, min(lengths), asked)
     if "positions" in options.measures:
         found["positions"] = asdict(positions(subject, text, progress))
     if "needle" in options.measures:
@@ -166,6 +171,7 @@ def _held_out(subject: Subject, options: Any) -> "list[tuple[Tensor, Tensor]]":
     ids: list[int] = []
     for document in documents:
         ids += subject.encode(text_of(document))[0]
+        ids += [] if tuple(ids[-len(subject.end) :]) == subject.end else subject.end
         if len(ids) > options.sequences * seq_len:
             break
     stream = torch.tensor(ids, device=subject.device)

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -185,6 +185,20 @@ def _answers(subject: Subject, task: Task) -> Iterator[_Answer]:
         yield _Answer(tokens_N[place], of_answer)
 
 
+def check_fits(
+    subject: Subject,
+    length: int,
+    tasks: Iterable[Callable[[random.Random, int], Task]],
+) -> None:
+    """See that tasks are no longer than a number of tokens, before anything is measured.
+
+    Raises:
+        ValueError: one is.
+    """
+    for make in tasks:
+        _fitting(subject, length, "", make)
+
+
 def _fitting(
     subject: Subject, length: int, seed: str, make: Callable[[random.Random, int], Task]
 ) -> Task:
@@ -197,5 +211,8 @@ def _fitting(
         if tokens <= length:
             return task
         if chars <= 0:
-            raise ValueError(f"{length} tokens are too few for a task, which takes {tokens}")
+            raise ValueError(
+                f"--lengths: {length} tokens are too few for a task, which takes {tokens}; name "
+                "longer ones, or other --measures"
+            )
         chars = int(chars * length / tokens) - 1

@@ -31,9 +31,11 @@ class Subject:
         step: of the weights; None where they are of no run.
         longest: tokens of a sequence, at most.
         device: where the model is.
-        encode: token ids of a text, and the (start, end) of each in its characters.
+        encode: token ids of a text with the bos in front that training puts there, and the
+            (start, end) of each in its characters.
         logits: fp32 (P, V) at the positions (P,) of one sequence of tokens (N,).
         losses: cross-entropy fp32 (N,) of the predictions of labels (N,) from tokens (N,), nats.
+        end: token ids behind a document of held-out text, where it is not a run that packs it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Subject:
     encode: Callable[[str], tuple[list[int], Spans]]
     logits: Callable[[Tensor, Tensor], Tensor]
     losses: Callable[[Tensor, Tensor], Tensor]
+    end: tuple[int, ...] = ()
 
 
 def is_hugging_face(folder: Path) -> bool:
@@ -86,8 +89,9 @@ def of_hugging_face(folder: Path, device: torch.device) -> Subject:
         raise ValueError(f"{folder}: {error}") from error
 
     def encode(text: str) -> tuple[list[int], Spans]:
-        encoded = tokenizer(text, return_offsets_mapping=True)
-        return encoded["input_ids"], [tuple(span) for span in encoded["offset_mapping"]]
+        encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+        spans = [tuple(span) for span in encoded["offset_mapping"]]
+        return _begun(encoded["input_ids"], spans, tokenizer.bos_token_id)
 
     @torch.no_grad()
     def hidden(tokens_N: Tensor) -> Tensor:
@@ -104,7 +108,15 @@ def of_hugging_face(folder: Path, device: torch.device) -> Subject:
         return token_losses(model.lm_head, hidden(tokens_N), labels_N, chunk_tokens=8192)
 
     longest = model.config.max_position_embeddings
-    return Subject(folder.name, None, longest, device, encode, logits, losses)
+    end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    return Subject(folder.name, None, longest, device, encode, logits, losses, end)
+
+
+def _begun(ids: list[int], spans: Spans, bos: int | None) -> tuple[list[int], Spans]:
+    """A text as training begins it, whether its tokenizer puts the bos there or not."""
+    if bos is None or ids[:1] == [bos]:
+        return ids, spans
+    return [bos, *ids], [(0, 0), *spans]
 
 
 def _fetched_code(config: Any) -> str | None:
@@ -134,7 +146,8 @@ def of_run(
     from lighthouse.titan.llama3.layers import wrapped_modules
     from lighthouse.titan.trained import load_run
 
-    run = load_run(folder, step, device, *overrides)
+    # What is served has no borders between documents, and so no padding before them.
+    run = load_run(folder, step, device, "--training.no-document_mask", *overrides)
     for module in wrapped_modules([run.body]):
         module.dense = True
     tokenizer = run.tokenizer()
@@ -144,7 +157,7 @@ def of_run(
             ids = tokenizer.encode(text, add_bos=True, add_eos=False)
             return ids, [(0, 0), *((i, i + 1) for i in range(len(text)))]
         encoded = tokenizer.tokenizer.encode(text)
-        return encoded.ids, encoded.offsets
+        return _begun(encoded.ids, encoded.offsets, tokenizer.bos_id)
 
     def losses(tokens_N: Tensor, labels_N: Tensor) -> Tensor:
         return run.losses(tokens_N[None], labels_N[None])[0]

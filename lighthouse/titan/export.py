@@ -90,7 +90,7 @@ def export(what: Exported, output: Path) -> None:
         _write_configs(what, partial)
         layers = weights_by_layer(what.checkpoint, what.model_args)
         if what.tokenizer is not None:
-            write_tokenizer(what.tokenizer, partial)
+            write_tokenizer(what.tokenizer, partial, what.model_args.max_seq_len)
         _write_weights(what, layers, partial)
         partial.rename(output)
     finally:

@@ -16,14 +16,16 @@ _FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 
 
-def write_tokenizer(tokenizer: str, folder: Path) -> None:
+def write_tokenizer(tokenizer: str, folder: Path, positions: int) -> None:
     """Write a tokenizer's files.
 
     Training puts a bos token, where the tokenizer knows one, in front of each document, and cuts
-    and pads nothing; so does what is written, whatever the files said.
+    and pads nothing; so does what is written, whatever the files said. A ``model_max_length`` of
+    less than the model's positions was that of a model before it was extended.
 
     Args:
         tokenizer: ``"byte"``, or a folder with Hugging Face tokenizer files.
+        positions: of the model.
     """
     if tokenizer == "byte":
         ByteTokenizer().save_pretrained(folder)
@@ -44,6 +46,9 @@ def write_tokenizer(tokenizer: str, folder: Path) -> None:
     wanted = {"tokenizer_class": "PreTrainedTokenizerFast"} | config
     if lacks_bos:
         wanted["add_bos_token"] = True
+    length = config.get("model_max_length")
+    if isinstance(length, int | float) and length < positions:
+        wanted["model_max_length"] = positions
     if wanted != config:
         file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
 

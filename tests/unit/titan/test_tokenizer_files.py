@@ -47,10 +47,10 @@ def test_transformers_encodes_as_training(tmp_path: Path, kind: str) -> None:
     elif kind != "byte":
         bpe(source, None if kind == "no_config" else NAMES)
     if kind == "adds_itself":
-        write_tokenizer(str(source), tmp_path / "again")
+        write_tokenizer(str(source), tmp_path / "again", 64)
         source = tmp_path / "again"
     trained = ByteTokenizer() if kind == "byte" else HuggingFaceTokenizer(str(source))
-    write_tokenizer("byte" if kind == "byte" else str(source), tmp_path / "out")
+    write_tokenizer("byte" if kind == "byte" else str(source), tmp_path / "out", 64)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     expected = trained.encode(text, add_bos=True)
     assert theirs(text)["input_ids"] == expected
@@ -66,7 +66,7 @@ def test_every_file_goes_along_and_no_weights(tmp_path: Path) -> None:
     (source / "additional_chat_templates" / "rag.jinja").write_text("")
     for name in ("model.safetensors", "config.json", "README.md"):
         (source / name).write_text("no")
-    write_tokenizer(str(source), tmp_path / "out")
+    write_tokenizer(str(source), tmp_path / "out", 64)
     written = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
     assert written == {
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model"),
@@ -75,8 +75,18 @@ def test_every_file_goes_along_and_no_weights(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cuts_does_not_any_more(tmp_path: Path) -> None:
-    write_tokenizer(str(bpe(tmp_path / "source", cut=True)), tmp_path / "out")
+    write_tokenizer(str(bpe(tmp_path / "source", cut=True)), tmp_path / "out", 64)
     assert Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).truncation is None
+
+
+@pytest.mark.parametrize(("said", "written"), [(32, 64), (128, 128), (10**30, 10**30)])
+def test_a_length_of_before_the_model_was_extended_is_not_kept(
+    tmp_path: Path, said: int, written: int
+) -> None:
+    source = bpe(tmp_path / "source", NAMES | {"model_max_length": said})
+    write_tokenizer(str(source), tmp_path / "out", 64)
+    config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert config["model_max_length"] == written
 
 
 @pytest.mark.parametrize(
