@@ -12,10 +12,11 @@ import argparse
 import itertools
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,7 @@ from lighthouse.evaluate.measures import ask, check_fits, find_needles, position
 from lighthouse.evaluate.subject import Subject, is_hugging_face, of_hugging_face, of_run
 from lighthouse.runs.files import write_atomic
 from lighthouse.runs.metrics import to_json
-from lighthouse.tasks import needle, recall, variables
+from lighthouse.tasks import Task, needle, recall, variables
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 DEPTHS = (0.0, 0.15, 0.3, 0.5, 0.7, 0.85, 1.0)
 LENGTHS = (4096, 8192, 16384, 32768, 65536, 98304)
 TASKS = {"recall": recall, "variables": variables}
-MAKERS = {"needle": partial(needle, depth=0.5), **TASKS}
+MAKERS: dict[str, Callable[[Random, int], Task]] = {
+    "needle": partial(needle, depth=0.5),
+    **TASKS,
+}
 MEASURES = ("positions", *MAKERS)
 
 

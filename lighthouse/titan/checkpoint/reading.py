@@ -75,12 +75,12 @@ class _Unpickler(pickle._Unpickler):
 
         Those are the process's own, and would stay as somebody else's checkpoint has left them.
         """
-        kind = type(self.stack[-2])
+        kind = type(self.stack[-2])  # type: ignore[attr-defined]
         if (kind.__module__, kind.__name__) not in _FILLED_IN & self._allowed:
             raise pickle.UnpicklingError(f"it changes what {kind.__name__} is")
-        super().load_build()
+        super().load_build()  # type: ignore[misc]
 
-    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+    dispatch: ClassVar[Any] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 
     def load(self) -> Any:
         found = super().load()
