@@ -49,10 +49,13 @@ def format_table(report: Report, unread: int = 0) -> str:
         rows.append(("validation loss", f"{report.validation_loss:.4f}  {where}"))
     # Of stages of several lengths each has its own, in their table.
     if len({stage.seq_len for stage in report.stages}) < 2:
-        for stage in STAGES:
-            speed = getattr(report, f"{stage}_tokens_per_second")
+        speeds = {stage.attention: stage.tokens_per_second for stage in report.stages}
+        for attention in STAGES:
+            if attention in speeds:
+                speeds[attention] = getattr(report, f"{attention}_tokens_per_second")
+        for attention, speed in speeds.items():
             text = "not measured" if speed is None else f"{speed:,.0f} tokens/s per device"
-            rows.append((f"{stage} speed", text))
+            rows.append((f"{attention} speed", text))
     if report.leak is not None:
         rows.append(("owed to later tokens", f"{report.leak:.4f} of the lighthouse stage's loss"))
     if unread:

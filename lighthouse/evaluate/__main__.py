@@ -192,6 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(options.device)
     if options.sequences < 2 or options.trials < 1:
         parser.error("--sequences must be at least 2, --trials at least 1")
+    for length in (*options.lengths, *([] if options.seq_len is None else [options.seq_len])):
+        if length < 1:
+            parser.error(f"--lengths and --seq-len are numbers of tokens, got {length}")
     output = options.output or options.folder
     try:
         if is_hugging_face(options.folder):

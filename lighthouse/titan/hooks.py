@@ -43,7 +43,7 @@ from lighthouse.titan.llama3.model_args import model_args_of, told_args
 from lighthouse.titan.llama3.offload import apply_offload
 from lighthouse.titan.llama3.tied import apply_tied
 from lighthouse.titan.plan.host_memory import check_host_memory
-from lighthouse.titan.run.assets import keep_assets
+from lighthouse.titan.run.assets import keep_assets, weights_left_out
 from lighthouse.titan.run.nonfinite import UpdateGuard, nonfinite_moments, nonfinite_weights
 from lighthouse.titan.run.quiet import keep_quiet
 from lighthouse.titan.run.rehearsal import is_wanted, rehearse
@@ -113,7 +113,7 @@ class RunHooks:
                 f"{folder / f'step-{step}'} has no {METADATA} and is passed over, to be written "
                 "again: the rest of a save that was killed, or of a copy without hidden files"
             )
-        for sentence in told_args(self._job_config):
+        for sentence in told_args(self._job_config) + weights_left_out(self._job_config):
             self._say(sentence)
         if self._resume.unrecorded is not None:
             self._say(

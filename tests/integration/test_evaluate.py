@@ -60,6 +60,8 @@ def test_a_run_and_its_export_are_measured_alike(
         (["RUN", "--step", "7"], "has no finished checkpoint of step 7"),
         (["RUN", "--measures", "positions"], "has no validation text: name held-out files"),
         (["RUN", "--sequences", "1"], "--sequences must be at least 2"),
+        (["RUN", "--lengths", "64", "-1"], "numbers of tokens, got -1"),
+        (["RUN", "--seq-len", "0"], "numbers of tokens, got 0"),
         (["RUN", "--lengths", "20", "--measures", "recall"], "20 tokens are too few for a task"),
         # Not after minutes of the other lengths and measures.
         (["RUN", "--lengths", "400", "20", "--measures", "needle", "recall"], FIRST_LENGTH),

@@ -51,6 +51,10 @@ def test_speeds_of_several_lengths_are_in_the_table_alone() -> None:
     assert "dense speed" not in text and "tokens/s" in text
     same = [r | {"seq_len": 64} for r in records]
     assert "dense speed" in format_table(summarize(same))
+    # Of what the run has, and of nothing else.
+    assert "lighthouse speed" not in format_table(summarize(same))
+    windows = [record(step, 3.0, "window") for step in range(4)]
+    assert "window speed" in format_table(summarize(windows))
 
 
 def test_steps_without_a_speed_have_none() -> None:

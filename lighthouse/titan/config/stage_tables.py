@@ -130,8 +130,9 @@ def check_short_forms(
         )
     if steps is not None and steps != (sum_of_stages := sum(table["steps"] for table in tables)):
         parts = " + ".join(str(table["steps"]) for table in tables)
+        sum_of = "" if len(tables) == 1 else f"{parts} = "
         raise ValueError(
-            f"training.steps = {steps}: [[stages]] have {parts} = {sum_of_stages} steps; leave it "
+            f"training.steps = {steps}: [[stages]] have {sum_of}{sum_of_stages} steps; leave it "
             "out and change stages.N.steps"
         )
 

@@ -111,7 +111,8 @@ def check_path(key: str, path: str) -> None:
             "another, or make it readable"
         ) from error
     if not files:
-        raise ValueError(f"{key} = {path!r}: no such file, or no {READ} in it")
+        found = f"holds no {READ}" if Path(path).exists() else "no such file or folder"
+        raise ValueError(f"{key} = {path!r}: {found}")
 
 
 def check_files(key: str, path: str, column: str, skip_bad: bool) -> list[Path]:

@@ -18,6 +18,7 @@ from lighthouse.titan.plan.fit import largest_local_batch, largest_part
 from lighthouse.titan.plan.stage import PlannedStage, lasting, misfits, planned_stage
 from lighthouse.titan.plan.surveyed import surveyed_pairs, unknown_pairs
 from lighthouse.titan.plan.work import CPU, model_of, remarks, why_not_estimated, work_of
+from lighthouse.titan.run.assets import weights_left_out
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -42,7 +43,7 @@ class Plan:
         loader_workers: of each rank that reads text, which keep its GPUs busy in every stage.
         largest_parts: of each stage's memory, and the key that makes it smaller, a sentence each.
         misfits: stages that do not fit into the device's memory, a sentence each.
-        remarks: why there is no estimate, and what it does not know.
+        remarks: weights that are not loaded, why there is no estimate, what it does not know.
     """
 
     flavor: str
@@ -158,7 +159,10 @@ def plan(
         ),
         largest_parts=tuple(parts),
         misfits=() if limit is None else misfits(stages, parts, limit),
-        remarks=(reason,) if reason else remarks(job_config, surveyed=survey is not None),
+        remarks=(
+            *weights_left_out(job_config),
+            *([reason] if reason else remarks(job_config, surveyed=survey is not None)),
+        ),
     )
 
 

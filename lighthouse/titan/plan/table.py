@@ -1,5 +1,6 @@
 """A plan as a table for people."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,9 @@ from lighthouse.titan.plan.work import CPU
 
 if TYPE_CHECKING:
     from lighthouse.titan.plan.job import Plan
+
+
+TITLE, WIDTH = 18, 80
 
 
 def table(result: "Plan") -> str:
@@ -24,29 +28,29 @@ def table(result: "Plan") -> str:
 
     size = "" if result.parameters is None else f", {result.parameters:,} parameters"
     kind = "CPU processes" if result.device == CPU else f"x {result.device}"
+    of_degrees = ", ".join(f"{name} {degree}" for name, degree in degrees.items())
+    of_step = f"{result.tokens_per_step:,} tokens in sequences of {result.seq_len:,}"
     lines = [
-        f"model             {result.flavor}{size}",
-        f"GPUs              {result.gpus} {kind}: "
-        + ", ".join(f"{name} {degree}" for name, degree in degrees.items()),
-        f"step              {result.tokens_per_step:,} tokens in sequences of {result.seq_len:,}, "
-        f"{result.accumulation} micro-batches",
-        f"tokens            {result.tokens:,} in all steps",
+        _said("model", f"{result.flavor}{size}"),
+        _said("GPUs", f"{result.gpus} {kind}: {of_degrees}"),
+        _said("step", f"{of_step}, {result.accumulation} micro-batches"),
+        _said("tokens", f"{result.tokens:,} in all steps"),
     ]
     if result.gathered_len:
-        lines.append(f"S                 {in_layers(result.gathered_len)}")
+        lines.append(_said("S", in_layers(result.gathered_len)))
     if result.windows:
-        lines.append(f"windows           {in_layers(result.windows)}")
+        lines.append(_said("windows", in_layers(result.windows)))
     if result.checkpoint_bytes is not None:
-        lines.append(f"checkpoint        {_size(result.checkpoint_bytes)}, to go on from")
+        lines.append(_said("checkpoint", f"{_size(result.checkpoint_bytes)}, to go on from"))
     lines.append("")
     columns = [*result.stages, result.all_dense]
 
     def row(title: str, cells: Sequence[float | None], form: str) -> None:
         if any(cell is not None for cell in cells):
             shown = ("-" if cell is None else format(cell, form) for cell in cells)
-            lines.append(f"{title:<28}" + "".join(f"{cell:>14}" for cell in shown))
+            lines.append(f"{title:<26}" + "".join(f"{cell:>13}" for cell in shown))
 
-    lines.append(f"{'':<28}" + "".join(f"{stage.name:>14}" for stage in columns))
+    lines.append(f"{'':<26}" + "".join(f"{stage.name:>13}" for stage in columns))
     row("steps", [stage.steps for stage in columns], ",")
     if len({stage.seq_len for stage in columns}) > 1:
         row("tokens of a sequence", [stage.seq_len for stage in columns], ",")
@@ -71,19 +75,30 @@ def table(result: "Plan") -> str:
     row("hours", [stage.hours for stage in columns], ".1f")
     lines.append("")
     if result.hours is not None:
-        lines.append(
-            f"the run           {result.hours:.1f} hours, {result.gpu_hours:,.0f} GPU-hours, "
-            f"{result.speedup:.2f} x as fast as all dense at {result.all_dense.seq_len:,} tokens"
-        )
+        dense = f"as fast as all dense at {result.all_dense.seq_len:,} tokens"
+        hours = f"{result.hours:.1f} hours, {result.gpu_hours:,.0f} GPU-hours"
+        lines.append(_said("the run", f"{hours}, {result.speedup:.2f} x {dense}"))
     lines += _memory(result)
     if (workers := result.loader_workers) is not None:
         suffice = "worker a rank suffices" if workers == 1 else "workers a rank suffice"
+        each = f"each reads {result.loader_rate / 1e6:.1f} M tokens/s"
         lines.append(
-            f"loader            {workers} {suffice} (training.dataloader.num_workers); each reads "
-            f"{result.loader_rate / 1e6:.1f} M tokens/s"
+            _said("loader", f"{workers} {suffice} (training.dataloader.num_workers); {each}")
         )
-    lines += [f"note              {remark}" for remark in result.remarks]
+    lines += [_said("note", remark) for remark in result.remarks]
     return "\n".join(lines)
+
+
+def _said(title: str, text: str) -> str:
+    """Under a title, in lines of a terminal."""
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=f"{title:<{TITLE}}",
+        subsequent_indent=" " * TITLE,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _memory(result: "Plan") -> list[str]:
@@ -96,7 +111,7 @@ def _memory(result: "Plan") -> list[str]:
         left = limit - (stage.memory_gib or 0.0)
         fits = f"fits, {left:.1f}" if left >= 0 else f"does not fit, {-left:.1f}"
         rest = "GiB to spare" if left >= 0 else "GiB too many"
-        lines.append(f"memory            {stage.name} {fits} {rest} of {limit:.1f}; {part}")
+        lines.append(_said("memory", f"{stage.name} {fits} {rest} of {limit:.1f}; {part}"))
     return list(dict.fromkeys(lines))  # stages that are alike are said once
 
 

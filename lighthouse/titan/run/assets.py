@@ -75,6 +75,20 @@ def weights_folder(job_config: "JobConfig") -> Path | None:
     return Path(config.initial_load_path or job_config.model.hf_assets_path)
 
 
+def weights_left_out(job_config: "JobConfig") -> list[str]:
+    """A sentence for a run that takes the sizes of a folder, and not the weights beside them."""
+    config, model = job_config.checkpoint, job_config.model
+    own = Path(job_config.job.dump_folder) / config.folder
+    if model.flavor != HF or config.initial_load_in_hf or config.initial_load_path:
+        return []
+    if finished_steps(own) or not any(Path(model.hf_assets_path).glob("*.safetensors")):
+        return []
+    return [
+        f"model.hf_assets_path = {model.hf_assets_path!r}: its weights are not loaded, the model "
+        "begins with random ones; checkpoint.initial_load_in_hf = true begins with them"
+    ]
+
+
 def begun_with(run: Path) -> dict[str, Any]:
     """What ``keep_assets`` wrote of the first weights; empty for a run that began at random."""
     return read_object(run / ASSETS_FOLDER / BEGUN_FILE)

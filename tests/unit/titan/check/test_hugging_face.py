@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lighthouse.titan.llama3.safetensors_header import INDEX_FILE, SINGLE_FILE, stored_weights
+from lighthouse.titan.plan.job import plan
+from lighthouse.titan.run.assets import weights_left_out
 from tests.support.llamas import LLAMA3, edit_config, parse, save_llama
 
 
@@ -61,6 +63,19 @@ def test_accepted(folder: Path, flags: str) -> None:
 def test_refused(folder: Path, flags: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse(folder, *flags.split(), checked=True)
+
+
+def test_weights_that_are_not_loaded_are_said(folder: Path, tmp_path: Path) -> None:
+    flags = ("--job.dump_folder", str(tmp_path))
+    assert weights_left_out(parse(folder, *flags)) == []
+    job_config = parse(folder, *flags, "--checkpoint.no-initial_load_in_hf")
+    (said,) = weights_left_out(job_config)
+    assert str(folder) in said and "initial_load_in_hf = true" in said
+    assert said in plan(job_config, gpus=1).remarks
+    checkpoint = tmp_path / "checkpoint/step-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / ".metadata").touch()
+    assert weights_left_out(job_config) == []
 
 
 def test_weights_of_another_folder_than_the_description(folder: Path, copied: Path) -> None:

@@ -82,6 +82,11 @@ CONTRADICTIONS = {
         "",
         r"training\.steps = 8: \[\[stages\]\] have 3 \+ 4 \+ 2 = 9 steps; .* \(in .*1\.toml\)",
     ),
+    "steps of one stage": (
+        [{"stages": STAGES[:1], "training": {"steps": 8}}],
+        "",
+        r"training\.steps = 8: \[\[stages\]\] have 3 steps; ",
+    ),
     "steps above": (
         [{"stages": STAGES}, {"training": {"steps": 8}}],
         "",

@@ -68,7 +68,7 @@ def _not_json(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_empty, r"no such file, or no \.parquet"),
+        (_empty, r"holds no \.parquet"),
         (_no_column, r'no column "text", only \[\'body\'\]'),
         (_numbers, "holds int64, not strings"),
         (_nulls, "row 0 has a null in column"),
