@@ -1,9 +1,10 @@
-"""Host time of a Lighthouse layer in eager mode: Python, dispatch and launches, without a GPU.
+"""Host time of a Lighthouse layer in eager mode: Python and launches, without a GPU.
 
     python -m benchmarks.host_time [--seq-len 8192] [--kv-heads 8] [--out FILE]
 
 The kernels are compiled for an H100 and launched by Triton as ever, but through a driver that does
-nothing where a GPU's queue would be called. "Without launches" leaves out all that Triton does.
+nothing where a GPU's queue would be called. "Without launches" leaves out all that Triton does;
+"as operators" is what a mode or a compiler sees, by way of torch's dispatcher.
 Missing are that last call, of a few us, and dense attention, in whose place something allocates its
 results; memory comes from the CPU's allocator. Times are the least of many, in us, since whatever
 else runs on a CPU only adds to them. Prints JSON.
@@ -28,6 +29,7 @@ from benchmarks.provenance import commit
 from lighthouse import LighthouseConfig, lighthouse_attention
 from lighthouse.inputs import check_inputs
 from lighthouse.ops import triton as ops
+from lighthouse.ops.triton import gather_scatter, operator
 from lighthouse.ops.triton.geometry import geometry_of
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -108,8 +110,16 @@ def steps_of(inputs: Inputs, config: LighthouseConfig) -> dict[str, Callable[[],
     rows = ops.gather(inputs, coarsest, selection, config)
     row_leaf = rows[0].detach().requires_grad_()
     geometry = geometry_of(config)
-    backward = torch.ops.lighthouse
     of_tokens = (selection.slot, q.shape[2], geometry, [True] * 3)
+
+    @torch.no_grad()
+    def scatter_backward() -> None:
+        gather_scatter._scatter_backward(q, selection.index, None, geometry)
+
+    @torch.no_grad()
+    def gather_backward() -> None:
+        gather_scatter._gather_backward(list(rows), *of_tokens)
+
     return {
         "check_inputs": lambda: check_inputs(*inputs),
         "validate": lambda: config.validate(q.shape[2]),
@@ -121,8 +131,8 @@ def steps_of(inputs: Inputs, config: LighthouseConfig) -> dict[str, Callable[[],
         "gather, tracked": lambda: ops.gather(leaves, coarsest, selection, config),
         "scatter": lambda: ops.scatter(rows[0], selection, q, config),
         "scatter, tracked": lambda: ops.scatter(row_leaf, selection, q, config),
-        "scatter backward": lambda: backward.scatter_backward(q, selection.index, None, geometry),
-        "gather backward": lambda: backward.gather_backward(list(rows), *of_tokens),
+        "scatter backward": scatter_backward,
+        "gather backward": gather_backward,
     }
 
 
@@ -165,6 +175,9 @@ def main() -> None:
         "commit": commit(),
         "with_launches_us": measure(inputs, config, args.seconds),
     }
+    operator.is_in_torch_dispatch_mode = lambda: True
+    result["as_operators_us"] = measure(inputs, config, args.seconds)
+    operator.is_in_torch_dispatch_mode = lambda: False
     JITFunction.run = lambda *_, **__: None
     result["without_launches_us"] = measure(inputs, config, args.seconds)
     print(json.dumps(result, indent=1))
