@@ -8,6 +8,9 @@ from typing import Any
 
 RATES_FILE = Path(__file__).with_name("rates.json")
 
+CPU = "cpu"
+"""In the place of a device: without rates."""
+
 
 @dataclass(frozen=True)
 class Rates:

@@ -117,8 +117,9 @@ def survey_of_toml(file: Path, gpus: int) -> list[Survey]:
     """
     from torchtitan.config import ConfigManager
 
+    from lighthouse.cost.rates import CPU
     from lighthouse.titan.check.job import check_job
-    from lighthouse.titan.plan.job import CPU, machine_of, plan
+    from lighthouse.titan.plan.job import machine_of, plan
 
     job = ConfigManager(checked=False).parse_args(["--job.config_file", str(file)])
     training = job.training

@@ -8,6 +8,7 @@ from typing import Any
 
 import tomli_w
 
+from lighthouse.cost.rates import CPU
 from lighthouse.sweep.budget import filled_steps
 from lighthouse.sweep.identity import VERSION, identity, values_of
 from lighthouse.sweep.run_folder import Run, folder_of, run_names
@@ -16,7 +17,7 @@ from lighthouse.titan.check.job import Machine
 from lighthouse.titan.config.resolved_toml import to_toml
 from lighthouse.titan.config.stage_tables import FLAG
 from lighthouse.titan.config.stages import said_otherwise
-from lighthouse.titan.plan.job import CPU, Plan, machine_of, parse, plan
+from lighthouse.titan.plan.job import Plan, machine_of, parse, plan
 
 
 @dataclass(frozen=True)

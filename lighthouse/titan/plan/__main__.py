@@ -13,12 +13,8 @@ import argparse
 import json
 from dataclasses import asdict
 
-from lighthouse.cost.rates import devices
+from lighthouse.cost.rates import CPU, devices
 from lighthouse.refusal import refuse
-from lighthouse.titan.data.tokenizer import build_tokenizer
-from lighthouse.titan.plan.job import machine_of, parse, plan
-from lighthouse.titan.plan.table import table
-from lighthouse.titan.plan.work import CPU
 
 
 def main(args: list[str] | None = None) -> None:
@@ -40,6 +36,12 @@ def main(args: list[str] | None = None) -> None:
     options, trainer = parser.parse_known_args(args)
     if not 1 <= options.gpus < 1 << 31:
         parser.error(f"--gpus {options.gpus}: must be at least 1 and below 2 ** 31")
+
+    # Not imported above: it takes seconds.
+    from lighthouse.titan.data.tokenizer import build_tokenizer
+    from lighthouse.titan.plan.job import machine_of, parse, plan
+    from lighthouse.titan.plan.table import table
+
     try:
         job_config = parse(trainer, machine_of(options.device, options.gpus))
         if job_config.model.name == "llama3":

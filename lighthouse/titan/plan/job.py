@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.loader import worker_rate, workers_needed
 from lighthouse.cost.memory import GIB
-from lighthouse.cost.rates import load_rates
+from lighthouse.cost.rates import CPU, load_rates
 from lighthouse.cost.sizes import Layout, flops_per_token
 from lighthouse.cost.step import cost
 from lighthouse.titan.check.job import Machine
@@ -17,7 +17,7 @@ from lighthouse.titan.distributed.layout import accumulation_steps, layout_of
 from lighthouse.titan.plan.fit import largest_local_batch, largest_part
 from lighthouse.titan.plan.stage import PlannedStage, lasting, misfits, planned_stage
 from lighthouse.titan.plan.surveyed import surveyed_pairs, unknown_pairs
-from lighthouse.titan.plan.work import CPU, model_of, remarks, why_not_estimated, work_of
+from lighthouse.titan.plan.work import model_of, remarks, why_not_estimated, work_of
 from lighthouse.titan.run.assets import weights_left_out
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lighthouse.titan.plan.work import CPU
+from lighthouse.cost.rates import CPU
 
 if TYPE_CHECKING:
     from lighthouse.titan.plan.job import Plan

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from lighthouse.cost.rates import devices
+from lighthouse.cost.rates import CPU, devices
 from lighthouse.cost.sizes import Layout, Model, Work
 from lighthouse.titan.config.section import LayerConfig
 from lighthouse.titan.distributed.layout import accumulation_steps
@@ -11,9 +11,6 @@ from lighthouse.titan.llama3.model_args import model_args_of
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
-
-CPU = "cpu"
-"""In the place of a kind of GPU."""
 
 
 def work_of(
