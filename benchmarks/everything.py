@@ -40,6 +40,7 @@ def measurements(folder: Path, text: Path) -> list[Job]:
     return [
         job("attention", f"benchmarks.attention --out {folder / 'attention'}", 200),
         job("windows", "benchmarks.windows --out OUT", 60),
+        job("rotary", "benchmarks.rotary --out OUT", 60),
         job("documents", "benchmarks.documents --out OUT", 110),
         layer("documents-ring", "benchmarks.documents_ring OUT", 80, gpus=2),
         layer("ring", "benchmarks.ring OUT", 60, gpus=2),
