@@ -51,7 +51,7 @@ def format_table(report: Report, unread: int = 0) -> str:
     if len({stage.seq_len for stage in report.stages}) < 2:
         speeds = {stage.attention: stage.tokens_per_second for stage in report.stages}
         for attention in STAGES:
-            if attention in speeds:
+            if attention in speeds or "lighthouse" in speeds:  # which dense attention follows
                 speeds[attention] = getattr(report, f"{attention}_tokens_per_second")
         for attention, speed in speeds.items():
             text = "not measured" if speed is None else f"{speed:,.0f} tokens/s per device"
