@@ -24,7 +24,13 @@ def measurements(folder: Path, text: Path) -> list[Job]:
     """All but the study."""
 
     def job(name: str, command: str, seconds: float, gpus: int = 1, after: str = "") -> Job:
-        words = command.replace("OUT", str(folder / f"{name}.json")).split()
+        paths = {
+            "OUT": folder / f"{name}.json",
+            "OWN_FOLDER": folder / name,
+            "SHORT": folder / SHORT,
+            "TEXT": text,
+        }
+        words = (str(paths.get(word, word)) for word in command.split())
         return Job(name, tuple(words), tuple(after.split()), gpus, seconds)
 
     def layer(name: str, command: str, seconds: float, gpus: int = 1) -> Job:
@@ -38,7 +44,7 @@ def measurements(folder: Path, text: Path) -> list[Job]:
         return job(name, command, seconds, gpus)
 
     return [
-        job("attention", f"benchmarks.attention --out {folder / 'attention'}", 200),
+        job("attention", "benchmarks.attention --out OWN_FOLDER", 200),
         job("windows", "benchmarks.windows --out OUT", 60),
         job("rotary", "benchmarks.rotary --out OUT", 60),
         job("documents", "benchmarks.documents --out OUT", 110),
@@ -58,11 +64,7 @@ def measurements(folder: Path, text: Path) -> list[Job]:
         steps("8B-131k-4", "8B-131k-cp4", 400, gpus=4),
         steps("8B-262k-2", "8B-262k-cp2:published,lighthouse,window,short", 400, gpus=2),
         steps("8B-524k-2", "8B-524k-cp2-offload:lighthouse", 400, gpus=2),
-        job(
-            "extend",
-            f"benchmarks.study.extend {folder / SHORT} {text} {folder / 'extended'}",
-            *(300, 1, SHORT),
-        ),
+        job("extend", "benchmarks.study.extend SHORT TEXT OWN_FOLDER", 300, after=SHORT),
     ]
 
 

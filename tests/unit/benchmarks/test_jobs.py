@@ -68,8 +68,9 @@ def test_none_begins_that_may_take_longer_than_is_left(
 
 
 def test_every_measurement_can_be_started() -> None:
-    for job in everything.measurements(Path("OUT"), Path("TEXT")):
+    for job in everything.measurements(Path("FOLDER OUT"), Path("A TEXT")):
         assert importlib.util.find_spec(job.command[0]) is not None
+        assert job.name != "extend" or job.command[2:] == ("A TEXT", "FOLDER OUT/extend")
         if job.command[0] == "benchmarks.training":
             cases = [named(word)[1] for word in job.command[2:-2]]
             assert max(case.gpus for case in cases) == job.gpus, job.name
