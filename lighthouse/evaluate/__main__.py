@@ -175,7 +175,8 @@ def _held_out(subject: Subject, options: Any) -> "list[tuple[Tensor, Tensor]]":
     ids: list[int] = []
     for document in documents:
         ids += subject.encode(text_of(document))[0]
-        ids += [] if tuple(ids[-len(subject.end) :]) == subject.end else subject.end
+        if subject.end is not None and ids[-1:] != [subject.end]:
+            ids.append(subject.end)
         if len(ids) > options.sequences * seq_len:
             break
     stream = torch.tensor(ids, device=subject.device)

@@ -35,7 +35,7 @@ class Subject:
             (start, end) of each in its characters.
         logits: fp32 (P, V) at the positions (P,) of one sequence of tokens (N,).
         losses: cross-entropy fp32 (N,) of the predictions of labels (N,) from tokens (N,), nats.
-        end: token ids behind a document of held-out text, where it is not a run that packs it.
+        end: token id behind a document of held-out text, where it is not a run that packs it.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Subject:
     encode: Callable[[str], tuple[list[int], Spans]]
     logits: Callable[[Tensor, Tensor], Tensor]
     losses: Callable[[Tensor, Tensor], Tensor]
-    end: tuple[int, ...] = ()
+    end: int | None = None
 
 
 def is_hugging_face(folder: Path) -> bool:
@@ -108,7 +108,7 @@ def of_hugging_face(folder: Path, device: torch.device) -> Subject:
         return token_losses(model.lm_head, hidden(tokens_N), labels_N, chunk_tokens=8192)
 
     longest = model.config.max_position_embeddings
-    end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    end = tokenizer.eos_token_id
     return Subject(folder.name, None, longest, device, encode, logits, losses, end)
 
 
