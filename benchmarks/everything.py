@@ -33,11 +33,9 @@ def measurements(folder: Path, text: Path) -> list[Job]:
         words = (str(paths.get(word, word)) for word in command.split())
         return Job(name, tuple(words), tuple(after.split()), gpus, seconds)
 
-    def layer(name: str, command: str, seconds: float, gpus: int = 1) -> Job:
-        """On its own GPUs, by torchrun where there are several."""
-        if gpus > 1:
-            command = f"torch.distributed.run --standalone --nproc_per_node={gpus} -m {command}"
-        return job(name, command, seconds, gpus)
+    def ranks(name: str, command: str, seconds: float, gpus: int) -> Job:
+        torchrun = f"torch.distributed.run --standalone --nproc_per_node={gpus}"
+        return job(name, f"{torchrun} -m {command}", seconds, gpus)
 
     def steps(name: str, cases: str, seconds: float, gpus: int = 1) -> Job:
         command = f"benchmarks.training OUT {cases} --seconds {seconds - 20}"
@@ -48,8 +46,8 @@ def measurements(folder: Path, text: Path) -> list[Job]:
         job("windows", "benchmarks.windows --out OUT", 60),
         job("rotary", "benchmarks.rotary --out OUT", 60),
         job("documents", "benchmarks.documents --out OUT", 110),
-        layer("documents-ring", "benchmarks.documents_ring OUT", 80, gpus=2),
-        layer("ring", "benchmarks.ring OUT", 60, gpus=2),
+        ranks("documents-ring", "benchmarks.documents_ring OUT", 80, gpus=2),
+        ranks("ring", "benchmarks.ring OUT", 60, gpus=2),
         job("rivals", "benchmarks.rivals --gpus 2 --out OUT", 400, gpus=2),
         job("guard", "benchmarks.guard OUT", 120, gpus=2),
         steps("training", "98k 98k-op 98k-full 98k-dense 98k-dense-op 98k-530M", 420),

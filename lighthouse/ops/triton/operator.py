@@ -1,9 +1,9 @@
 """Registering a function as an operator, which costs a call nothing where nobody watches.
 
 At short lengths a layer waits for the host, not for kernels. ``torch.library.custom_op`` puts one
-wrapper around the function and another at the autograd key; without them a call still spends half
-of its time between Python and the function. A compiler, a mode and a tensor of another class have
-to see an operator. Plain tensors need no more than the function itself.
+wrapper around the function and another at the autograd key; without them a call still spends a
+fifth to a half of its time between Python and the function. A compiler, a mode and a tensor of
+another class have to see an operator. Plain tensors need no more than the function itself.
 """
 
 from collections.abc import Callable
