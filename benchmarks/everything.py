@@ -48,7 +48,7 @@ def measurements(folder: Path, text: Path) -> list[Job]:
         job("documents", "benchmarks.documents --out OUT", 110),
         ranks("documents-ring", "benchmarks.documents_ring OUT", 80, gpus=2),
         ranks("ring", "benchmarks.ring OUT", 60, gpus=2),
-        job("rivals", "benchmarks.rivals --gpus 2 --out OUT", 400, gpus=2),
+        job("rivals", "benchmarks.rivals --gpus 2 --seconds 520 --out OUT", 540, gpus=2),
         job("guard", "benchmarks.guard OUT", 120, gpus=2),
         steps("training", "98k 98k-op 98k-full 98k-dense 98k-dense-op 98k-530M", 420),
         steps("training-windows", "98k 98k-windows 98k-all", 190),

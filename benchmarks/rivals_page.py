@@ -22,8 +22,8 @@ TEMPLATE = """# Rivals
 Made by `python -m benchmarks.rivals_page`; do not edit.
 
 One attention layer of ours beside other ways to train at length. What it costs is measured here;
-what a model learns with it is not: for Lighthouse, windows, short blocks and dense attention that
-is in [the study](study.md).
+what a model learns with it is not: for Lighthouse, windows, short blocks, MoBA and dense attention
+that is in [the study](study.md).
 
 ## When to take which
 

@@ -83,7 +83,7 @@ AT_65K = Setting(
         "window": (_of("window", 570, window=2048), _of("dense", 180)),
         "layers": (_of("lighthouse", 650, **LAYERS), _of("dense", 180)),
         # Three blocks of 512 that MoBA selects, a token's own among them.
-        "moba": (_of("window", 300, window=1536), _of("dense", 180)),
+        "moba": (_of("window", 150, window=1536), _of("dense", 180)),
         # Short first, then Lighthouse with full resolution nearby.
         "grow-layers": (
             _of("dense", 250, 8192),

@@ -202,16 +202,18 @@ def stages_in_words(stages: Sequence[dict[str, Any]], seq_len: int) -> str:
 
 
 def by_machine(runs: dict[str, Run], setting: str) -> dict[tuple[str, int], list[Run]]:
-    """Runs of a setting: each machine has its speeds, and short stages of its own."""
+    """Runs of a setting: each machine has short stages of its own. From scratch all are together."""
+    of_setting = [run for run in runs.values() if run["setting"] == setting]
     found = defaultdict(list)
-    for run in runs.values():
-        if run["setting"] == setting:
-            found[run["device"], run["machine"]].append(run)
-    return dict(found)
+    for run in of_setting:
+        found[run["device"], run["machine"]].append(run)
+    if SETTINGS[setting].after_short or not found:
+        return dict(found)
+    return {(" and ".join(sorted({device for device, _ in found})), 1): of_setting}
 
 
 def picture(setting: str, device: str, machine: int) -> Path:
-    card = device.split()[1].lower()
+    card = "_".join(words.split()[1].lower() for words in device.split(" and "))
     return RESULTS.with_name(f"recipes_{setting}_{card}{f'_{machine}' if machine > 1 else ''}.png")
 
 
@@ -243,7 +245,8 @@ def frontier(runs: Sequence[Run], setting: str, device: str, path: Path) -> None
         ]
         other.plot([end for _, end, _ in bins], losses, "o-", ms=3, color=color, label=recipe)
     far_from = best[order[0]][1][0]["positions"]["far_from"]
-    left.set_xlabel("seconds of training after the short stage")
+    short = " after the short stage" if SETTINGS[setting].after_short else ""
+    left.set_xlabel(f"seconds of training{short}")
     left.set_ylabel(f"held-out dense loss beyond {far_from:,} tokens (nats a byte)")
     left.grid(alpha=0.3)
     left.margins(x=0.3)  # for the names
