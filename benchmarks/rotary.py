@@ -2,9 +2,9 @@
 
     python -m benchmarks.rotary [--tokens 98304] [--out FILE]
 
-"Pairs" is what the trainer compiles. "Swapped" adds each channel's neighbour, so that no tensor is
-put together of two. "Words" reads both channels of a pair as one integer of 32 bits, and has a
-backward of its own, which turns the other way. Sequences are as long as in the stages of
+"Words" is what the trainer compiles: both channels of a pair as one integer of 32 bits, and a
+backward of its own, which turns the other way. "Pairs" takes them apart and puts them together;
+"swapped" adds each channel's neighbour. Sequences are as long as in the stages of
 ``growing_98k.toml``. Times are medians of replayed CUDA graphs in ms, of forward and of forward +
 backward; ``floor_ms`` is what a copy of the same bytes takes. Writes JSON.
 """
@@ -29,6 +29,14 @@ LENGTHS = (2048, 8192, 98304)
 Rotation = Callable[[Tensor, Tensor], Tensor]
 
 
+def pairs(x_BNHD: Tensor, freqs_cis: Tensor) -> Tensor:
+    """Of each pair its channels apart, then together."""
+    real, imaginary = x_BNHD.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = torch.view_as_real(freqs_cis).unbind(-1)
+    turned = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
+    return turned.flatten(-2).type_as(x_BNHD)
+
+
 def swapped(x_BNHD: Tensor, freqs_cis: Tensor) -> Tensor:
     """x cos + (its neighbour) (-sin, sin)."""
     pairs = x_BNHD.float().unflatten(-1, (-1, 2))
@@ -37,32 +45,7 @@ def swapped(x_BNHD: Tensor, freqs_cis: Tensor) -> Tensor:
     return turned.flatten(-2).type_as(x_BNHD)
 
 
-class Words(torch.autograd.Function):
-    """Of bfloat16: the first channel of a pair is the lower half of a word."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BNHD: Tensor, freqs_cis: Tensor) -> Tensor:
-        ctx.save_for_backward(freqs_cis)
-        return _turn_words(x_BNHD, *torch.view_as_real(freqs_cis).unbind(-1))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (freqs_cis,) = ctx.saved_tensors
-        cos, sin = torch.view_as_real(freqs_cis).unbind(-1)
-        return _turn_words(grads[0], cos, -sin), None
-
-
-def _turn_words(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    words = x.view(torch.int32)
-    real, imaginary = (words << 16).view(torch.float32), (words & ~0xFFFF).view(torch.float32)
-    low, high = (
-        half.bfloat16().view(torch.int16).int()
-        for half in (real * cos - imaginary * sin, real * sin + imaginary * cos)
-    )
-    return (low & 0xFFFF | high << 16).view(torch.bfloat16)
-
-
-FORMS: dict[str, Rotation] = {"pairs": rotate, "swapped": swapped, "words": Words.apply}
+FORMS: dict[str, Rotation] = {"words": rotate, "pairs": pairs, "swapped": swapped}
 
 
 def layer(form: Rotation, freqs_cis: Tensor, q_BNHD: Tensor, k_BNHD: Tensor) -> Tensor:

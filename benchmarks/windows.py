@@ -86,7 +86,9 @@ def flex(seq_len: int, window: int, block: int | None = None) -> Call:
         return (q >= k) & (q - k < window)
 
     size = {} if block is None else {"BLOCK_SIZE": block}
-    mask = create_block_mask(near, None, None, seq_len, seq_len, device="cuda", **size)
+    # Compiled: otherwise each pair of tokens takes eight bytes before there are blocks.
+    blocks = torch.compile(create_block_mask)
+    mask = blocks(near, None, None, seq_len, seq_len, device="cuda", **size)
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 

@@ -202,7 +202,7 @@ def stages_in_words(stages: Sequence[dict[str, Any]], seq_len: int) -> str:
 
 
 def by_machine(runs: dict[str, Run], setting: str) -> dict[tuple[str, int], list[Run]]:
-    """Runs of a setting: each machine has short stages of its own. From scratch all are together."""
+    """Runs of a setting: each machine has short stages of its own; from scratch all are alike."""
     of_setting = [run for run in runs.values() if run["setting"] == setting]
     found = defaultdict(list)
     for run in of_setting:

@@ -12,22 +12,65 @@ def rotate(x_BNHD: Tensor, freqs_cis: Tensor) -> Tensor:
 
     Args:
         x_BNHD: (B, N, H, D) of any floating dtype.
-        freqs_cis: complex64, broadcastable to (B, N, H, D/2): the angles as complex numbers.
+        freqs_cis: complex64, broadcastable to (B, N, H, D/2): the angles as complex numbers. They
+            get no gradient.
 
     Returns:
         (B, N, H, D) in the dtype of ``x_BNHD``, computed in fp32: the product of complex numbers,
         to the last bit but where a compiler contracts multiply and add.
     """
     # The compiler does not fuse complex products; without it they take a sixth of the time.
-    in_pairs = rotate_real if torch.compiler.is_compiling() else rotate_complex
-    return in_pairs(x_BNHD.float().unflatten(-1, (-1, 2)), freqs_cis).flatten(-2).type_as(x_BNHD)
+    if not torch.compiler.is_compiling():
+        pairs = x_BNHD.float().unflatten(-1, (-1, 2))
+        return rotate_complex(pairs, freqs_cis).flatten(-2).type_as(x_BNHD)
+    real_imaginary = torch.view_as_real(freqs_cis)
+    if x_BNHD.dtype is torch.bfloat16:
+        of_words: Tensor = _Words.apply(x_BNHD, real_imaginary)
+        return of_words
+    real, imaginary = x_BNHD.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = _turn(real, imaginary, real_imaginary)
+    return torch.stack(turned, dim=-1).flatten(-2).type_as(x_BNHD)
 
 
-def rotate_real(pairs: Tensor, freqs_cis: Tensor) -> Tensor:
-    """The pairs (..., 2) turned, as a compiler likes it."""
-    real, imaginary = pairs.unbind(-1)
-    cos, sin = torch.view_as_real(freqs_cis).unbind(-1)
-    return torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
+def _turn(
+    real: Tensor, imaginary: Tensor, freqs: Tensor, back: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Both in fp32, by angles (..., 2) or by their opposites."""
+    cos, sin = freqs.unbind(-1)
+    # With -sin made first, the compiler would keep it for backward, in each layer.
+    if back:
+        return real * cos + imaginary * sin, imaginary * cos - real * sin
+    return real * cos - imaginary * sin, real * sin + imaginary * cos
+
+
+@torch.compiler.allow_in_graph  # in torch 2.11 checkpoints would keep its output otherwise
+class _Words(torch.autograd.Function):
+    """Of bfloat16, both channels of a pair as one word of 32 bits: read and written once.
+
+    As a compiler derives it, backward puts pairs together out of halves, and takes as long again as
+    its bytes need (benchmarks/rotary.py).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BNHD: Tensor, freqs: Tensor) -> Tensor:
+        ctx.save_for_backward(freqs)
+        return _turn_words(x_BNHD, freqs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (freqs,) = ctx.saved_tensors
+        return _turn_words(grads[0], freqs, back=True), None
+
+
+def _turn_words(x: Tensor, freqs: Tensor, back: bool = False) -> Tensor:
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    words = x.view(torch.int32)  # the first of a pair is the lower half
+    real, imaginary = (half.view(torch.float32) for half in (words << 16, words & ~0xFFFF))
+    low, high = (
+        half.bfloat16().view(torch.int16).int() for half in _turn(real, imaginary, freqs, back)
+    )
+    return (low & 0xFFFF | high << 16).view(torch.bfloat16)
 
 
 def rotate_complex(pairs: Tensor, freqs_cis: Tensor) -> Tensor:

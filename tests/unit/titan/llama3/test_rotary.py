@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from lighthouse.titan.llama3.rotary import rotate
+from tests.support.operators import assert_keeps_its_inputs_alone, inductor_without_code
 
 
 def complex_product(x: Tensor, freqs_cis: Tensor) -> Tensor:
@@ -34,3 +35,49 @@ def test_rotates_pairs(
     (gradient,) = torch.autograd.grad(out, x, upstream)
     (truth,) = torch.autograd.grad(expected, x, upstream.double())
     assert (gradient - truth).abs().max() <= bound * upstream.abs().max() * 2
+
+
+def inputs(*shape: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*shape, generator=generator).bfloat16()
+    angles = 100 * torch.randn(shape[1], shape[3] // 2, generator=generator)
+    return x.requires_grad_(), torch.polar(torch.ones_like(angles), angles)[None, :, None]
+
+
+@pytest.mark.parametrize("grad_of", ["rows", "heads", "one number"])
+def test_compiled_it_is_the_same_to_the_last_bit(grad_of: str) -> None:
+    """With gradients as attention gives them, heads first, or of a sum."""
+    x, freqs_cis = inputs(2, 9, 3, 8)
+    # CPUs have no contraction of multiply and add there.
+    found, wanted = (
+        turn(x, freqs_cis) for turn in (torch.compile(rotate, backend="aot_eager"), rotate)
+    )
+    assert torch.equal(found, wanted)
+    grad = {
+        "rows": torch.randn_like(wanted),
+        "heads": torch.randn_like(wanted.transpose(1, 2).contiguous()).transpose(1, 2),
+        "one number": wanted.new_ones(()).expand_as(wanted),
+    }[grad_of]
+    of_both = [torch.autograd.grad(out, x, grad)[0] for out in (found, wanted)]
+    assert torch.equal(*of_both)
+
+
+def test_a_checkpoint_keeps_nothing_of_it() -> None:
+    x, freqs_cis = inputs(2, 9, 3, 8)
+
+    def squares(x: Tensor, freqs: Tensor) -> Tensor:
+        return rotate(x, torch.view_as_complex(freqs)).square()
+
+    assert_keeps_its_inputs_alone(squares, x, torch.view_as_real(freqs_cis))
+
+
+def test_angles_are_kept_once() -> None:
+    """Not the sines again in each layer, without a checkpoint."""
+    x, freqs_cis = inputs(2, 9, 3, 8)
+    kept: list[Tensor] = []
+    compiled = torch.compile(rotate, backend=inductor_without_code)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        compiled(x, freqs_cis)
+    assert kept
+    own = freqs_cis.untyped_storage().data_ptr()
+    assert all(tensor.untyped_storage().data_ptr() == own for tensor in kept)
