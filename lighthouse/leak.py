@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lighthouse.refusal import refuse
 from lighthouse.runs.files import write_atomic
 from lighthouse.runs.means import mean_of
 from lighthouse.runs.metrics import to_json
@@ -163,13 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run = load_run(options.folder, options.step, device, *overrides)
         report = measure(run, held_out(run, options.sequences, device), options.positions)
     except (ValueError, OSError) as error:  # the error of a disk names the file
-        parser.error(str(error))
+        refuse(error)
     print(table(report))
     output = options.folder / f"leak-step-{report.step}.json"
     try:
         write_atomic(output, to_json(asdict(report), indent=1) + "\n")
     except OSError as error:  # the folder of someone else, say; the table stands there
-        parser.error(f"{output} can't be written ({error.strerror})")
+        refuse(f"{output} can't be written ({error.strerror}); make {options.folder} yours")
     print(f"written: {output}")
 
 

@@ -91,9 +91,17 @@ def one_line(sentence: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(sentence))
 
 
+def in_words(error: object) -> str:
+    """What a user reads of an error; the system's own for what is another user's says no way on."""
+    if isinstance(error, PermissionError) and error.filename:
+        named = f"{error.filename} can't be read or written ({error.strerror})"
+        return f"{named}; make it yours, or name another"
+    return str(error)
+
+
 def refuse(sentence: object) -> None:
-    """End a command with the sentence. Does not return."""
-    print(f"{REFUSED}{one_line(sentence)}", file=sys.stderr, flush=True)
+    """End a command with the sentence, or with an error in words. Does not return."""
+    print(f"{REFUSED}{one_line(in_words(sentence))}", file=sys.stderr, flush=True)
     sys.exit(EXIT_CODE)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from lighthouse.refusal import refuse
 from lighthouse.report_plot import plot_loss
 from lighthouse.runs.folder import diverged, newest_checkpoint
 from lighthouse.runs.metrics import METRICS_FILE, join_runs, to_json, unread_lines
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plot_loss(records, report, output / "loss.png", output.resolve().name)
         (output / "report.json").write_text(to_json(asdict(report)) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:  # the error of a disk names the file
-        parser.error(str(error))
+        refuse(error)
     print(f"loss curve: {output / 'loss.png'}")
 
 

@@ -1,10 +1,33 @@
-"""Keys and types of the values in a TOML file, which torchtitan takes as they come."""
+"""A TOML file, and the keys and types of its values, which torchtitan takes as they come."""
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """What stands in a file.
+
+    Raises:
+        ValueError: it is not TOML; names the file.
+        OSError: it can't be read.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        if text.startswith("\ufeff") or "\0" in text:
+            raise ValueError("it has a byte order mark, or is UTF-16; save it as plain UTF-8")
+        return tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        why = f"it is not in UTF-8 from byte {error.start:,} on; save it as plain UTF-8"
+    except RecursionError:
+        why = "it is nested too deeply"
+    except ValueError as error:
+        why = str(error)
+    raise ValueError(f"{file} is not TOML: {why}") from None
 
 
 def under_dotted_keys(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -26,21 +49,43 @@ def check_toml_types(config_cls: type, values: dict[str, Any], path: str = "") -
         ValueError: for an unknown key, with similar ones; for a value of a wrong type, naming the
             key, the value and the type it should have.
     """
+    _check_section(config_cls, values, path, _by_last_name(config_cls, path))
+
+
+def _by_last_name(config_cls: type, path: str = "") -> dict[str, list[str]]:
+    """The dotted keys of a configuration, by what they end with."""
+    found: dict[str, list[str]] = {}
+    for field in fields(config_cls):
+        found.setdefault(field.name, []).append(f"{path}{field.name}")
+        if is_dataclass(field.type):
+            below = _by_last_name(field.type, f"{path}{field.name}.")  # type: ignore[arg-type]
+            for name, keys in below.items():
+                found.setdefault(name, []).extend(keys)
+    return found
+
+
+def _check_section(
+    config_cls: type, values: dict[str, Any], path: str, everywhere: dict[str, list[str]]
+) -> None:
     declared = {f.name: f.type for f in fields(config_cls)}
     for name, value in values.items():
         key, hint = f"{path}{name}", declared.get(name)
         if hint is None:
-            similar = get_close_matches(name, declared)
-            meant = f"; did you mean {' or '.join(path + s for s in similar)}?" if similar else ""
+            similar = everywhere.get(name) or [path + s for s in get_close_matches(name, declared)]
+            meant = f"; did you mean {' or '.join(similar)}?" if similar else ""
             raise ValueError(f"{key}: there is no such key{meant}")
         if is_dataclass(hint):
             if not isinstance(value, dict):
                 raise ValueError(f"{key} = {value!r}: is a section, write [{key}]")
-            check_toml_types(hint, value, f"{key}.")  # type: ignore[arg-type]
+            _check_section(hint, value, f"{key}.", everywhere)  # type: ignore[arg-type]
         elif not _is_of_type(value, hint):
-            raise ValueError(
-                f"{key} = {value!r}: must be {_describe(hint)}, got {type(value).__name__}"
-            )
+            raise ValueError(f"{key} = {value!r}: must be {_describe(hint)}, got {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, list):
+        return type(value).__name__
+    return f"list of {', '.join(sorted({type(item).__name__ for item in value})) or 'nothing'}"
 
 
 def json_types(config_cls: type, prefix: str = "") -> dict[str, tuple[type, ...]]:

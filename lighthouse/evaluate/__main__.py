@@ -23,6 +23,7 @@ import torch
 
 from lighthouse.evaluate.measures import ask, check_fits, find_needles, positions
 from lighthouse.evaluate.subject import Subject, is_hugging_face, of_hugging_face, of_run
+from lighthouse.refusal import refuse
 from lighthouse.runs.files import write_atomic
 from lighthouse.runs.metrics import to_json
 from lighthouse.tasks import Task, needle, recall, variables
@@ -208,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_writable(output)
         found = evaluate(subject, text, options)
     except (ValueError, OSError) as error:  # the error of a disk names the file
-        parser.error(str(error))
+        refuse(error)
     name = "evaluate" if found["step"] is None else f"evaluate-step-{found['step']}"
     write_atomic(output / f"{name}.json", to_json(found, indent=1) + "\n")
     plot(found, output / f"{name}.png")

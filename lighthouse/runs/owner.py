@@ -1,8 +1,9 @@
 """One trainer at a time in a run's folder, on one host or on several that share a disk.
 
 The file ``OWNER`` says which process trains there. On its own host that process is alive if it is
-there and began when the file says. Elsewhere only its heartbeat tells: a number in the file, which
-it raises. The waiting side takes the time of that, by a clock that nobody sets.
+there and began when the file says; of another folder, from which this one was copied, if it has the
+same file there. Elsewhere only its heartbeat tells: a number in the file, which it raises. The
+waiting side takes the time of that, by a clock that nobody sets.
 """
 
 import json
@@ -33,6 +34,7 @@ class Owner:
         token: of this start, as no other has it.
         host: for people; ``machine`` is where process ids mean the same.
         pid, started: which process, and when it began, in the kernel's ticks.
+        folder: where it trains, without links; empty in files from before that was written down.
         beat: raised while it lives.
     """
 
@@ -41,15 +43,17 @@ class Owner:
     machine: str
     pid: int
     started: str
+    folder: str = ""
     beat: int = 0
 
     @classmethod
-    def this(cls) -> "Owner":
-        """This process."""
+    def this(cls, folder: Path) -> "Owner":
+        """This process, in a folder."""
         pid, token = os.getpid(), uuid.uuid4().hex
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         machine = f"{boot} {os.readlink('/proc/self/ns/pid')}"
-        return cls(token, socket.gethostname(), machine, pid, _started(pid) or "")
+        where = str(folder.resolve())
+        return cls(token, socket.gethostname(), machine, pid, _started(pid) or "", where)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -105,8 +109,9 @@ def hold(folder: Path, say: Callable[[str], None]) -> None:
     """
     global _held
     let_go()
-    path, own = folder / OWNER_FILE, Owner.this()
+    path = folder / OWNER_FILE
     try:
+        own = Owner.this(folder)
         _take(path, own, say)
     except OSError as error:
         raise ValueError(
@@ -128,13 +133,14 @@ def _take(path: Path, own: Owner, say: Callable[[str], None]) -> None:
                     "that is there; remove it"
                 )
             time.sleep(LOOK_SECONDS)  # it has just gone
-        elif _is_alive(path, found, own.machine, say):
+        elif _is_alive(path, found, own, say):
             raise ValueError(
                 f"job.dump_folder = {str(folder)!r}: {found} trains there; stop that first, by the "
                 "file STOP in the folder, say, or use another folder"
             )
         else:
-            say(f"Taking over {folder} from {found}, which is gone")
+            gone = "of whose folder it is a copy" if _is_copy(path, found, own) else "which is gone"
+            say(f"Taking over {folder} from {found}, {gone}")
             _remove(path, found, own)
 
 
@@ -146,9 +152,24 @@ def let_go() -> None:
         _held = None
 
 
-def _is_alive(path: Path, owner: Owner, machine: str, say: Callable[[str], None]) -> bool:
-    if owner.machine == machine:
-        return _started(owner.pid) == owner.started
+def _is_copy(path: Path, owner: Owner, own: Owner) -> bool:
+    """Whether the file was copied from the folder where its owner, of this host, still has it.
+
+    A folder that was moved is not in its old place any more.
+    """
+    if owner.machine != own.machine or owner.folder in ("", own.folder):
+        return False
+    original = Path(owner.folder) / path.name
+    try:
+        there = _read(original)
+        return there is not None and there.token == owner.token and not original.samefile(path)
+    except OSError:
+        return False
+
+
+def _is_alive(path: Path, owner: Owner, own: Owner, say: Callable[[str], None]) -> bool:
+    if owner.machine == own.machine:
+        return _started(owner.pid) == owner.started and not _is_copy(path, owner, own)
     say(f"Waiting up to {DEAD_SECONDS:.0f} s for a sign of {owner}, which trained here last")
     since = time.monotonic()
     while time.monotonic() - since < DEAD_SECONDS:

@@ -23,7 +23,7 @@ from rich.console import Group
 from rich.live import Live
 
 from lighthouse import slurm
-from lighthouse.refusal import EXIT_CODE
+from lighthouse.refusal import EXIT_CODE, in_words
 from lighthouse.slurm import SlurmError, Task
 from lighthouse.sweep import code
 from lighthouse.sweep.batch import batch_script
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options.command(options)
     except (ValueError, SlurmError, OSError) as error:  # a disk's error names the file
-        print(f"sweep: {error}", file=sys.stderr)
+        print(f"sweep: {in_words(error)}", file=sys.stderr)
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -5,14 +5,13 @@ Values of points never reach a shell: they travel in TOML and JSON files.
 
 import itertools
 import re
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lighthouse.sweep.budget import Budget
 from lighthouse.sweep.resources import Resources, check_path
-from lighthouse.toml_types import check_toml_types
+from lighthouse.toml_types import check_toml_types, read_toml
 
 Point = dict[str, Any]
 """Overrides of the base configuration: dotted keys such as "lighthouse.topk", and values."""
@@ -84,13 +83,11 @@ def read_spec(file: Path) -> Spec:
         ValueError: naming the key, its value and what would do.
     """
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = read_toml(file)
     except FileNotFoundError:
         raise ValueError(f"there is no sweep file {file}") from None
     except IsADirectoryError:
         raise ValueError(f"{file} is a folder; give the sweep file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not TOML: {error}") from None
     refuse_secrets(values)
     check_toml_types(SweepFile, values)
     if values.get("seeds") == []:

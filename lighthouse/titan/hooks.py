@@ -16,7 +16,7 @@ from lighthouse.orphan import has_trained
 from lighthouse.refusal import refusals
 from lighthouse.runs.folder import unfinished_steps
 from lighthouse.runs.owner import hold
-from lighthouse.titan.checkpoint.damage import check_content, check_whole
+from lighthouse.titan.checkpoint.damage import check_content, check_whole, say_unsealed
 from lighthouse.titan.checkpoint.disk import check_space, check_writable
 from lighthouse.titan.checkpoint.record import RECORD
 from lighthouse.titan.checkpoint.resume import (
@@ -174,8 +174,11 @@ class RunHooks:
         Raises:
             Refusal: its bytes have changed.
         """
-        if self._checkpoint is not None and self._job_config.checkpoint.verify:
-            check_content(self._checkpoint)
+        if self._checkpoint is not None:
+            if self._job_config.checkpoint.verify:
+                check_content(self._checkpoint)
+            else:
+                say_unsealed(self._checkpoint)
         checkpointer.run_record = self._resume.record
         go_on_reading(self._resume, self._trainer.dataloader, checkpointer, self._say)
         self._settings = settings_of_groups(self._trainer.optimizers)
@@ -187,13 +190,13 @@ class RunHooks:
         Each rank counts its own, and at another data-parallel degree it has seen another share.
 
         Raises:
-            Refusal: a weight, or what an optimizer has of it, is not finite, and that is not
-                accepted.
+            Refusal: the checkpoint is of another step than its folder says; a weight, or what an
+                optimizer has of it, is not finite, and that is not accepted.
         """
         nonfinite = nonfinite_weights(self._model_parts)
         moments = nonfinite_moments(self._model_parts, self._trainer.optimizers)
         first = first_of_ranks(next(iter([*nonfinite, *moments]), None))
-        check_loaded(self._job_config, step, first)
+        check_loaded(self._job_config, step, self._resume.step, first)
         if first is not None:
             self._say(f"Values in {first}, and perhaps behind it, are not finite, and accepted")
         self._clock = StageClock(self._job_config)

@@ -9,7 +9,7 @@ from lighthouse.evaluate.__main__ import main
 from lighthouse.titan.export import main as export
 from tests.support.trainer import Run, train
 
-FIRST_LENGTH = "evaluate: error: --lengths: 20 tokens are too few for a task, which takes"
+FIRST_LENGTH = "refused: --lengths: 20 tokens are too few for a task, which takes"
 LENGTHS = "--lengths 400 4096 --trials 2 --device cpu".split()
 
 

@@ -1,5 +1,6 @@
 """How a mistake is said: once, in one sentence, with exit code 2."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,12 @@ def test_a_command_ends_with_the_sentence(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         refuse(ValueError("a.b = 'naïve\n\udcff'"))
     assert capsys.readouterr().err == "refused: a.b = 'naïve\\n\\udcff'\n"
+    with pytest.raises(SystemExit):
+        refuse(PermissionError(errno.EACCES, "Permission denied", "/a/b"))
+    assert capsys.readouterr().err == (
+        "refused: /a/b can't be read or written (Permission denied); make it yours, or name "
+        "another\n"
+    )
 
 
 def test_rank_0_says_it_at_once(exits: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,8 +56,7 @@ def check_content(checkpoint: Path, names: Iterable[str] | None = None) -> None:
     metadata, sums = read_sealed(checkpoint)
     stored = metadata.storage_data
     shards = sorted({place.relative_path for place in stored.values()})
-    if rank == 0 and any(shard not in sums for shard in shards):
-        _say_unsealed(checkpoint)
+    _say_unsealed(checkpoint, shards, sums)
     entries = sorted(
         (place.relative_path, place.offset, place.length, index.fqn)
         for index, place in stored.items()
@@ -81,10 +80,10 @@ def fault_of(checkpoint: Path) -> str | None:
         return f"{Path(error.filename or METADATA).name} can't be read ({error.strerror})"
     needed: dict[str, int] = {}
     for place in metadata.storage_data.values():
-        if os.path.basename(place.relative_path) != place.relative_path:
-            return f"{METADATA} names {place.relative_path!r}, which is not in the folder"
-        end = place.offset + place.length
-        needed[place.relative_path] = max(end, needed.get(place.relative_path, 0))
+        name = place.relative_path
+        if not name or os.path.basename(name) != name:
+            return f"{METADATA} names {name!r}, which is not in the folder"
+        needed[name] = max(place.offset + place.length, needed.get(name, 0))
     for name, size in sorted(needed.items()):
         file = checkpoint / name
         try:
@@ -93,6 +92,8 @@ def fault_of(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         except OSError as error:
             return f"{name} can't be read ({error.strerror})"
+        except ValueError:  # no name that a file could have
+            return f"{METADATA} names {name!r}, which is not in the folder"
         if not stat.S_ISREG(found.st_mode):
             return f"{name} is no file"
         if not os.access(file, os.R_OK):
@@ -102,7 +103,15 @@ def fault_of(checkpoint: Path) -> str | None:
     return None
 
 
-def _say_unsealed(checkpoint: Path) -> None:
+def say_unsealed(checkpoint: Path) -> None:
+    """Warn of a checkpoint without checksums, of which `check_content` is not asked."""
+    metadata, sums = read_sealed(checkpoint)
+    _say_unsealed(checkpoint, {p.relative_path for p in metadata.storage_data.values()}, sums)
+
+
+def _say_unsealed(checkpoint: Path, shards: Iterable[str], sums: dict[str, int]) -> None:
+    if all(shard in sums for shard in shards) or (dist.is_initialized() and dist.get_rank() > 0):
+        return
     # Not imported above, as what torchtitan's lowest modules need must not.
     from torchtitan.tools.logging import logger
 

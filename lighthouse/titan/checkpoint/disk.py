@@ -20,6 +20,7 @@ from lighthouse.runs.folder import (
     STOP_FILE,
     all_steps,
     finished_steps,
+    unfinished_steps,
 )
 from lighthouse.runs.metrics import METRICS_FILE
 
@@ -35,11 +36,11 @@ def check_writable(job_config: "JobConfig") -> None:
 
     Raises:
         ValueError: naming job.dump_folder, where that fails, where a file that the run goes on with
-            is not this user's to write, or where a folder stands in the place of one of the run's
-            files or the other way round.
+            is not this user's, or where a folder stands in the place of one of the run's files or
+            the other way round.
     """
     folder = Path(job_config.job.dump_folder)
-    inside = (CONFIGS_FOLDER, ASSETS_FOLDER, job_config.checkpoint.folder)
+    inside = (CONFIGS_FOLDER, ASSETS_FOLDER, job_config.checkpoint.folder, *_logs(job_config))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _try_to_write(folder)
@@ -56,6 +57,12 @@ def check_writable(job_config: "JobConfig") -> None:
             f"job.dump_folder = {str(folder)!r}: can't be written ({error}); name a folder that "
             "can, or make room there"
         ) from error
+    for file in (folder / CONFIGS_FOLDER).glob("*.toml"):
+        if not os.access(file, os.R_OK):
+            raise ValueError(
+                f"job.dump_folder = {str(folder)!r}: {file} can't be read, as a file of another "
+                "user; make it readable, or name another folder"
+            )
     # All others are put there anew.
     for file in (folder / METRICS_FILE, *(folder / ASSETS_FOLDER).rglob("*")):
         if file.is_file() and not os.access(file, os.R_OK | os.W_OK):
@@ -76,6 +83,25 @@ def check_writable(job_config: "JobConfig") -> None:
                 f"job.dump_folder = {str(folder)!r}: {found} is no folder, or a link to none; "
                 "bring it back, or move it away to go on from the checkpoint before"
             )
+    for step in unfinished_steps(checkpoints) if job_config.checkpoint.enable else ():
+        try:
+            _try_to_write(checkpoints / f"step-{step}")
+        except OSError as error:
+            raise ValueError(
+                f"job.dump_folder = {str(folder)!r}: {checkpoints / f'step-{step}'}, the rest of a "
+                f"save, can't be written again ({error.strerror}); make it yours, or move it away"
+            ) from error
+
+
+def _logs(job_config: "JobConfig") -> list[str]:
+    """Folders of what upstream writes besides, in the run's."""
+    metrics, profiling = job_config.metrics, job_config.profiling
+    wanted = {
+        metrics.save_tb_folder: metrics.enable_tensorboard,
+        profiling.save_traces_folder: profiling.enable_profiling,
+        profiling.save_memory_snapshot_folder: profiling.enable_memory_snapshot,
+    }
+    return [name for name, is_wanted in wanted.items() if is_wanted]
 
 
 def _try_to_write(folder: Path, size: int = 1) -> None:

@@ -7,9 +7,13 @@ anything. Here a pickle may name what a checkpoint consists of, and no more.
 
 import importlib
 import io
+import itertools
+import math
 import os
 import pickle
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,10 +25,12 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     Metadata,
+    MetadataIndex,
     StorageMeta,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.futures import Future
 
 from lighthouse.refusal import Refusal
 from lighthouse.runs.files import read_file
@@ -48,6 +54,8 @@ _OF_METADATA = _FILLED_IN | {
     ("torch.serialization", "_get_layout"),
     *(("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")),  # by the release of Python
 }
+_MOST_DIMENSIONS = 8
+"""Of a tensor: a box has two to the power of that many corners, which are all looked at."""
 _DTYPES = {name for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
 
@@ -108,7 +116,7 @@ def read_sealed(checkpoint: Path) -> tuple[Metadata, dict[str, int]]:
     Raises:
         OSError: no ``.metadata``.
         ValueError: its ``.metadata`` is none, has changed since it was written, or names what a
-            checkpoint does not consist of.
+            checkpoint does not consist of, or it does not say once where each part of a tensor is.
     """
     data = read_file(checkpoint / METADATA)
     if not data:
@@ -120,6 +128,8 @@ def read_sealed(checkpoint: Path) -> tuple[Metadata, dict[str, int]]:
         raise ValueError(f"{METADATA} can't be read: {error}") from error
     if not isinstance(metadata, Metadata) or not _is_filled_in(metadata):
         raise ValueError(f"{METADATA} can't be read: it holds something else")
+    if (fault := _contradiction(metadata)) is not None:
+        raise ValueError(f"{METADATA} contradicts itself: {fault}")
     return metadata, sums
 
 
@@ -144,6 +154,7 @@ def _is_filled_in(metadata: Metadata) -> bool:
         ) and all(
             [type(index.fqn), type(place.relative_path)] == [str, str]
             and _are_sizes((place.offset, place.length))
+            and not getattr(place, "transform_descriptors", None)  # the trainer compresses none
             for index, place in metadata.storage_data.items()
         )
     except (AttributeError, TypeError):
@@ -151,7 +162,55 @@ def _is_filled_in(metadata: Metadata) -> bool:
 
 
 def _are_sizes(values: Any) -> bool:
-    return isinstance(values, tuple) and all(type(value) is int and value >= 0 for value in values)
+    return (
+        isinstance(values, tuple)
+        and len(values) <= _MOST_DIMENSIONS
+        and all(type(value) is int and value >= 0 for value in values)
+    )
+
+
+def _contradiction(metadata: Metadata) -> str | None:
+    """What would leave a part of a tensor unread, or read it from the place of something else."""
+    stored = metadata.storage_data
+    for name, entry in metadata.state_dict_metadata.items():
+        indices = [MetadataIndex(name)]
+        if isinstance(entry, TensorStorageMetadata):
+            if not _is_tiled(entry):
+                return f"the pieces of {name} are not its whole"
+            indices = [MetadataIndex(name, chunk.offsets) for chunk in entry.chunks]
+        if any(index not in stored for index in indices):
+            return f"it does not say where {name} is"
+    places = sorted((p.relative_path, p.offset, p.length, i.fqn) for i, p in stored.items())
+    for (file, offset, length, name), (next_file, begin, _, other) in itertools.pairwise(places):
+        if file == next_file and begin < offset + length:
+            return f"{name} and {other} are in the same place of {file}"
+    return None
+
+
+def _is_tiled(entry: TensorStorageMetadata) -> bool:
+    """Whether each element of a tensor is in one chunk, and no chunk has others.
+
+    So it is if the corners of all chunks, of which the even and the odd ones count against each
+    other, leave those of the whole.
+    """
+    dimensions = len(entry.size)
+    corners: Counter[tuple[int, ...]] = Counter(_corners((0,) * dimensions, entry.size))
+    for chunk in entry.chunks:
+        if not len(chunk.offsets) == len(chunk.sizes) == dimensions:
+            return False
+        corners.subtract(_corners(chunk.offsets, chunk.sizes))
+    return not any(corners.values())
+
+
+def _corners(offsets: Sequence[int], sizes: Sequence[int]) -> dict[tuple[int, ...], int]:
+    """Of a box, each with its sign; of an empty one none."""
+    if 0 in sizes:
+        return {}
+    ends = [((begin, 1), (begin + size, -1)) for begin, size in zip(offsets, sizes, strict=True)]
+    return {
+        tuple(at for at, _ in corner): math.prod(sign for _, sign in corner)
+        for corner in itertools.product(*ends)
+    }
 
 
 def plain(data: bytes, what: str) -> Any:
@@ -177,7 +236,39 @@ class _Reader(FileSystemReader):
     def read_metadata(self) -> Metadata:
         metadata = read_metadata(Path(self.path))
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        self._entries = metadata.state_dict_metadata
         return metadata
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        for item in plan.items:
+            if item.type == LoadItemType.TENSOR:
+                self._check_tensor(item.storage_index)
+        return super().read_data(plan, planner)
+
+    def _check_tensor(self, index: MetadataIndex) -> None:
+        """Refuse another tensor than the metadata say, which would be cut to size and cast.
+
+        Of what is in the file only what it is, is read here.
+        """
+        place, entry = self.storage_data[index], self._entries[index.fqn]
+        assert isinstance(entry, TensorStorageMetadata)
+        dtype = entry.properties.dtype
+        sizes = [chunk.sizes for chunk in entry.chunks if chunk.offsets == index.offset]
+        file = Path(self.path) / place.relative_path
+        try:
+            with file.open("rb") as shard, torch.serialization.skip_data():
+                found = torch.load(self._slice_file(shard, place), "cpu", weights_only=True)
+        except _BROKEN as error:
+            raise _no_such_value(file, index.fqn) from error
+        if not isinstance(found, torch.Tensor) or found.dtype != dtype or found.size() not in sizes:
+            raise _no_such_value(file, index.fqn)
+
+
+def _no_such_value(file: Path, name: str) -> Refusal:
+    return Refusal(
+        f"checkpoint {file.parent} can't be read: {file.name} has something else in the place of "
+        f"{name} than {METADATA} says; copy it again from where it is whole, or take another one"
+    )
 
 
 class _Planner(DefaultLoadPlanner):
@@ -186,6 +277,25 @@ class _Planner(DefaultLoadPlanner):
     def __init__(self, checkpoint: Path) -> None:
         super().__init__()
         self._checkpoint = checkpoint
+
+    def create_local_plan(self) -> LoadPlan:
+        """As the default one, of a checkpoint that has all of what is loaded and in its shapes."""
+        try:
+            plan = super().create_local_plan()
+        except (RuntimeError, ValueError) as error:  # which names no checkpoint
+            raise self._of_another_model(str(error).rstrip(".")) from error
+        assert self.metadata is not None
+        for name, value in self.state_dict.items():
+            entry = self.metadata.state_dict_metadata[name]
+            if isinstance(entry, BytesStorageMetadata) and isinstance(value, torch.Tensor):
+                raise self._of_another_model(f"{name} is no tensor there")
+        return plan
+
+    def _of_another_model(self, why: str) -> Refusal:
+        return Refusal(
+            f"checkpoint {self._checkpoint} is not of what this run trains: {why}; take one of the "
+            "same model.flavor, [model.args] and [optimizer]"
+        )
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         name = read_item.dest_index.fqn
@@ -196,6 +306,10 @@ class _Planner(DefaultLoadPlanner):
                 f"{name} of checkpoint {self._checkpoint} is not loaded: it may run code, and the "
                 "trainer writes none such; use a checkpoint that you have made"
             ) from error
+        except _BROKEN as error:
+            assert self.metadata is not None
+            place = self.metadata.storage_data[read_item.storage_index]
+            raise _no_such_value(self._checkpoint / place.relative_path, name) from error
         value.seek(0)  # the same bytes once more, of which it is known now that they run nothing
         super().load_bytes(read_item, value)
 

@@ -164,18 +164,26 @@ def checkpoint_to_read(job_config: "JobConfig") -> Path | None:
     return checkpoint if checkpoint and os.path.lexists(checkpoint / METADATA) else None
 
 
-def check_loaded(job_config: "JobConfig", step: int, nonfinite: str | None) -> None:
-    """Refuse to train on from weights that are not finite, unless that is accepted.
+def check_loaded(
+    job_config: "JobConfig", step: int, named: int | None, nonfinite: str | None
+) -> None:
+    """Refuse to train on at another step than was named, or from weights that are not finite.
 
     Args:
         job_config: torchtitan's ``JobConfig``.
-        step: of the checkpoint; 0 for the weights that a run begins with.
+        step: that was loaded; 0 for the weights that a run begins with.
+        named: the step in the name of the checkpoint's folder; None where nothing is resumed.
         nonfinite: the name of such a weight, or of an optimizer's tensor, or None.
 
     Raises:
-        ValueError: naming it and where it is from.
+        ValueError: naming the checkpoint; weights that are not finite may be accepted.
     """
     config = job_config.checkpoint
+    if named not in (None, step) and "train_state" not in config.exclude_from_loading:
+        raise ValueError(
+            f"checkpoint step-{named} holds step {step}, so that later ones would get the names of "
+            f"earlier ones; rename it to step-{step}, or move it away"
+        )
     if nonfinite is None or NONFINITE in config.accept_changes:
         return
     as_it_is = f"with them as they are by {ACCEPT} = {[*config.accept_changes, NONFINITE]}"

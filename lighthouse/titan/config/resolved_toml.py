@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from lighthouse.runs.files import write_atomic
 from lighthouse.runs.folder import CONFIGS_FOLDER, RESOLVED_FILE
+from lighthouse.toml_types import read_toml
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -44,7 +45,7 @@ def write_resolved(job_config: "JobConfig", step: int | None) -> None:
 def _read(file: Path) -> dict[str, Any] | None:
     """None where it is damaged, so that it is another one than any."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return read_toml(file)
     except ValueError:
         return None
 

@@ -3,12 +3,12 @@
 ``extends`` is a directive of the file, not a key of the configuration: it is taken out on reading.
 """
 
-import tomllib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lighthouse.toml_types import check_toml_types
+from lighthouse.toml_types import check_toml_types, read_toml
 
 Layer = tuple[Path, dict[str, Any]]
 """A file and what stands in it, without ``extends``."""
@@ -56,9 +56,7 @@ def check_layers(config_cls: type, layers: Sequence[Layer]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not TOML: {error}") from None
+        return read_toml(path)
     except OSError as error:
         raise ValueError(
             f"job.config_file = {str(path)!r}: can't be read ({error.strerror}); name a TOML file, "
@@ -67,6 +65,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _take_extends(path: Path, values: dict[str, Any]) -> Path | None:
+    if "extends" in values:
+        raise ValueError(
+            f"extends = {values['extends']!r}: is job.extends, write it below [job] (in {path})"
+        )
     job = values.get("job")
     if not isinstance(job, dict) or "extends" not in job:
         return None
@@ -76,7 +78,7 @@ def _take_extends(path: Path, values: dict[str, Any]) -> Path | None:
             f"job.extends = {extends!r}: must be one path, relative to the file (in {path})"
         )
     base = path.parent / extends
-    if not base.is_file():
+    if not os.path.isfile(base):  # which raises for no name
         raise ValueError(f"job.extends = {extends!r}: there is no file {base} (in {path})")
     return base
 

@@ -186,7 +186,13 @@ def open_source(
 def _from_generator(
     generator: Callable[..., Iterator[dict[str, str]]], **shards: list[Any]
 ) -> datasets.IterableDataset:
-    return datasets.IterableDataset.from_generator(generator, gen_kwargs=shards)
+    try:
+        return datasets.IterableDataset.from_generator(generator, gen_kwargs=shards)
+    except OSError as error:  # it makes its folder, though nothing will be in it
+        raise Refusal(
+            f"{error.filename}, where the datasets library has its files, can't be made "
+            f"({error.strerror}); set HF_HOME to a folder that can be written"
+        ) from error
 
 
 def checked_files(key: str, path: str, reader: TextReader) -> list[Path]:

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,9 +28,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     let_go()
 
 
-def put(folder: Path, **values: object) -> Owner:
+def put(folder: Path, /, **values: object) -> Owner:
     """A file of an owner like this process, but for some values."""
-    there = replace(Owner.this(), **values)
+    there = replace(Owner.this(folder), **values)
     (folder / OWNER_FILE).write_text(owner._text(there))
     return there
 
@@ -55,6 +56,26 @@ def test_a_dead_one_is_taken_over_with_a_word(tmp_path: Path) -> None:
         let_go()
         assert list(tmp_path.iterdir()) == []
     done.wait()
+
+
+def test_a_copy_of_a_folder_is_nobodys_and_a_moved_one_is_still_its_owners(tmp_path: Path) -> None:
+    folder, copy, moved = tmp_path / "run", tmp_path / "copy", tmp_path / "moved"
+    folder.mkdir()
+    parent = os.getppid()
+    there = put(folder, pid=parent, started=owner._started(parent))
+    shutil.copytree(folder, copy)
+    said: list[str] = []
+    hold(copy, said.append)
+    assert said == [f"Taking over {copy} from {there}, of whose folder it is a copy"]
+    let_go()
+    folder.rename(moved)
+    (tmp_path / "link").symlink_to(moved)
+    for path in (moved, tmp_path / "link"):
+        with pytest.raises(ValueError, match=rf"process {parent} on {there.host} trains there"):
+            hold(path, said.append)
+    put(moved, pid=parent, started=owner._started(parent), folder="")  # an older one
+    with pytest.raises(ValueError, match=rf"process {parent} on {there.host} trains there"):
+        hold(moved, said.append)
 
 
 def test_on_another_host_the_heartbeat_tells(tmp_path: Path) -> None:

@@ -13,7 +13,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torchtitan.config import JobConfig
 
-from lighthouse.titan.checkpoint.damage import _Part, _share, check_content, check_whole
+from lighthouse.titan.checkpoint.damage import (
+    _Part,
+    _share,
+    check_content,
+    check_whole,
+    say_unsealed,
+)
 from lighthouse.titan.checkpoint.reading import read_metadata
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.seal import _END_BYTES, _MARK, SealingWriter, _sum, unsealed
@@ -177,13 +183,15 @@ def test_the_end_of_a_tensor_has_its_checksums(sealed):
 
 
 def test_a_checkpoint_without_a_seal_is_taken_with_a_word(checkpoint, sealed, caplog):
-    check_content(sealed)
-    assert not caplog.records
-    check_content(checkpoint)
-    (record,) = caplog.records
-    assert record.message.startswith(
-        f"Checkpoint {checkpoint} was written without checksums of its files: "
-    )
+    for look in (check_content, say_unsealed):
+        look(sealed)
+        assert not caplog.records
+        look(checkpoint)
+        (record,) = caplog.records
+        caplog.clear()
+        assert record.message.startswith(
+            f"Checkpoint {checkpoint} was written without checksums of its files: "
+        )
 
 
 def test_a_sealed_one_is_whole_and_torch_reads_it(sealed):
@@ -243,10 +251,11 @@ def test_places_of_another_kind_are_no_metadata(checkpoint):
             check_whole(checkpoint)
 
 
-def test_a_file_elsewhere_is_not_read(checkpoint):
+@pytest.mark.parametrize("name", [f"../step-1/{SHARD}", "/dev/zero", "\0", "\ud800", ""])
+def test_a_file_elsewhere_is_not_read(checkpoint, name):
     metadata = read_metadata(checkpoint)
     for place in metadata.storage_data.values():
-        place.relative_path = f"../step-1/{SHARD}"
+        place.relative_path = name
     (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(ValueError, match="which is not in the folder"):
         check_whole(checkpoint)

@@ -3,8 +3,10 @@
 import errno
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +67,56 @@ def test_a_file_in_the_place_of_a_folder(job, name):
     (folder / name).rmdir()
     (folder / name).touch()
     with pytest.raises(ValueError, match=rf"{folder}/{name} is no folder"):
+        check_writable(job)
+
+
+def test_folders_of_logs_are_looked_at_where_they_are_written(job):
+    folder = Path(job.job.dump_folder)
+    folder.mkdir(parents=True)
+    for name in ("tb", "profile_traces", "memory_snapshot"):
+        (folder / name).touch()
+    check_writable(job)
+    job.metrics.enable_tensorboard = True
+    with pytest.raises(ValueError, match=rf"{folder}/tb is no folder"):
+        check_writable(job)
+    (folder / "tb").unlink()
+    job.profiling.enable_profiling = job.profiling.enable_memory_snapshot = True
+    for name in ("profile_traces", "memory_snapshot"):
+        with pytest.raises(ValueError, match=rf"{folder}/{name} is no folder"):
+            check_writable(job)
+        (folder / name).unlink()
+    check_writable(job)
+
+
+def test_a_configuration_of_another_user(job, monkeypatch):
+    """It is compared with the attempt's."""
+    file = Path(job.job.dump_folder) / "configs" / "0001.toml"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    check_writable(job)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != file)  # root may do anything
+    with pytest.raises(ValueError, match=f"{file} can't be read, as a file of another user; "):
+        check_writable(job)
+
+
+def test_the_rest_of_another_users_save(job, monkeypatch):
+    """It would be in the way when that step is saved."""
+    steps = Path(job.job.dump_folder) / "checkpoint"
+    for step in (1, 2, 3):
+        (steps / f"step-{step}").mkdir(parents=True)
+    (steps / "step-2" / ".metadata").touch()
+    check_writable(job)
+
+    def refuse(dir: Path) -> Any:
+        if dir.name in ("step-1", "step-3"):  # root may do anything
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return tempfile.SpooledTemporaryFile()
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(
+        ValueError,
+        match=rf"{steps}/step-3, the rest of a save, can't be written again \(Permission denied\)",
+    ):
         check_writable(job)
 
 

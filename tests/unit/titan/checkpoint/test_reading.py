@@ -14,10 +14,18 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from lighthouse.refusal import Refusal
-from lighthouse.titan.checkpoint.reading import load_state, plain, read_metadata
+from lighthouse.titan.checkpoint.reading import _is_tiled, load_state, plain, read_metadata
 from tests.support.payload import Payload
 
 
@@ -136,6 +144,121 @@ def test_metadata_of_other_types_is_none(tmp_path, change):
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(ValueError, match="can't be read: it holds something else"):
         read_metadata(folder)
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    """Change the metadata of a checkpoint."""
+    metadata = read_metadata(folder)
+    change(metadata.state_dict_metadata, metadata.storage_data)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+W, V = MetadataIndex("w", (0,)), MetadataIndex("v", (0,))
+HALF = ChunkStorageMetadata(torch.Size([2]), torch.Size([2]))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda entries, places: entries["w"].chunks.clear(), "the pieces of w are not its whole"),
+        (lambda entries, places: entries["w"].chunks.append(HALF), "the pieces of w are not its"),
+        (lambda entries, places: setattr(entries["w"], "size", (5,)), "the pieces of w are not"),
+        (lambda entries, places: setattr(entries["w"], "size", (4, 1)), "the pieces of w are not"),
+        (lambda entries, places: setattr(entries["w"], "chunks", [HALF]), "the pieces of w are"),
+        (lambda entries, places: places.pop(W), "it does not say where w is"),
+        (lambda entries, places: places.clear(), "it does not say where w is"),
+        (
+            lambda entries, places: entries.update(w=BytesStorageMetadata()),
+            "it does not say where w is",
+        ),
+        (
+            lambda entries, places: places.update({V: places[W]}),
+            "v and w are in the same place of __0_0.distcp",
+        ),
+    ],
+)
+def test_metadata_that_leave_a_part_out_contradict_themselves(tmp_path, change, fault):
+    folder = save(tmp_path / "step-1", v=torch.ones(4))
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match=rf"^\.metadata contradicts itself: {fault}"):
+        read_metadata(folder)
+
+
+@pytest.mark.parametrize(
+    ("size", "chunks", "tiled"),
+    [
+        ((), [((), ())], True),
+        ((), [], False),
+        ((0,), [], True),
+        ((3,), [((0,), (2,)), ((2,), (1,)), ((3,), (0,))], True),  # a rank that has none of it
+        ((4, 6), [((y, x), (2, 3)) for y in (0, 2) for x in (0, 3)], True),
+        ((4, 6), [((0, 0), (1, 6)), ((1, 0), (3, 2)), ((1, 2), (3, 4))], True),
+        ((4, 6), [((y, x), (2, 3)) for y in (0, 2) for x in (0, 2)], False),
+        ((4, 6), [((0, 0), (4, 3)), ((0, 0), (4, 3))], False),  # as many elements
+        ((4, 6), [((0, 0), (4, 6)), ((0, 0), (0, 6)), ((1, 1), (1, 1))], False),
+    ],
+)
+def test_chunks_are_all_of_a_tensor_and_once(size, chunks, tiled):
+    found = [ChunkStorageMetadata(torch.Size(at), torch.Size(sizes)) for at, sizes in chunks]
+    entry = TensorStorageMetadata(TensorProperties(), torch.Size(size), found)
+    assert _is_tiled(entry) == tiled
+
+
+def swap(entries: dict[str, Any], places: dict[MetadataIndex, Any]) -> None:
+    places[W], places[V] = places[V], places[W]
+
+
+def cast(entries: dict[str, Any], places: dict[MetadataIndex, Any]) -> None:
+    entries["w"].properties.dtype = torch.bfloat16
+
+
+def value_for_tensor(entries: dict[str, Any], places: dict[MetadataIndex, Any]) -> None:
+    value = MetadataIndex("train_state.step")
+    places[W], places[value] = places[value], places[W]
+
+
+def cut(entries: dict[str, Any], places: dict[MetadataIndex, Any]) -> None:
+    places[W].length //= 2
+
+
+@pytest.mark.parametrize("change", [swap, cast, value_for_tensor, cut])
+def test_another_tensor_than_the_metadata_say_is_not_loaded(tmp_path, change):
+    """torch would cut a larger one to size, and cast another type."""
+    folder = save(tmp_path / "step-1", v=torch.ones(5), train_state={"step": 3})
+    rewrite(folder, change)
+    state = {"w": torch.zeros(4)}
+    with pytest.raises(
+        Refusal,
+        match=rf"^checkpoint {folder} can't be read: __0_0.distcp has something else in the place "
+        r"of w than \.metadata says; ",
+    ):
+        load_state(state, folder, no_dist=True)
+    assert state["w"].tolist() == [0] * 4
+
+
+def test_a_value_that_is_cut_is_named(tmp_path):
+    folder = save(tmp_path / "step-1", train_state={"step": 3})
+    value = MetadataIndex("train_state.step")
+    rewrite(folder, lambda entries, places: setattr(places[value], "length", 9))
+    with pytest.raises(Refusal, match=r"something else in the place of train_state\.step than"):
+        load_state({"train_state": {"step": 0}}, folder, no_dist=True)
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ({"w": torch.zeros(5)}, r"Size mismatch .* for w"),
+        ({"u": torch.zeros(4)}, "Missing key in checkpoint state_dict: u"),
+        ({"w": 1}, "Invalid checkpoint metadata for w, .*"),
+        ({"train_state": {"step": torch.zeros(1)}}, r"train_state\.step is no tensor there"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, state, why):
+    folder = save(tmp_path / "step-1", train_state={"step": 3})
+    with pytest.raises(
+        Refusal, match=rf"^checkpoint {folder} is not of what this run trains: {why}; take one of"
+    ):
+        load_state(state, folder, no_dist=True)
 
 
 def test_what_the_metadata_say_of_their_writer_does_not_matter(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from lighthouse.refusal import NothingToDo
 from lighthouse.titan.checkpoint.record import RECORD, RunRecord, begin_save
-from lighthouse.titan.checkpoint.resume import check_resume
+from lighthouse.titan.checkpoint.resume import check_loaded, check_resume
 from lighthouse.titan.data.text_files import forget_files
 
 
@@ -363,3 +363,13 @@ def test_in_another_folder_steps_may_count_from_one(staged, tmp_path):
     staged.checkpoint.exclude_from_loading = []
     staged.checkpoint.initial_load_model_only = True
     assert counted_by(staged, 1) == 1
+
+
+def test_a_checkpoint_under_the_name_of_another_step(job):
+    """Those that the run saves from it would be older than it by their names."""
+    check_loaded(job, 4, 4, None)
+    check_loaded(job, 4, None, None)
+    with pytest.raises(ValueError, match=r"^checkpoint step-9 holds step 4, .*rename it to step-4"):
+        check_loaded(job, 4, 9, None)
+    job.checkpoint.exclude_from_loading = ["train_state"]
+    check_loaded(job, 0, 9, None)

@@ -117,8 +117,37 @@ def test_a_file_that_is_not_there_is_refused_by_its_key(tmp_path):
         assert "name a TOML file" in str(error.value)
 
 
-def test_a_file_that_is_not_toml_is_named(tmp_path):
-    for name, content in (("text.toml", b"not = = toml"), ("bytes.toml", b"\xff\xfe")):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(Refusal, match=rf"{name} is not TOML: "):
-            parse("--job.config_file", str(tmp_path / name))
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"not = = toml", "Invalid value"),
+        (b"\xff\xfe", "it is not in UTF-8 from byte 0 on; save it as plain UTF-8"),
+        ("steps = 3".encode("utf-16-le"), "it has a byte order mark, or is UTF-16; save it as"),
+        ("steps = 3".encode("utf-8-sig"), "it has a byte order mark, or is UTF-16; save it as"),
+        (b"a = " + b"[" * 5000 + b"]" * 5000, "it is nested too deeply"),
+        (b"a = " + b"9" * 5000, "Exceeds the limit"),
+    ],
+)
+def test_a_file_that_is_not_toml_is_named(tmp_path, content, why):
+    (tmp_path / "run.toml").write_bytes(content)
+    with pytest.raises(Refusal, match=rf"^{tmp_path}/run\.toml is not TOML: {why}"):
+        parse("--job.config_file", str(tmp_path / "run.toml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            'extends = "base.toml"',
+            r"extends = 'base\.toml': is job\.extends, write it below",
+        ),
+        ("steps = 3", r"steps: there is no such key; did you mean training\.steps or validation\."),
+        ("[optimizer]\nmin_lr_factor = 0.1", r"did you mean lr_scheduler\.min_lr_factor\?"),
+        ("[lighthouse]\ndense_layers = [0, 'a']", r"must be list\[int\], got list of int, str"),
+        (f'[job]\nextends = "{"a" * 5000}"', r"job\.extends = 'a+': there is no file"),
+    ],
+)
+def test_a_key_in_another_section_and_items_of_a_list(tmp_path, text, message):
+    top = write(tmp_path, "top.toml", text)
+    with pytest.raises(Refusal, match=message):
+        parse("--job.config_file", str(top))

@@ -1,6 +1,7 @@
 """Which files are read as text, and which are refused."""
 
 import argparse
+import errno
 import gzip
 from dataclasses import replace
 from itertools import islice
@@ -94,6 +95,16 @@ def test_bad_names_and_paths(tmp_path: Path) -> None:
         loader(config_for("python", tmp_path))
     with pytest.raises(ValueError, match="no such file"):
         loader(config_for("local", tmp_path / "missing"))
+
+
+def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/home/.cache")
+
+    write_jsonl(tmp_path / "a.jsonl", ["one"])
+    monkeypatch.setattr("os.makedirs", refuse)
+    with pytest.raises(Refusal, match=r"^/home/\.cache, where .* denied\); set HF_HOME"):
+        open_source("training", "local", str(tmp_path))
 
 
 def test_python_sources_are_complete_and_in_a_fixed_order() -> None:
