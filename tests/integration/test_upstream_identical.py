@@ -48,7 +48,7 @@ def test_dense_training_is_bitwise_upstream(tmp_path: Path) -> None:
     titan_tree.write_files(upstream, titan_tree.unpack_wheel(wheel))
     (upstream / "upstream_on_cpu.py").write_text(UPSTREAM_ON_CPU)
     sources = write_sources(tmp_path)
-    options = ["--training.steps=8", "--activation_checkpoint.mode=selective"]
+    options = ["--training.steps=4", "--activation_checkpoint.mode=selective"]
 
     how = {"base": sources.debug_model(), "env": sources.environment()}
     theirs = train(tmp_path / "theirs", *options, module="upstream_on_cpu", path=upstream, **how)
@@ -61,5 +61,5 @@ def test_dense_training_is_bitwise_upstream(tmp_path: Path) -> None:
         "lr",
         "n_tokens_seen",
     ):
-        assert len(theirs.tensorboard(tag)) == 8
+        assert len(theirs.tensorboard(tag)) == 4
         assert ours.tensorboard(tag) == theirs.tensorboard(tag), tag

@@ -36,7 +36,7 @@ def compile_kernel(kernel, pointers: dict[str, str], constants: dict[str, object
 for (levels, p), chunks, dtype, dim in (
     ((3, 4), 1, "bf16", 128),
     ((2, 3), 2, "fp32", 48),
-    ((5, 2), 1, "fp16", 256),
+    ((3, 2), 1, "fp16", 256),
 ):
     rows = dict.fromkeys(("x", "rows", "coarsest"), f"*{dtype}")
     rows |= {"index": "*i32", "slot": "*i32", "maxima": "*fp32", "first_token": "*i32"}

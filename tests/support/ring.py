@@ -11,7 +11,7 @@ on CPUs, and may be off by what sums in another order are.
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -59,29 +59,32 @@ def selecting(chunks: int, scale: int, **more: Any) -> LighthouseConfig:
     )
 
 
+def with_heads(*choices: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """All that can be chosen together, each with heads of one kind: every two of anything meet."""
+    kinds = list(HEADS)
+    for places in itertools.product(*(range(len(choice)) for choice in choices)):
+        chosen = (choice[place] for choice, place in zip(choices, places, strict=True))
+        yield kinds[sum(places) % len(kinds)], *chosen
+
+
 def selections(world: int, scale: int) -> Cases:
-    for scorer, heads, balancer, extra in itertools.product(
-        ("norm", "dilated", "gla"), HEADS, BALANCERS, (1, 2)
-    ):
+    scorers = "norm", "dilated", "gla"
+    for heads, scorer, balancer, extra in with_heads(scorers, [*BALANCERS], (1, 2)):
         chunks = world * BALANCERS[balancer] * extra
         yield selecting(chunks, scale, scorer=scorer), heads, balancer, None
 
 
 def windows(world: int, scale: int) -> Cases:
-    for heads, balancer, window in itertools.product(HEADS, BALANCERS, (1, 24, 300, 10**6)):
+    for heads, balancer, window in with_heads([*BALANCERS], (1, 24, 300, 10**6)):
         yield WindowConfig(window), heads, balancer, None
 
 
 def documents(world: int, scale: int) -> Cases:
-    for heads, balancer in itertools.product(HEADS, BALANCERS):
-        chunks = world * BALANCERS[balancer]
-        for layer in (None, *(WindowConfig(window) for window in (1, 24, 300))):
-            yield layer, heads, balancer, DOCUMENTS
-        for layer in (
-            selecting(chunks, scale),
-            selecting(2 * chunks, scale, selection="published"),
-        ):
-            yield layer, heads, balancer, ALIGNED_DOCUMENTS
+    for heads, balancer, window in with_heads([*BALANCERS], (None, 1, 24, 300)):
+        yield window and WindowConfig(window), heads, balancer, DOCUMENTS
+    for heads, balancer, kind in with_heads([*BALANCERS], ("causal", "published")):
+        chunks = world * BALANCERS[balancer] * (1 if kind == "causal" else 2)
+        yield selecting(chunks, scale, selection=kind), heads, balancer, ALIGNED_DOCUMENTS
 
 
 PARTS = {"selection": selections, "windows": windows, "documents": documents}

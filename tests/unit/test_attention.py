@@ -699,12 +699,14 @@ def test_activation_checkpointing() -> None:
 )
 def test_compiles_without_a_graph_break(scorer: str, dynamic: bool) -> None:
     """Under activation checkpointing too, where the published code recomputes something else."""
-    # Under symbolic sizes the other scorers take long, and are compiled by themselves.
+    # Under symbolic sizes the other scorers take long, and are compiled by themselves; and what is
+    # behind Dynamo takes three times as long as it, and asks nothing more of the code.
+    backend = "eager" if dynamic else "aot_eager"
     config = build(3, 2, 8, num_chunks=2, scorer=scorer)
     module = LighthouseAttention(config, Dense())
     inputs = leaves(qkv((1, 64, 5), (4, 2), seed=20))
 
-    @torch.compile(backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    @torch.compile(backend=backend, fullgraph=True, dynamic=dynamic)
     def compiled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return checkpoint(module, q, k, v, enable_gqa=True, use_reentrant=False)
 

@@ -212,9 +212,10 @@ def test_the_past_ends_with_the_window() -> None:
 
 
 def test_gradcheck() -> None:
-    window, inputs = make("less in front, shorter last block")
+    window, (q, k, v) = make("less in front, shorter last block")
     call = partial(window_attention, window=window)
-    assert torch.autograd.gradcheck(call, leaves(inputs))
+    # Of two columns: it runs twice for each number, and again for each of the output.
+    assert torch.autograd.gradcheck(call, leaves((q[..., :2], k[..., :2], v[..., :2])))
 
 
 def test_a_repeated_run_is_bitwise_the_same() -> None:

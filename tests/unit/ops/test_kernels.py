@@ -99,6 +99,13 @@ def assert_as_accurate(got: Tensor, plain: Tensor, exact: Tensor) -> None:
     assert (got - exact).abs().max() <= allowed
 
 
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes as long for a program of many coarsest entries as for one of few."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(SUMMARIZE, "_ENOUGH_PROGRAMS", 1)
+
+
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Memory of torch.empty starts as NaN or the largest integer, so that what nobody wrote shows.
