@@ -21,7 +21,7 @@ def prepare_to_compile(model: Any) -> None:
 
 
 def compile_each_stage(job_config: "JobConfig") -> None:
-    """Let torch.compile take the shapes of each stage as they are, and each batch's of documents.
+    """Let torch.compile take shapes of stages, validation and documents as they are.
 
     From the second length on it would make them variable, which is slower, and other in a process
     that has seen the first one than in one that goes on from a checkpoint behind it.
@@ -30,8 +30,9 @@ def compile_each_stage(job_config: "JobConfig") -> None:
     if job_config.compile.enable and job_config.training.document_mask:
         # Each kind of layer is compiled for each number of places for documents, which are few.
         config.recompile_limit = config.accumulated_recompile_limit
-    if job_config.compile.enable and stages.listed:
+    if job_config.compile.enable and (stages.listed or job_config.validation.enable):
         config.automatic_dynamic_shapes = False
+    if job_config.compile.enable and stages.listed:
         config.recompile_limit = max(config.recompile_limit, 8 + 4 * len(list(stages)))
 
 

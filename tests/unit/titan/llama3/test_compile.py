@@ -1,6 +1,7 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torchtitan.config import JobConfig
 from torchtitan.models.llama3 import Transformer, llama3_args
@@ -54,22 +55,27 @@ def test_all_variants_of_a_block_are_compiled() -> None:
         torch.testing.assert_close(validation, expected)
 
 
+@pytest.mark.parametrize("validated", [False, True])
 @torch._dynamo.config.patch(recompile_limit=2, automatic_dynamic_shapes=True)
-def test_each_length_is_compiled_as_it_is() -> None:
-    """Dense stages too, of which there are more than PyTorch's limit."""
+def test_each_length_is_compiled_as_it_is(validated: bool) -> None:
+    """Of dense stages, which are more than PyTorch's limit, and of validation without stages."""
     torch._dynamo.reset()
-    lengths = [16, 32, 48, 64]
+    lengths = [16, 32] if validated else [16, 32, 48, 64]
     config = JobConfig()
     config.compile.enable = True
-    config.stages = [{"steps": 1, "attention": "dense", "seq_len": n} for n in lengths]
+    if validated:
+        config.validation.enable = True
+    else:
+        config.stages = [{"steps": 1, "attention": "dense", "seq_len": n} for n in lengths]
     compile_each_stage(config)
     seen: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        seen.extend(x.shape[0] for x in inputs if isinstance(x, torch.Tensor))
+        (only,) = inputs  # a variable length would be another one
+        seen.append(only.shape[0])
         return graph.forward
 
     compiled = torch.compile(lambda x: x * 2, backend=backend, fullgraph=True)
     for length in [*lengths, *lengths]:
         compiled(torch.zeros(length))
-    assert seen == lengths and all(type(length) is int for length in seen)
+    assert seen == lengths
