@@ -83,14 +83,22 @@ def floor_ms(run: Run, alone: Alone, matmul_tflops: float) -> dict[str, float]:
         run: a result of ``benchmarks.training`` on one GPU, without checkpointing.
         matmul_tflops: of a large product.
     """
+    *_, work = sizes(run)
+    attention = sum(alone.layer(config, work.seq_len) for config in work.attention)
+    floor = floor_around_attention(run, alone.attention["copy_tb_per_s"], matmul_tflops)
+    return floor | {ATTENTION: work.local_batch * attention}
+
+
+def floor_around_attention(
+    run: Run, copy_tb_per_s: float, matmul_tflops: float
+) -> dict[str, float]:
+    """Milliseconds of all but attention."""
     model, layout, work = sizes(run)
     assert layout.gpus == work.accumulation == 1 and work.checkpointing == "none"
-    tokens, copy = work.local_batch * work.seq_len, alone.attention["copy_tb_per_s"] * 1e9
-    attention = sum(alone.layer(config, work.seq_len) for config in work.attention)
+    tokens, copy = work.local_batch * work.seq_len, copy_tb_per_s * 1e9
     moved = tokens * model.layers * elements(model) * work.element_bytes
     return {
         PRODUCTS: 6 * model.matrices * tokens / matmul_tflops / 1e9,
-        ATTENTION: work.local_batch * attention,
         ELEMENTWISE: moved / copy,
         OPTIMIZER: OPTIMIZER_BYTES * model.parameters / copy,
     }

@@ -93,6 +93,19 @@ The same of other stages, on another H100
 
 {floors}
 
+Stages of [`growing_98k.toml`](../train_configs/growing_98k.toml), 98,304 tokens a step, on a third
+H100 ([results](../benchmarks/results/growing_h100.json)). Their floor has the attention of the step
+itself:
+
+{growing}
+
+Of that, rotary embedding took 33 ms at 2,048 tokens a sequence, 24 at 8,192 and 23 with windows.
+With pairs of channels as words of 32 bits, as it is now, it takes 16, 16 and 17, what a copy of the
+bytes takes, and the first two steps take 453 and 685 ms, 20% and 10% over the floor
+([results](../benchmarks/results/growing_words_h100.json)). That trial kept the sines of each layer,
+which left the stage of windows too little memory, so that its speed there is no measure; mended
+since. [All forms alone](../benchmarks/results/rotary_h100.json), `python -m benchmarks.rotary`.
+
 A million tokens on one GPU: `530M_byte`, L=4, p=4, k=4096, no dense layers, full checkpointing, the
 loss in chunks of 65,536 tokens. 917,504 tokens do not fit on an H100.
 
@@ -256,6 +269,7 @@ def page() -> str:
         matmul=h100["matmul_tflops"],
         step=training_table.step_table(h100, alone),
         floors=training_table.floor_table([h100, load("training_windows_h100.json")], alone),
+        growing=training_table.growing_table(load("growing_h100.json"), attention["copy_tb_per_s"]),
         lengths=training_table.length_table(
             load("training_h100_long.json"), load("training_h200.json")
         ),

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.floor import ATTENTION, ELEMENTWISE, OPTIMIZER, PRODUCTS, Alone, floor_ms
+from benchmarks.floor import (
+    ATTENTION,
+    ELEMENTWISE,
+    OPTIMIZER,
+    PRODUCTS,
+    Alone,
+    floor_around_attention,
+    floor_ms,
+)
 from benchmarks.training_cases import tokens_per_step
 
 RESULTS = Path(__file__).parent / "results"
@@ -104,6 +112,28 @@ def floor_table(reports: Sequence[dict[str, Any]], alone: Alone) -> str:
         ms = 1e3 * tokens_per_step(run) / run["tokens_per_second"]
         floor = sum(floor_ms(run, alone, matmul_tflops).values())
         lines.append(f"| {words} | {ms:.0f} | {floor:.0f} | {ms / floor - 1:.0%} |")
+    return "\n".join(lines)
+
+
+def growing_table(report: dict[str, Any], copy_tb_per_s: float) -> str:
+    """Stages of the recommended recipe, by kind of kernel, beside a floor with their attention."""
+    names = {"2k": "dense, 2,048", "8k": "dense, 8,192", "window": "windows of 8,192, 98,304"}
+    lines = [
+        "| stage | attention, ms | products | elementwise, loss, copies | step | over the floor |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for stage, words in names.items():
+        run = by_case(report)[f"98k-growing:{stage}"]
+        kinds = run["profile"][0]["by_kind_ms"]
+        attention = kinds["attention"] + kinds.get("window", 0)
+        rest = sum(kinds[kind] for kind in ("compiled elementwise", "other", "copies"))
+        ms = 1e3 * tokens_per_step(run) / run["tokens_per_second"]
+        floor = floor_around_attention(run, copy_tb_per_s, report["matmul_tflops"])
+        over = ms / (attention + sum(floor.values())) - 1
+        lines.append(
+            f"| {words} | {attention:.0f} | {kinds['matmul']:.0f}, floor {floor[PRODUCTS]:.0f} "
+            f"| {rest:.0f}, floor {floor[ELEMENTWISE]:.0f} | {ms:.0f} | {over:.0%} |"
+        )
     return "\n".join(lines)
 
 
