@@ -6,7 +6,8 @@ Ours fetches all tokens before each of a rank's chunks and attends by the kernel
 many lengths. The other gathers all keys and values and attends by FlexAttention with a mask of
 documents. Beside them torch's ring without documents, and a Lighthouse layer with and without them.
 Documents are those of ``benchmarks.documents``. Medians of forward, and of forward + backward, in
-milliseconds of the slower rank; calls follow each other without waiting for the host.
+milliseconds of the slower rank; calls follow each other without waiting for the host. Beside them
+what the kernels of the first rank take in forward + backward, all together and the longest.
 """
 
 import argparse
@@ -109,6 +110,16 @@ def both(call: Call, inputs: list[Tensor], grad: Tensor) -> list[float]:
     return [max(median_ms(run)) for run in (lambda: call(*inputs), forward_backward)]
 
 
+def kernels(call: Call, inputs: list[Tensor], grad: Tensor) -> dict[str, float]:
+    """Milliseconds of one forward + backward by kernel, the longest eight, and of all."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        torch.autograd.grad(call(*inputs), inputs, grad)
+        torch.cuda.synchronize()
+    ms = {event.key[:80]: event.self_device_time_total / 1e3 for event in profile.key_averages()}
+    longest = sorted(ms, key=lambda name: -ms[name])[:8]
+    return {"all": sum(ms.values())} | {name: ms[name] for name in longest}
+
+
 def difference(one: Call, other: Call, inputs: list[Tensor], grad: Tensor) -> float:
     """Largest norm of a difference of outputs or gradients, over that of the first's."""
     found = [
@@ -158,6 +169,7 @@ def main() -> None:
         measured = calls(mesh, starts, config, seq_len)
         for what, call in measured.items():
             row = {"what": what, "kv_heads": kv_heads, "ms": both(call, inputs, grad)}
+            row["kernels_ms"] = kernels(call, inputs, grad)
             if what.endswith("FlexAttention"):
                 row["difference"] = difference(measured["dense, documents"], call, inputs, grad)
             report["rows"].append(row)
