@@ -10,7 +10,7 @@ from typing import Any
 from lighthouse.runs.files import write_atomic
 from lighthouse.runs.folder import diverged, newest_checkpoint
 from lighthouse.runs.metrics import Record, read_metrics, to_json
-from lighthouse.runs.run_report import summarize
+from lighthouse.runs.run_report import last_step, summarize
 from lighthouse.sweep.run_folder import Run, active_seconds
 
 Row = dict[str, Any]
@@ -79,9 +79,10 @@ def _row(run: Run, readable: bool) -> Row:
 
 def _results(run: Run) -> Row:
     attempts = run.attempts()
+    checkpoint = newest_checkpoint(run.folder)
     try:
         records = read_metrics(run.folder)
-        report = summarize(records, newest_checkpoint(run.folder))
+        report = summarize(records, checkpoint)
     except ValueError:
         records, report = [], None
     steps = [record for record in records if "loss" in record]
@@ -91,7 +92,7 @@ def _results(run: Run) -> Row:
     seconds = active_seconds(attempts, max(moments, default=0.0))
     found = (
         run.done,
-        report.last_step if report else 0,
+        last_step(steps, checkpoint),
         _tokens(steps),
         run.processes,
         len(attempts),
