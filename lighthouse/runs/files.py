@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import tempfile
 import typing
 from pathlib import Path
 from types import UnionType
@@ -26,6 +27,22 @@ def write_atomic(path: Path, text: str) -> None:
     except OSError:  # a full disk, say
         partial.unlink(missing_ok=True)
         raise
+
+
+def check_writable(output: Path) -> None:
+    """Make a folder of results, and a file there that does not stay.
+
+    Raises:
+        ValueError: it can't be; says that ``--output`` names another, as commands have it.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:  # the folder of someone else, say
+        raise ValueError(
+            f"{output} can't be written ({error.strerror}): name a folder for the results with "
+            "--output"
+        ) from error
 
 
 def open_file(path: Path) -> BinaryIO:
