@@ -1,12 +1,13 @@
 """How much of a run's loss is owed to tokens that come after: what its selection gives away.
 
-    python -m lighthouse.leak RUN_FOLDER [--step N] [--text PATH]
+    python -m lighthouse.leak RUN_FOLDER [--step N] [--text PATH] [--output FOLDER]
 
 At sampled positions of held-out text the loss is measured twice under the attention of the run's
 stage: with the text as it goes on, and with everything behind the position replaced by another
 text. A language model has the same loss both times. Beside them stands the loss of the same weights
 under dense attention, which sees no future. Prints a table and writes ``leak-step-N.json`` into the
-run's folder. One process, on a GPU if there is one; no gradient, nothing of the run is changed.
+run's folder, or into ``--output``. One process, on a GPU if there is one; no gradient, nothing of
+the run is changed.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lighthouse.refusal import refuse
-from lighthouse.runs.files import write_atomic
+from lighthouse.runs.files import check_writable, write_atomic
 from lighthouse.runs.means import mean_of
 from lighthouse.runs.metrics import to_json
 from lighthouse.titan.llama3.layers import dense_stage
@@ -151,10 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", help="held-out files; default: the run's validation text")
     parser.add_argument("--positions", type=int, default=384)
     parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--output", type=Path, help="folder of the results; default: RUN_FOLDER")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     if options.positions < 2 or options.sequences < 2:
         parser.error("--positions and --sequences must be at least 2")
+    output = options.output or options.folder
     overrides = ["--validation.local_batch_size", "1"]
     if options.text is not None:
         overrides += ["--validation.enable", "--validation.dataset", "local"]
@@ -162,16 +165,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         device = torch.device(options.device)
         run = load_run(options.folder, options.step, device, *overrides)
-        report = measure(run, held_out(run, options.sequences, device), options.positions)
+        text = held_out(run, options.sequences, device)
+        check_writable(output)
+        report = measure(run, text, options.positions)
     except (ValueError, OSError) as error:  # the error of a disk names the file
         refuse(error)
     print(table(report))
-    output = options.folder / f"leak-step-{report.step}.json"
+    file = output / f"leak-step-{report.step}.json"
     try:
-        write_atomic(output, to_json(asdict(report), indent=1) + "\n")
-    except OSError as error:  # the folder of someone else, say; the table stands there
-        refuse(f"{output} can't be written ({error.strerror}); make {options.folder} yours")
-    print(f"written: {output}")
+        write_atomic(file, to_json(asdict(report), indent=1) + "\n")
+    except OSError as error:  # the disk is full, say; the table stands there
+        refuse(error)
+    print(f"written: {file}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
 """What happened in a run: its stages, the loss around each boundary, and the speed.
 
-    python -m lighthouse.report RUN_FOLDER [RUN_FOLDER ...]
+    python -m lighthouse.report RUN_FOLDER [RUN_FOLDER ...] [--output FOLDER]
 
-reads `metrics.jsonl`, prints a table, and writes `loss.png` and `report.json` into the last folder.
+reads `metrics.jsonl`, prints a table, and writes `loss.png` and `report.json` into the last folder,
+or into ``--output``. Where that folder is someone else's the table is all, and a note says so.
 Several folders are the parts of one run in order of training (stage 1, then stage 2).
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lighthouse.refusal import refuse
+from lighthouse.refusal import in_words, refuse
 from lighthouse.report_plot import plot_loss
+from lighthouse.runs.files import check_writable
 from lighthouse.runs.folder import diverged, newest_checkpoint
 from lighthouse.runs.metrics import METRICS_FILE, join_runs, to_json, unread_lines
 from lighthouse.runs.run_report import STAGES, Report, has_published_selection, summarize
@@ -96,20 +99,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="RUN_FOLDER",
         help="parts of one run in order of training; files are written into the last",
     )
-    folders = parser.parse_args(arguments).folders
+    parser.add_argument("--output", type=Path, help="folder of the files; default: the last")
+    options = parser.parse_args(arguments)
+    folders, last = options.folders, options.folders[-1]
+    output = options.output or last
     try:
         records = join_runs(folders)
         unread = sum(map(unread_lines, folders))
         published = any(map(has_published_selection, folders))
-        end = diverged(folders[-1])
-        output = folders[-1]
-        report = summarize(records, newest_checkpoint(output), published, end)
-        print(format_table(report, unread), flush=True)
-        plot_loss(records, report, output / "loss.png", output.resolve().name)
-        (output / "report.json").write_text(to_json(asdict(report)) + "\n", encoding="utf-8")
+        report = summarize(records, newest_checkpoint(last), published, diverged(last))
     except (ValueError, OSError) as error:  # the error of a disk names the file
         refuse(error)
-    print(f"loss curve: {output / 'loss.png'}")
+    print(format_table(report, unread), flush=True)
+    try:
+        check_writable(output)
+        plot_loss(records, report, output / "loss.png", last.resolve().name)
+        (output / "report.json").write_text(to_json(asdict(report)) + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        if options.output is not None:
+            refuse(error)
+        # The table is what was asked for; the folder may be someone else's.
+        print(f"note: no loss curve and no report.json: {in_words(error)}", file=sys.stderr)
+    else:
+        print(f"loss curve: {output / 'loss.png'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A TOML file, and the keys and types of its values, which torchtitan takes as they come."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -71,7 +71,7 @@ def _check_section(
     for name, value in values.items():
         key, hint = f"{path}{name}", declared.get(name)
         if hint is None:
-            similar = everywhere.get(name) or [path + s for s in get_close_matches(name, declared)]
+            similar = everywhere.get(name) or [path + s for s in _similar(name, declared)]
             meant = f"; did you mean {' or '.join(similar)}?" if similar else ""
             raise ValueError(f"{key}: there is no such key{meant}")
         if is_dataclass(hint):
@@ -80,6 +80,31 @@ def _check_section(
             _check_section(hint, value, f"{key}.", everywhere)  # type: ignore[arg-type]
         elif not _is_of_type(value, hint):
             raise ValueError(f"{key} = {value!r}: must be {_describe(hint)}, got {_kind(value)}")
+
+
+def _similar(name: str, declared: Iterable[str]) -> list[str]:
+    """At most three keys that may be meant by a name."""
+    keys = list(declared)
+    same_words = [key for key in keys if _has_same_words(name, key)]
+    return [*dict.fromkeys([*get_close_matches(name, keys), *same_words])][:3]
+
+
+def _has_same_words(one: str, other: str) -> bool:
+    """Whether a name has all words of another, or their beginnings, or is made of their initials.
+
+    ``batch_size`` and ``local_batch_size``, ``sequence_length`` and ``seq_len``, ``learning_rate``
+    and ``lr``.
+    """
+    few, many = sorted((one.split("_"), other.split("_")), key=len)
+    if len(few) == 1 < len(many) and few[0] == "".join(word[:1] for word in many):
+        return True
+    return all(any(_begins(word, found) for found in many) for word in few)
+
+
+def _begins(one: str, other: str) -> bool:
+    """Whether a word is the beginning of another, long enough to tell."""
+    short, long = sorted((one, other), key=len)
+    return len(short) > 2 and long.startswith(short)
 
 
 def _kind(value: Any) -> str:

@@ -11,7 +11,6 @@ of keys and of variables that stand far back. Prints a table; writes ``evaluate-
 import argparse
 import itertools
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -24,7 +23,7 @@ import torch
 from lighthouse.evaluate.measures import ask, check_fits, find_needles, positions
 from lighthouse.evaluate.subject import Subject, is_hugging_face, of_hugging_face, of_run
 from lighthouse.refusal import refuse
-from lighthouse.runs.files import write_atomic
+from lighthouse.runs.files import check_writable, write_atomic
 from lighthouse.runs.metrics import to_json
 from lighthouse.tasks import Task, needle, recall, variables
 
@@ -211,22 +210,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:  # the error of a disk names the file
         refuse(error)
     name = "evaluate" if found["step"] is None else f"evaluate-step-{found['step']}"
-    write_atomic(output / f"{name}.json", to_json(found, indent=1) + "\n")
-    plot(found, output / f"{name}.png")
-    print(table(found))
-    print(f"written: {output / name}.json")
-
-
-def check_writable(output: Path) -> None:
-    """Make the folder of the results, and a file there that does not stay."""
+    print(table(found), flush=True)
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output).close()
-    except OSError as error:  # the folder of someone else, say
-        raise ValueError(
-            f"{output} can't be written ({error.strerror}): name a folder for the results with "
-            "--output"
-        ) from error
+        write_atomic(output / f"{name}.json", to_json(found, indent=1) + "\n")
+        plot(found, output / f"{name}.png")
+    except OSError as error:  # the disk is full, say; the table stands there
+        refuse(error)
+    print(f"written: {output / name}.json")
 
 
 def _run_and_text(

@@ -6,10 +6,11 @@ import json
 import os
 import socket
 import stat
+import tempfile
 import typing
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 T = TypeVar("T")
 
@@ -28,15 +29,41 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
-def read_file(path: Path) -> bytes:
-    """All that is in a file.
+def check_writable(output: Path) -> None:
+    """Make a folder of results, and a file there that does not stay.
+
+    Raises:
+        ValueError: it can't be; says that ``--output`` names another, as commands have it.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:  # the folder of someone else, say
+        raise ValueError(
+            f"{output} can't be written ({error.strerror}): name a folder for the results with "
+            "--output"
+        ) from error
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file, to read from.
 
     Raises:
         OSError: it can't be read, or is a pipe or a device, whose end might never come.
     """
     if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "it is no file", str(path))
-    return path.read_bytes()
+    return path.open("rb")
+
+
+def read_file(path: Path) -> bytes:
+    """All that is in a file.
+
+    Raises:
+        OSError: as of :func:`open_file`.
+    """
+    with open_file(path) as file:
+        return file.read()
 
 
 def read_json(path: Path) -> Any:

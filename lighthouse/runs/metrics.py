@@ -76,11 +76,12 @@ def join_runs(folders: Sequence[Path]) -> list[Record]:
 def _read_lines(folder: Path) -> list[Record | None]:
     """What each line of a run's metrics has; None for what is no record of a step."""
     path = folder / METRICS_FILE
-    if not path.is_file():
-        raise ValueError(f"{folder} has no {METRICS_FILE}: not a run folder, or nothing logged yet")
     try:
+        if not path.is_file():
+            no_metrics = f"{folder} has no {METRICS_FILE}: not a run folder, or nothing logged yet"
+            raise ValueError(no_metrics)
         lines = path.read_bytes().splitlines()
-    except OSError as error:
+    except OSError as error:  # of the file, or of a folder that can't be searched
         raise ValueError(f"{path} can't be read ({error.strerror})") from error
     return [_read_line(line) for line in lines if line]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lighthouse.runs.folder import RESOLVED_FILE
+from lighthouse.runs.folder import RESOLVED_FILE, step_of
 from lighthouse.runs.metrics import Record
 from lighthouse.runs.stage_reports import (
     SMOOTH_STEPS,
@@ -26,7 +26,7 @@ class Report:
     """None stands for what the run does not have (yet).
 
     Attributes:
-        last_step: latest logged training step.
+        last_step: latest training step, as of :func:`last_step`.
         loss_before_switch: mean loss of the last `loss_before_steps` logged steps in the
             lighthouse stage, at most `SMOOTH_STEPS`.
         foreseen_loss: validation loss under dense attention when it was last measured before the
@@ -97,7 +97,7 @@ def summarize(
     validated = [record for record in records if "validation_loss" in record]
     leaks = [record["validation_leak"] for record in records if "validation_leak" in record]
     return Report(
-        last_step=steps[-1]["step"],
+        last_step=last_step(steps, checkpoint),
         loss_before_switch=None if switch is None else switch.loss_before,
         loss_before_steps=0 if before is None else last_of[before],
         foreseen_loss=foreseen[-1]["validation_dense_loss"] if foreseen else None,
@@ -117,6 +117,19 @@ def summarize(
         stages=tuple(stages),
         diverged=diverged,
     )
+
+
+def last_step(steps: Sequence[Record], checkpoint: Path | None) -> int:
+    """The step that a run has come to; 0 before the first.
+
+    Its newest checkpoint may be of a later step than the last one that it logged.
+
+    Args:
+        steps: its training records.
+        checkpoint: its newest one.
+    """
+    saved = None if checkpoint is None else step_of(checkpoint.name)
+    return max(steps[-1]["step"] if steps else 0, saved or 0)
 
 
 def has_published_selection(folder: Path) -> bool:

@@ -38,13 +38,14 @@ from lighthouse.sweep.screen import (
     status_table,
 )
 from lighthouse.sweep.spec import Spec, read_spec
-from lighthouse.sweep.state import RUNNING, UNKNOWN, RunState, queued_tasks, run_states
+from lighthouse.sweep.state import DONE, RUNNING, UNKNOWN, RunState, queued_tasks, run_states
 from lighthouse.sweep.submission import next_submission, read_submissions
 from lighthouse.sweep.submit import (
     alone,
     cancel,
     planned_states,
     prepare,
+    readable,
     run_here,
     send,
     unfinished,
@@ -139,8 +140,8 @@ def cancel_command(options: argparse.Namespace) -> None:
     sent = {name for submission in read_submissions(output) for name in submission.runs}
     states = [
         state
-        for state in run_states(runs, tasks)
-        if not state.run.done and state.run.folder.name in sent
+        for state in readable(run_states(runs, tasks))
+        if state.state != DONE and state.run.folder.name in sent
     ]
     cancel(states)
     if not states:
@@ -168,7 +169,7 @@ def plot_command(options: argparse.Namespace) -> None:
 
 def _send(spec: Spec, states: Sequence[RunState], jobs: int | None) -> None:
     if not states:
-        print("nothing to send: all runs are done, queued, running or diverged")
+        print("nothing to send: all runs are done, queued, running, diverged or unreadable")
         return
     runs = [state.run for state in states]
     folders = [run.folder for run in runs]

@@ -10,7 +10,7 @@ from typing import Any
 from lighthouse.runs.files import write_atomic
 from lighthouse.runs.folder import diverged, newest_checkpoint
 from lighthouse.runs.metrics import Record, read_metrics, to_json
-from lighthouse.runs.run_report import summarize
+from lighthouse.runs.run_report import last_step, summarize
 from lighthouse.sweep.run_folder import Run, active_seconds
 
 Row = dict[str, Any]
@@ -21,6 +21,11 @@ TIMES = ("gpu_hours", "lighthouse_tokens_per_second", "dense_tokens_per_second",
 _FROM_REPORT = (
     *("lighthouse_tokens_per_second", "dense_tokens_per_second", "loss_before_switch", "spike"),
     *("steps_to_recover", "final_loss"),
+)
+_RESULTS = (
+    *("done", "steps", "tokens", "processes", "attempts", "gpu_hours"),
+    *_FROM_REPORT,
+    "validation_loss",
 )
 _HEADINGS = {
     "name": "run",
@@ -35,13 +40,17 @@ def collect(runs: Sequence[Run]) -> list[Row]:
 
     ``gpu_hours`` is the time in attempts times the run's processes: what was paid for, start-up and
     lost work included. ``tokens_per_second`` counts one device. Where a run has diverged,
-    ``diverged`` tells for each.
+    ``diverged`` tells for each; where one can't be read, ``unreadable`` says why, and the rest of
+    its row is ``None``.
     """
-    rows = [_row(run) for run in runs]
-    has_diverged = [diverged(run.folder) is not None for run in runs]
-    if any(has_diverged):
-        rows = [row | {"diverged": end} for row, end in zip(rows, has_diverged, strict=True)]
-    return rows
+    unreadable = [run.unreadable() for run in runs]
+    ends = [
+        {"diverged": why is None and diverged(run.folder) is not None, "unreadable": why}
+        for run, why in zip(runs, unreadable, strict=True)
+    ]
+    rows = [_row(run, why is None) for run, why in zip(runs, unreadable, strict=True)]
+    told = [key for key in ("diverged", "unreadable") if any(end[key] for end in ends)]
+    return [row | {key: end[key] for key in told} for row, end in zip(rows, ends, strict=True)]
 
 
 def write_results(rows: Sequence[Row], output: Path) -> list[Path]:
@@ -63,11 +72,17 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(run: Run) -> Row:
+def _row(run: Run, readable: bool) -> Row:
+    who = {"name": run.name, "identity": run.identity, "overrides": run.overrides}
+    return who | (_results(run) if readable else dict.fromkeys(_RESULTS))
+
+
+def _results(run: Run) -> Row:
     attempts = run.attempts()
+    checkpoint = newest_checkpoint(run.folder)
     try:
         records = read_metrics(run.folder)
-        report = summarize(records, newest_checkpoint(run.folder))
+        report = summarize(records, checkpoint)
     except ValueError:
         records, report = [], None
     steps = [record for record in records if "loss" in record]
@@ -75,19 +90,17 @@ def _row(run: Run) -> Row:
     moments = [record["time"] for record in steps[-1:] if "time" in record]
     moments += [attempt.end for attempt in attempts if attempt.end]
     seconds = active_seconds(attempts, max(moments, default=0.0))
-    return {
-        "name": run.name,
-        "identity": run.identity,
-        "overrides": run.overrides,
-        "done": run.done,
-        "steps": report.last_step if report else 0,
-        "tokens": _tokens(steps),
-        "processes": run.processes,
-        "attempts": len(attempts),
-        "gpu_hours": seconds * run.processes / 3600,
-        **{key: getattr(report, key) if report else None for key in _FROM_REPORT},
-        "validation_loss": validation.get("validation_loss"),
-    }
+    found = (
+        run.done,
+        last_step(steps, checkpoint),
+        _tokens(steps),
+        run.processes,
+        len(attempts),
+        seconds * run.processes / 3600,
+        *(getattr(report, key) if report else None for key in _FROM_REPORT),
+        validation.get("validation_loss"),
+    )
+    return dict(zip(_RESULTS, found, strict=True))
 
 
 def _tokens(steps: Sequence[Record]) -> int | None:

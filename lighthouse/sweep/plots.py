@@ -153,6 +153,9 @@ def _groups(runs: Sequence[Run]) -> list[_Group]:
 
 
 def _curve(run: Run) -> _Curve | None:
+    if (why := run.unreadable()) is not None:
+        print(f"note: {run.name} is not drawn: {why}", file=sys.stderr)
+        return None
     try:
         records = read_metrics(run.folder)
     except ValueError:

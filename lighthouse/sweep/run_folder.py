@@ -23,8 +23,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lighthouse.runs.files import of_json, read_json, write_atomic
-from lighthouse.runs.folder import RESOLVED_FILE, finished_steps
+from lighthouse.runs.files import of_json, open_file, read_json, write_atomic
+from lighthouse.runs.folder import (
+    DIVERGED_FILE,
+    RESOLVED_FILE,
+    finished_steps,
+    newest_checkpoint,
+)
+from lighthouse.runs.metrics import METRICS_FILE
 from lighthouse.sweep.identity import Values, is_first_versions
 from lighthouse.sweep.spec import Point
 
@@ -105,6 +111,19 @@ class Run:
     @property
     def done(self) -> bool:
         return (self.folder / DONE_FILE).exists()
+
+    def unreadable(self) -> str | None:
+        """What of the run can't be read, and why; None where all can."""
+        try:
+            for name in (RUN_FILE, ATTEMPTS_FILE, METRICS_FILE, DIVERGED_FILE):
+                with suppress(FileNotFoundError):
+                    open_file(self.folder / name).close()
+            newest_checkpoint(self.folder)
+        except FileNotFoundError:  # the folder is not made yet
+            return None
+        except (ValueError, OSError) as error:  # another user's, say
+            return _in_words(error)
+        return None
 
     def checkpoint_step(self) -> int:
         """Step of the newest finished checkpoint, 0 without one."""
@@ -221,9 +240,41 @@ def change_run(run: Run, steps: int, config_toml: str) -> None:
 
 
 def read_run(folder: Path) -> Run:
-    """The run of a folder that `write_run` made."""
+    """The run of a folder that `write_run` made.
+
+    Raises:
+        ValueError: its ``run.json`` is damaged.
+        OSError: it can't be read.
+    """
     record = read_json(folder / RUN_FILE)
     return of_json(Run, record, folder / RUN_FILE, folder=folder)
+
+
+@dataclass(frozen=True)
+class _Unreadable(Run):
+    """A run of which nothing is known, since its ``run.json`` can't be read."""
+
+    why: str = ""
+
+    def unreadable(self) -> str:
+        return self.why
+
+
+def read_if_there(folder: Path) -> Run | None:
+    """The run of a folder, if it has one; where it can't be read one that says so."""
+    if not _has_run(folder):
+        return None
+    try:
+        return read_run(folder)
+    except (ValueError, OSError) as error:
+        name, _, identity = folder.name.rpartition("@")
+        return _Unreadable(folder, name, identity, {}, 0, 0, "", None, None, why=_in_words(error))
+
+
+def _in_words(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename} can't be read ({error.strerror})"
+    return str(error)
 
 
 @dataclass(frozen=True)
@@ -244,14 +295,15 @@ def write_members(output: Path, sweep: str, runs: Sequence[Run]) -> None:
 def read_runs(output: Path, sweep: str | None = None) -> list[Run]:
     """The runs of a sweep in its order and by its names, or all that its output folder has.
 
-    Runs of the sweep whose folder is gone are left out, with a note on the standard error.
+    Runs of the sweep whose folder is gone are left out, with a note on the standard error. Those
+    that can't be read are among them, and say so by `Run.unreadable`.
 
     Raises:
         ValueError: there are none.
     """
     if sweep is None:
-        folders = sorted(file.parent for file in output.glob(f"*/{RUN_FILE}"))
-        runs = [read_run(folder) for folder in folders]
+        found = map(read_if_there, sorted(output.iterdir()))
+        runs = [run for run in found if run is not None]
     else:
         file = output / MEMBERS_FILE.format(sweep)
         members = read_json(file) if file.exists() else []
@@ -262,8 +314,7 @@ def read_runs(output: Path, sweep: str | None = None) -> list[Run]:
             # Older files have folders alone. A run that sweeps share is called otherwise in each.
             own = of_json(_Member, {"folder": member} if isinstance(member, str) else member, file)
             folder = output / own.folder
-            if (folder / RUN_FILE).exists():
-                run = read_run(folder)
+            if (run := read_if_there(folder)) is not None:
                 overrides = run.overrides if own.overrides is None else own.overrides
                 runs.append(replace(run, name=own.name or run.name, overrides=overrides))
             else:
@@ -271,6 +322,14 @@ def read_runs(output: Path, sweep: str | None = None) -> list[Run]:
     if not runs:
         raise ValueError(f"{output} has no runs{f' of {sweep}' if sweep else ''}: submit it first")
     return runs
+
+
+def _has_run(folder: Path) -> bool:
+    """Whether a run was made there, as far as can be told."""
+    try:
+        return (folder / RUN_FILE).exists()
+    except OSError:  # another user's: its name tells
+        return "@" in folder.name
 
 
 def active_seconds(attempts: Iterable[Attempt], until: float) -> float:

@@ -21,6 +21,7 @@ from lighthouse.sweep.state import (
     QUEUED,
     RUNNING,
     UNKNOWN,
+    UNREADABLE,
     RunState,
 )
 
@@ -34,7 +35,7 @@ STATUS_LINES = 24
 
 _STYLES = {DONE: "green", RUNNING: "cyan", QUEUED: "blue", FAILED: "bold red", DIVERGED: "red"}
 # What is shown first; other states are waiting for someone.
-_ORDER = ((RUNNING,), (FAILED, DIVERGED, UNKNOWN), (INTERRUPTED, QUEUED, NOT_STARTED))
+_ORDER = ((RUNNING,), (FAILED, DIVERGED, UNKNOWN, UNREADABLE), (INTERRUPTED, QUEUED, NOT_STARTED))
 
 
 def console(plain_width: int = PLAIN_WIDTH) -> Console:
@@ -132,17 +133,7 @@ def _status_rows(states: Sequence[RunState], width: int) -> Table:
         **{"tokens/s": [], "tries": []},
     }
     for state in states:
-        progress = progress_of(state.run, state.state == RUNNING)
-        row = (
-            state.run.name,
-            state.state,
-            f"{progress.step:,}",
-            f"{progress.step / state.run.steps:.0%}",
-            "" if progress.loss is None else f"{progress.loss:.4f}",
-            _duration(None if state.state == DONE else progress.eta),
-            "" if progress.tokens_per_second is None else f"{progress.tokens_per_second:,.0f}",
-            str(len(state.attempts)),
-        )
+        row = (state.run.name, state.state, *_progress(state))
         for column, cell in zip(cells.values(), row, strict=True):
             column.append(cell)
     columns = {name: max(map(len, [name, *found])) for name, found in cells.items()}
@@ -161,6 +152,21 @@ def _status_rows(states: Sequence[RunState], width: int) -> Table:
         row_of["state"].stylize(_STYLES.get(state.state, ""))
         table.add_row(*row_of.values())
     return table
+
+
+def _progress(state: RunState) -> tuple[str, ...]:
+    """How far a run has come, in the cells of its line."""
+    if state.state == UNREADABLE:
+        return ("",) * 6
+    progress = progress_of(state.run, state.state == RUNNING)
+    return (
+        f"{progress.step:,}",
+        f"{progress.step / state.run.steps:.0%}",
+        "" if progress.loss is None else f"{progress.loss:.4f}",
+        _duration(None if state.state == DONE else progress.eta),
+        "" if progress.tokens_per_second is None else f"{progress.tokens_per_second:,.0f}",
+        str(len(state.attempts)),
+    )
 
 
 def _wrapped(name: str, width: int) -> str:

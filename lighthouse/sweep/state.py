@@ -18,11 +18,10 @@ from lighthouse.sweep.run_folder import (
     CANCELLED,
     DIVERGED,
     FAILED,
-    RUN_FILE,
     STOPPED,
     Attempt,
     Run,
-    read_run,
+    read_if_there,
 )
 from lighthouse.sweep.submission import Submission, read_submissions
 
@@ -32,6 +31,7 @@ QUEUED = "queued"
 NOT_STARTED = "not started"
 INTERRUPTED = "interrupted"
 UNKNOWN = "unknown"
+UNREADABLE = "unreadable"
 
 AT_WORK = (RUNNING, QUEUED)
 
@@ -74,14 +74,14 @@ def queued_tasks(output: Path) -> dict[str, slurm.Task]:
 
 
 def _open_submissions(submissions: Sequence[Submission]) -> list[Submission]:
-    """Those of Slurm's with a run that is neither done nor over, nor was sent again later."""
+    """Those of Slurm's with a run that is not known as done or over, nor was sent again later."""
     last = {name: submission for submission in submissions for name in submission.runs}
     found = set()
     for name, submission in last.items():
         folder = submission.output / name
-        if submission.slurm and (folder / RUN_FILE).exists():
-            run = read_run(folder)
-            if not run.done and not is_over(run.attempts(), submission):
+        if submission.slurm and (run := read_if_there(folder)) is not None:
+            unknown = run.unreadable() is not None
+            if unknown or not (run.done or is_over(run.attempts(), submission)):
                 found.add(submission.number)
     return [submission for submission in submissions if submission.number in found]
 
@@ -125,10 +125,13 @@ def _touched_lately(folder: Path) -> bool:
 
 
 def _run_state(run: Run, tasks: dict[str, slurm.Task] | None) -> RunState:
-    attempts = run.attempts()
     task = (tasks or {}).get(run.folder.name)
+    name = f"{task.array}_{task.index}" if task else None
+    if (why := run.unreadable()) is not None:
+        return RunState(run, [], UNREADABLE, why, name)
+    attempts = run.attempts()
     state, note = _judge(run, attempts, task, slurm_answers=tasks is not None)
-    return RunState(run, attempts, state, note, f"{task.array}_{task.index}" if task else None)
+    return RunState(run, attempts, state, note, name)
 
 
 def _judge(

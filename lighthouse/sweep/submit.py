@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from lighthouse.sweep.run_folder import (
     write_run,
 )
 from lighthouse.sweep.spec import Spec
-from lighthouse.sweep.state import AT_WORK, DONE, NOT_STARTED, RunState, run_states
+from lighthouse.sweep.state import AT_WORK, DONE, NOT_STARTED, UNREADABLE, RunState, run_states
 from lighthouse.sweep.submission import (
     SCRIPT_FILE,
     Submission,
@@ -65,13 +66,22 @@ def planned_states(
 
 
 def unfinished(states: Sequence[RunState], named: bool = False) -> list[RunState]:
-    """Runs to send: all but the done ones, those that are queued or running, and the diverged ones.
+    """Runs to send: all but the done ones, those that are queued or running, the diverged ones,
+    and those that can't be read, with a note on the standard error.
 
     A run that has diverged does so again, unless its code has changed: it is sent where it was
     ``named``.
     """
     left_out = (DONE, *AT_WORK) if named else (DONE, *AT_WORK, DIVERGED)
-    return [s for s in states if s.state not in left_out]
+    return [s for s in readable(states) if s.state not in left_out]
+
+
+def readable(states: Sequence[RunState]) -> list[RunState]:
+    """Without runs that can't be read, with a note on the standard error of each."""
+    for state in states:
+        if state.state == UNREADABLE:
+            print(f"note: {state.run.name} is left out: {state.note}", file=sys.stderr)
+    return [state for state in states if state.state != UNREADABLE]
 
 
 def prepare(spec: Spec, planned: Sequence["PlannedRun"], states: Sequence[RunState]) -> None:
@@ -83,7 +93,7 @@ def prepare(spec: Spec, planned: Sequence["PlannedRun"], states: Sequence[RunSta
     for plan, state in zip(planned, states, strict=True):
         if state.state == NOT_STARTED:
             write_run(plan.run, plan.config_toml, difference)
-        elif plan.changed and state.state not in AT_WORK:
+        elif plan.changed and state.state not in (*AT_WORK, UNREADABLE):
             change_run(state.run, plan.run.steps, plan.config_toml)
     write_members(spec.output, spec.name, [state.run for state in states])
 

@@ -39,6 +39,7 @@ def test_the_switch_by_hand() -> None:
     assert report.lighthouse_tokens_per_second == 907.0
     assert report.dense_tokens_per_second == 218.5
     assert report.checkpoint == "run/checkpoint/step-20"
+    assert summarize(recipe(), Path("run/checkpoint/step-24")).last_step == 24
 
 
 def test_speeds_of_several_lengths_are_in_the_table_alone() -> None:
@@ -74,9 +75,12 @@ def test_torn_lines_are_counted_and_what_cannot_be_written_is_said(
     assert f"lines of {METRICS_FILE} left out, torn or damaged: 2" in capsys.readouterr().out
     (tmp_path / "report.json").unlink()
     (tmp_path / "report.json").mkdir()
+    main([str(tmp_path)])
+    said = capsys.readouterr()
+    assert "last step" in said.out and "loss curve" not in said.out
+    assert f"Is a directory: '{tmp_path / 'report.json'}'" in said.err
     with pytest.raises(SystemExit):
-        main([str(tmp_path)])
-    assert f"Is a directory: '{tmp_path / 'report.json'}'" in capsys.readouterr().err
+        main([str(tmp_path), "--output", str(tmp_path)])
 
 
 def test_the_spike_foreseen_is_the_last_one_measured() -> None:
@@ -197,6 +201,30 @@ def test_command_with_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (written["spike"], written["switch_step"]) == (5.0, 13)
     assert (stage_2 / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not (stage_1 / "loss.png").exists()
+
+
+def test_the_table_of_a_run_of_someone_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "run", recipe())
+
+    def closed(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryFile", closed)
+        main([str(folder)])
+        said = capsys.readouterr()
+        assert "last step" in said.out and "loss curve" not in said.out
+        assert said.err == (
+            f"note: no loss curve and no report.json: {folder} can't be written (Permission "
+            "denied): name a folder for the results with --output\n"
+        )
+        with pytest.raises(SystemExit):
+            main([str(folder), "--output", str(folder)])
+    main([str(folder), "--output", str(tmp_path / "mine")])
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"loss.png", "report.json"}
+    assert [path.name for path in folder.iterdir()] == [METRICS_FILE]
 
 
 def test_command_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

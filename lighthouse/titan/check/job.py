@@ -19,8 +19,9 @@ from lighthouse.titan.check.lighthouse import (
     check_window,
 )
 from lighthouse.titan.check.llama3 import check_llama3
-from lighthouse.titan.check.numbers import check_numbers, check_rate, check_whole_numbers
+from lighthouse.titan.check.numbers import check_numbers, check_rate
 from lighthouse.titan.check.unread import check_unread
+from lighthouse.titan.check.written import check_written
 from lighthouse.titan.config.stage_tables import OF_SCHEDULE, of_stage
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.text_checks import check_texts
@@ -75,7 +76,7 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
         _check_stages(job_config, machine)
     else:
         _check_stage(job_config, machine)
-    check_whole_numbers(job_config)
+    check_written(job_config)
     check_rate(job_config)
     check_hugging_face(job_config)
     _check_positions(job_config)

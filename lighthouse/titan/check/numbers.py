@@ -1,6 +1,5 @@
 """Numbers of a job's configuration that would train nothing, or end deep inside the trainer."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import reduce
@@ -8,26 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
-
-
-def check_whole_numbers(job_config: "JobConfig") -> None:
-    """Refuse whole numbers that TOML does not have, and that are infinite as floats.
-
-    Raises:
-        ValueError: naming the key.
-    """
-    tables = [(f"stages.{n}", table) for n, table in enumerate(job_config.stages, start=1)]
-    sections = [
-        (field.name, vars(section))
-        for field in dataclasses.fields(job_config)
-        if dataclasses.is_dataclass(section := getattr(job_config, field.name))
-    ]
-    for name, values in (*tables, *sections):
-        for key, value in values.items():
-            if isinstance(value, int) and not -_WHOLE <= value < _WHOLE:
-                raise ValueError(
-                    f"{name}.{key} = {value}: must be a whole number of 64 bits, so below 2 ** 63"
-                )
 
 
 def check_numbers(job_config: "JobConfig") -> None:
@@ -136,8 +115,6 @@ def _is_size(value: float) -> bool:
 # What float32, in which weights and moments are, makes of a number: 0 below the first and infinite
 # above the last; Adam takes squares of gradients, to which the one in the middle belongs.
 _LEAST, _LEAST_SQUARED, _MOST = 1e-37, 1e-18, 1e38
-
-_WHOLE = 1 << 63
 
 _SHARE = (_is_share, "at least 0 and at most 1")
 _SIZE = (_is_size, "a finite number, zero or more")

@@ -85,14 +85,16 @@ def merge_stages(layers: Sequence[Layer], merged: dict[str, Any], flags: Sequenc
     Raises:
         ValueError: tables that are not right, or steps that contradict them.
     """
-    at = max((i for i, (_, values) in enumerate(layers) if "stages" in values), default=None)
-    written = layers[at][1]["stages"] if at is not None else []
+    at = max((i for i, (_, values) in enumerate(layers) if "stages" in values), default=-1)
+    written = layers[at][1]["stages"] if at >= 0 else []
     tables = [dict(table) for table in written]
     _apply_flags(tables, flags)
     if not tables:
         return
-    for number, table in enumerate(tables, start=1):
-        _check_table(number, table)
+    for number, (table, of_file) in enumerate(zip(tables, written, strict=True), start=1):
+        if (refused := _refusal(number, table)) is not None:  # which may be a flag's alone
+            where = f" (in {layers[at][0]})" if refused == _refusal(number, of_file) else ""
+            raise ValueError(f"{refused}{where}")
     # Files agree among themselves; flags then change what all of them say.
     as_written = [
         new | {"steps": old.get("steps")} for old, new in zip(written, tables, strict=True)
@@ -220,6 +222,15 @@ def _value(key: str, words: list[str]) -> Any:
         except tomllib.TOMLDecodeError:
             found.append(word)
     return found if several or len(found) > 1 else found[0]
+
+
+def _refusal(number: int, table: StageTable) -> str | None:
+    """What is wrong with a stage's table; None if nothing is."""
+    try:
+        _check_table(number, table)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _check_table(number: int, table: StageTable) -> None:

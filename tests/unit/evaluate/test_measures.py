@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lighthouse.evaluate.__main__ import check_writable
 from lighthouse.evaluate.measures import ask, find_needles, positions
 from lighthouse.evaluate.subject import Subject
+from lighthouse.runs.files import check_writable
 from lighthouse.tasks import recall
 
 CPU = torch.device("cpu")

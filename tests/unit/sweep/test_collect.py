@@ -66,6 +66,26 @@ def test_a_run_that_has_not_begun_has_an_empty_row(tmp_path):
     assert (row["steps"], row["final_loss"], row["gpu_hours"]) == (0, None, 0.0)
 
 
+def test_a_run_has_come_to_its_newest_checkpoint(tmp_path):
+    """Which may be of a later step than the last one that was logged."""
+    run = make_run(tmp_path, steps=2)
+
+    def save(step):
+        (run.folder / f"checkpoint/step-{step}").mkdir(parents=True)
+        (run.folder / f"checkpoint/step-{step}/.metadata").touch()
+
+    save(1)
+    assert progress_of(run, running=True) == Progress(1)
+    assert collect([run])[0]["steps"] == 1
+    (run.folder / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    save(2)
+    assert progress_of(run, running=False) == Progress(2, 3.0)
+    assert collect([run])[0]["steps"] == 2
+    save(30)  # of which nothing is logged, nor of the next
+    (run.folder / "checkpoint/step-40").mkdir()
+    assert progress_of(run, running=False).step == 30
+
+
 def test_results_in_three_forms(tmp_path):
     runs = [make_run(tmp_path, name) for name in ("a=1", "b=2,c=x")]
     log_metrics(runs[0], loss=lambda step: math.nan if step == 20 else 3.0)

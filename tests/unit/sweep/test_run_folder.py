@@ -54,6 +54,7 @@ def test_a_file_with_something_else_in_it_is_named(tmp_path, name, text):
     file.write_text(text)
     with pytest.raises(ValueError, match=f"{file} is damaged"):
         read_runs(tmp_path, "x")
+        read_run(run.folder)
         read_submissions(tmp_path)
 
 

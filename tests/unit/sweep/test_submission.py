@@ -88,16 +88,17 @@ def test_what_could_not_be_written_leaves_no_trace(tmp_path, fake, monkeypatch, 
 def test_what_a_disk_has_is_named(tmp_path, capsys):
     run = make_run(tmp_path)
     (run.folder / ATTEMPTS_FILE).mkdir()
-    with pytest.raises(SystemExit, match="2"):
+    for end in (lambda: None, lambda: (run.folder / RUN_FILE).write_text("{")):
+        end()
         main(["status", str(tmp_path)])
-    assert capsys.readouterr().err == (
-        f"sweep: [Errno 21] Is a directory: '{run.folder / ATTEMPTS_FILE}'\n"
-    )
-    (run.folder / RUN_FILE).write_text("{")
+        assert "1 run: 1 unreadable" in capsys.readouterr().out
+    (tmp_path / "x.runs.json").mkdir()
+    (tmp_path / "x.toml").write_text(f"name = 'x'\nbase = 'b.toml'\noutput = '{tmp_path}'\n")
+    (tmp_path / "b.toml").touch()
     with pytest.raises(SystemExit, match="2"):
-        main(["status", str(tmp_path)])
+        main(["status", str(tmp_path / "x.toml")])
     said = capsys.readouterr().err
-    assert said.startswith(f"sweep: {run.folder / RUN_FILE} is damaged, no JSON: ")
+    assert said == f"sweep: [Errno 21] Is a directory: '{tmp_path / 'x.runs.json'}'\n"
 
 
 def test_what_may_have_been_sent_is_believed(tmp_path, fake):
@@ -118,6 +119,9 @@ def test_without_slurm_a_local_run_follows_what_slurm_has_ended(tmp_path, fake):
         queued_tasks(tmp_path)  # the second has gone back into the queue
     log_attempts(runs[1], PREEMPTED, FAILED)
     assert queued_tasks(tmp_path) == {}
+    (runs[0].folder / RUN_FILE).write_text("{")
+    with pytest.raises(SlurmError, match="submissions/0001"):
+        queued_tasks(tmp_path)  # as it is not known how the first has ended
 
 
 @pytest.mark.parametrize("throttle", [None, 4])

@@ -318,6 +318,16 @@ def test_flags_that_are_refused(parse, flags: str, message: str) -> None:
         parse({"stages": STAGES}, flags=flags)
 
 
+def test_a_mistake_of_the_file_names_it_and_one_of_a_flag_does_not(parse) -> None:
+    wrong = with_stage(2, seq_len=0)
+    with pytest.raises(Refusal, match=r"seq_len = 0: must be at least 1 \(in \S+\.toml\)$"):
+        parse(wrong)
+    with pytest.raises(Refusal, match=r"seq_len = 0: must be at least 1 \(in \S+\.toml\)$"):
+        parse(wrong, flags="--stages.1.steps 5")
+    with pytest.raises(Refusal, match=r"seq_len = -1: must be at least 1$"):
+        parse(wrong, flags="--stages.2.seq_len -1")
+
+
 def test_flags_need_stages(parse) -> None:
     with pytest.raises(Refusal, match=r"^stages\.1\.steps: there are no \[\[stages\]\]$"):
         parse(flags="--stages.1.steps 5")
