@@ -1,8 +1,7 @@
 """Lighthouse and window layers in several processes give the losses of one, through the switch.
 
 Each run has its own checkpointing of activations, and some accumulate gradients or are compiled:
-everything that must compose, in few runs. Compilers other than inductor are there for their speed,
-and so is code without vectors, which inductor's compiler has done in half the time.
+everything that must compose, in few runs. Compilers other than inductor are there for their speed.
 """
 
 import json
@@ -108,8 +107,7 @@ def test_processes_agree_with_one(
     if CP in LAYOUTS[layout] and torch.cuda.is_available():
         pytest.skip("float32 has no ring on GPUs; test_context_parallel.py runs in bfloat16 there")
     processes = 4 if layout.startswith(("cp, hsdp", "cp, tp")) else 2
-    environment = {"ATEN_CPU_CAPABILITY": "default"} if COMPILE in LAYOUTS[layout] else {}
-    run = train(tmp_path, *options, *LAYOUTS[layout], processes=processes, env=environment)
+    run = train(tmp_path, *options, *LAYOUTS[layout], processes=processes)
     # Layouts add in other orders. An entry chosen otherwise at a near tie moves the loss by one or
     # two in 1e5, the gradient norm by two in 1e4, scores by four and a share by an entry.
     for got, expected, tolerance in zip(
