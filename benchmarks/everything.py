@@ -49,7 +49,7 @@ def measurements(folder: Path, text: Path) -> list[Job]:
         ranks("documents-ring", "benchmarks.documents_ring OUT", 80, gpus=2),
         ranks("ring", "benchmarks.ring OUT", 60, gpus=2),
         job("rivals", "benchmarks.rivals --gpus 2 --seconds 520 --out OUT", 540, gpus=2),
-        job("guard", "benchmarks.guard OUT", 120, gpus=2),
+        job("guard", "benchmarks.guard OUT", 170, gpus=2),
         steps("training", "98k 98k-op 98k-full 98k-dense 98k-dense-op 98k-530M", 420),
         steps("training-windows", "98k 98k-windows 98k-all", 190),
         steps("training-growing", "98k-growing", 140),
