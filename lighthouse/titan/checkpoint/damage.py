@@ -56,7 +56,8 @@ def check_content(checkpoint: Path, names: Iterable[str] | None = None) -> None:
     metadata, sums = read_sealed(checkpoint)
     stored = metadata.storage_data
     shards = sorted({place.relative_path for place in stored.values()})
-    _say_unsealed(checkpoint, shards, sums)
+    if rank == 0:
+        _say_unsealed(checkpoint, shards, sums)
     entries = sorted(
         (place.relative_path, place.offset, place.length, index.fqn)
         for index, place in stored.items()
@@ -105,12 +106,14 @@ def fault_of(checkpoint: Path) -> str | None:
 
 def say_unsealed(checkpoint: Path) -> None:
     """Warn of a checkpoint without checksums, of which `check_content` is not asked."""
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return
     metadata, sums = read_sealed(checkpoint)
     _say_unsealed(checkpoint, {p.relative_path for p in metadata.storage_data.values()}, sums)
 
 
 def _say_unsealed(checkpoint: Path, shards: Iterable[str], sums: dict[str, int]) -> None:
-    if all(shard in sums for shard in shards) or (dist.is_initialized() and dist.get_rank() > 0):
+    if all(shard in sums for shard in shards):
         return
     # Not imported above, as what torchtitan's lowest modules need must not.
     from torchtitan.tools.logging import logger
