@@ -37,6 +37,21 @@ def test_rotates_pairs(
     assert (gradient - truth).abs().max() <= bound * upstream.abs().max() * 2
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 9, 3, 6), (1, 1025, 4, 128)])
+def test_compiled_for_a_gpu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, freqs_cis = (tensor.cuda() for tensor in inputs(*shape))
+    x = x.detach().to(dtype).requires_grad_()
+    upstream = torch.randn_like(x).transpose(1, 2).contiguous().transpose(1, 2)
+    outputs = [turn(x, freqs_cis) for turn in (torch.compile(rotate), complex_product)]
+    grads = [torch.autograd.grad(out, x, upstream.to(out.dtype))[0] for out in outputs]
+    for found, expected in (outputs, grads):
+        assert found.dtype == dtype
+        # Three roundings in fp32, contracted or not, and one to the dtype.
+        assert (found - expected).abs().max() <= 4 * torch.finfo(dtype).eps * expected.abs().max()
+
+
 def inputs(*shape: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(*shape, generator=generator).bfloat16()
