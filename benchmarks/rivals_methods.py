@@ -268,7 +268,9 @@ METHODS = {
     "delta": Method(
         "gated delta rule", "q and k normalized", gated_delta_rule, layouts=(HEADS,), tuned=True
     ),
-    "kda": Method("KDA", "a gate for each channel", kda, layouts=(HEADS,), tuned=True),
+    "kda": Method(
+        "KDA", "a gate for each channel", kda, layouts=(HEADS,), tuned=True, by_length=True
+    ),
     "log-linear": Method(
         "log-linear attention",
         "Mamba-2's gate",

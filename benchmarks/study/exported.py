@@ -35,7 +35,8 @@ def compare(run: Path, device: torch.device, text: Path | None = None) -> dict[s
         "1",
     ]
     if text is not None:
-        overrides += ["--validation.dataset", "local", "--validation.dataset_path", str(text)]
+        overrides += ["--validation.enable", "--validation.dataset", "local"]
+        overrides += ["--validation.dataset_path", str(text)]
     # The trainer's own kernels take half precision: in float32 it would write out all scores.
     backends = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     ScaledDotProductAttentionWrapper.sdpa_backends = backends
