@@ -7,8 +7,8 @@ exchange fetches those of all chunks, and nothing else; backward returns their g
 the tokens are.
 
 A document may be as long as the sequence, and where documents begin the host does not know. So in
-documents without a window a rank fetches all tokens before each chunk: 2W - 1 chunks, as many as
-there are of others and one of its own.
+documents without a window a rank fetches all tokens before each chunk that are not its own: 2W - 2
+chunks at most, as many as there are of others.
 """
 
 from collections.abc import Iterable

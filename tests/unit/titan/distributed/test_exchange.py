@@ -48,6 +48,19 @@ def test_each_chunk_gets_the_tokens_before_it_once(ranks: int, balanced: bool, r
             assert arrived[place] == list(range(max(0, start - reach), start))
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_all_tokens_before_are_no_more_than_gathering_takes(ranks: int) -> None:
+    """Of others, into and out of each rank, though some chunks are sent to one twice."""
+    tokens = [
+        [sum(t.tokens for t in transfers(s, r, ranks, True, CHUNK, 10**6)) for r in range(ranks)]
+        for s in range(ranks)
+    ]
+    for rank in range(ranks):
+        out_of = sum(tokens[rank]) - tokens[rank][rank]
+        into = sum(of_sender[rank] for of_sender in tokens) - tokens[rank][rank]
+        assert out_of == into == (2 * ranks - 2) * CHUNK
+
+
 def test_only_neighbours_send_what_is_shorter_than_a_chunk() -> None:
     for receiver in range(4):
         for sender in range(4):
