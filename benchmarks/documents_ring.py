@@ -7,12 +7,15 @@ many lengths. The other gathers all keys and values and attends by FlexAttention
 documents. Beside them torch's ring without documents, and a Lighthouse layer with and without them.
 Documents are those of ``benchmarks.documents``. Medians of forward, and of forward + backward, in
 milliseconds of the slower rank; calls follow each other without waiting for the host. Beside them
-what the kernels of the first rank take in forward + backward, all together and the longest.
+what the kernels of the first rank take in forward + backward, all together and the longest, and
+for how long forward keeps its host: a call that waits for the GPU is as long as what it waits for.
 """
 
 import argparse
 import json
 import os
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,6 +113,17 @@ def both(call: Call, inputs: list[Tensor], grad: Tensor) -> list[float]:
     return [max(median_ms(run)) for run in (lambda: call(*inputs), forward_backward)]
 
 
+def host_ms(call: Call, inputs: list[Tensor]) -> float:
+    """Until forward returns, on a GPU that has nothing else to do."""
+    times = []
+    for _ in range(8):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        call(*inputs)
+        times.append(time.perf_counter() - begin)
+    return round(1e3 * statistics.median(times), 2)
+
+
 def kernels(call: Call, inputs: list[Tensor], grad: Tensor) -> dict[str, float]:
     """Milliseconds of one forward + backward by kernel, the longest eight, and of all."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -169,6 +183,7 @@ def main() -> None:
         measured = calls(mesh, starts, config, seq_len)
         for what, call in measured.items():
             row = {"what": what, "kv_heads": kv_heads, "ms": both(call, inputs, grad)}
+            row["host_ms"] = host_ms(call, inputs)
             row["kernels_ms"] = kernels(call, inputs, grad)
             if what.endswith("FlexAttention"):
                 row["difference"] = difference(measured["dense, documents"], call, inputs, grad)

@@ -7,8 +7,8 @@ exchange fetches those of all chunks, and nothing else; backward returns their g
 the tokens are.
 
 A document may be as long as the sequence, and where documents begin the host does not know. So in
-documents without a window a rank fetches all tokens before each chunk: 2W - 1 chunks, as many as
-there are of others and one of its own.
+documents without a window a rank fetches all tokens before each chunk that are not its own: 2W - 2
+chunks at most, as many as there are of others.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_reduce, all_to_all_single_autograd
+from torch.distributed._functional_collectives import (
+    AsyncCollectiveTensor,
+    all_reduce,
+    all_to_all_single,
+)
 
 from lighthouse.attention import LighthouseAttention
 from lighthouse.documents import Documents, document_attention
@@ -55,18 +59,18 @@ def share_sequences(
 
 @dataclass(frozen=True)
 class Transfer:
-    """Tokens that one rank sends another.
+    """Tokens that one rank has and another needs: the last of a chunk.
 
     Attributes:
         first: by its place in the sequence.
-        start: the same by its place in the sender's tokens.
         tokens: how many.
+        source: which of the sender's chunks, 0 or 1.
         chunk: which of the receiver's they come before, 0 or 1.
     """
 
     first: int
-    start: int
     tokens: int
+    source: int
     chunk: int
 
 
@@ -81,8 +85,7 @@ def transfers(
             first = max(owned * chunk_len, before - reach)
             tokens = min((owned + 1) * chunk_len, before) - first
             if tokens > 0:
-                start = first + (own_place - owned) * chunk_len
-                found.append(Transfer(first, start, tokens, place))
+                found.append(Transfer(first, tokens, own_place, place))
     return found
 
 
@@ -110,13 +113,28 @@ def _owned(rank: int, ranks: int, balanced: bool) -> tuple[int, ...]:
 
 
 @torch.compiler.allow_in_graph
-def _exchange(x: Tensor, received: list[int], sent: list[int], group: Any) -> Tensor:
-    """``all_to_all_single_autograd`` as one node of Dynamo's graph.
+class _Exchange(torch.autograd.Function):
+    """``all_to_all_single`` as one node of Dynamo's graph, so that checkpoints don't keep what was
+    fetched: see lighthouse.ops.triton.gather_scatter."""
 
-    In torch 2.11 it ends with a function of autograd: checkpoints would keep what was fetched,
-    as lighthouse.ops.triton.gather_scatter says.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, received: list[int], sent: list[int], group: Any) -> Tensor:
+        ctx.received, ctx.sent, ctx.group = received, sent, group
+        return _waited(all_to_all_single(x, received, sent, group))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        back = all_to_all_single(grad.contiguous(), ctx.sent, ctx.received, ctx.group)
+        return _waited(back), None, None, None
+
+
+def _waited(x: Tensor) -> Tensor:
+    """What a collective returns, as a plain tensor.
+
+    In eager code it is of a class that waits when it is used. Each view of it goes through Python,
+    which together takes longer than attention. What it is for comes right behind it anyway.
     """
-    return all_to_all_single_autograd(x, received, sent, group)
+    return x.wait() if isinstance(x, AsyncCollectiveTensor) else x
 
 
 @dataclass(frozen=True)
@@ -163,7 +181,7 @@ class SharedSequence(Documents):
             of_chunk - place * (k_BHSD.shape[2] // chunks)
             for place, of_chunk in enumerate(starts.chunk(chunks, dim=2))
         ]
-        starts_BKM = all_reduce(sum(before[1:], before[0]), "sum", self.group)
+        starts_BKM = _waited(all_reduce(sum(before[1:], before[0]), "sum", self.group))
         # Both send: on all ranks this first.
         return self._attend(q_BHSD, after(k_BHSD, starts_BKM), v_BHSD, starts_BKM, None)
 
@@ -178,62 +196,63 @@ class SharedSequence(Documents):
         owned = _owned(self.rank, self.ranks, self.balanced)
         reach = self.whole(q_BHND.shape[2]) if window is None else window - 1
         chunk_len = q_BHND.shape[2] // len(owned)
-        fronts = self._fetch(k_BHND, v_BHND, chunk_len, reach)
+        seen = self._seen(k_BHND, v_BHND, chunk_len, reach)
         outputs = []
-        for chunk, q, k, v, (k_front, v_front) in zip(
-            owned,
-            *(x.chunk(len(owned), dim=2) for x in (q_BHND, k_BHND, v_BHND)),
-            fronts,
-            strict=True,
-        ):
-            seen = q, torch.cat((*k_front, k), dim=2), torch.cat((*v_front, v), dim=2)
+        for chunk, q, (k, v) in zip(owned, q_BHND.chunk(len(owned), dim=2), seen, strict=True):
             if starts_BGM is None:
                 assert window is not None
-                outputs.append(window_attention(*seen, window=window))
+                outputs.append(window_attention(q, k, v, window=window))
                 continue
-            num_keys = seen[1].shape[2]
+            num_keys = k.shape[2]
             first = (chunk + 1) * chunk_len - num_keys
             starts = (starts_BGM - first).clamp(0, num_keys)
-            outputs.append(document_attention(*seen, starts, window=window))
+            outputs.append(document_attention(q, k, v, starts, window=window))
         return torch.cat(outputs, dim=2)
 
-    def _fetch(
+    def _seen(
         self, k_BHND: Tensor, v_BHND: Tensor, chunk_len: int, reach: int
-    ) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """Keys and values before each chunk, in the order of the sequence."""
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each chunk and of what is before it, in the order of the sequence.
+
+        All is cut and joined along the tokens, whole chunks where it can be. Backward then joins
+        and cuts; what is selected by an index would be added to zeros of the whole each time.
+        """
+        # (N, B, H, D): what an exchange splits
+        own = [x.movedim(2, 0).split(chunk_len) for x in (k_BHND, v_BHND)]
+        owned = _owned(self.rank, self.ranks, self.balanced)
+        pieces: list[list[tuple[int, Tensor, Tensor]]] = [
+            [(chunk * chunk_len, k, v)] for chunk, k, v in zip(owned, *own, strict=True)
+        ]
 
         def between(sender: int, receiver: int) -> list[Transfer]:
             return transfers(sender, receiver, self.ranks, self.balanced, chunk_len, reach)
 
-        fronts: list[tuple[list[Tensor], list[Tensor]]]
-        fronts = [([], []) for _ in _owned(self.rank, self.ranks, self.balanced)]
-        if not reach:
-            return fronts
-        everyone = range(self.ranks)
-        sent = [between(self.rank, other) for other in everyone]
-        received = [between(other, self.rank) for other in everyone]
-        pieces = [slice(t.start, t.start + t.tokens) for of_rank in sent for t in of_rank]
-        # (2, B, H, tokens, D), then tokens first: what an exchange splits
-        both = torch.stack(
-            [torch.cat([x[:, :, p] for p in (slice(0, 0), *pieces)], 2) for x in (k_BHND, v_BHND)]
-        )
-        fetched = _exchange(
-            both.movedim(3, 0).contiguous(),
-            [sum(t.tokens for t in of_rank) for of_rank in received],
-            [sum(t.tokens for t in of_rank) for of_rank in sent],
-            self.group,
-        )
-        arrived = fetched.movedim(0, 3)
-        of_chunks: list[list[tuple[int, Tensor]]] = [[] for _ in fronts]
-        place = 0
-        for of_rank in received:
-            for t in of_rank:
-                of_chunks[t.chunk].append((t.first, arrived[:, :, :, place : place + t.tokens]))
-                place += t.tokens
-        for (k_front, v_front), pieces_of_chunk in zip(fronts, of_chunks, strict=True):
+        def piece(t: Transfer) -> tuple[Tensor, Tensor]:
+            k, v = (chunks[t.source] for chunks in own)
+            return (k, v) if t.tokens == chunk_len else (k[-t.tokens :], v[-t.tokens :])
+
+        for t in between(self.rank, self.rank):
+            pieces[t.chunk].append((t.first, *piece(t)))
+        if reach:
+            everyone = range(self.ranks)
+            sent = [between(self.rank, r) if r != self.rank else [] for r in everyone]
+            received = [between(r, self.rank) if r != self.rank else [] for r in everyone]
+            outgoing = [x for of_rank in sent for t in of_rank for x in piece(t)]
+            fetched = _Exchange.apply(
+                torch.cat(outgoing or [own[0][0][:0]]),
+                [2 * sum(t.tokens for t in of_rank) for of_rank in received],
+                [2 * sum(t.tokens for t in of_rank) for of_rank in sent],
+                self.group,
+            )
+            arrivals = [t for of_rank in received for t in of_rank]
+            sizes = [t.tokens for t in arrivals for _ in "kv"]
             # A rank that is sent nothing must take part in the backward exchange all the same.
-            k_front.append(arrived[0, :, :, :0])
-            for _, piece in sorted(pieces_of_chunk, key=lambda item: item[0]):
-                k_front.append(piece[0])
-                v_front.append(piece[1])
-        return fronts
+            nothing, *arrived = fetched.split([0, *sizes])
+            pieces[-1].append((-1, nothing, nothing))
+            for t, k, v in zip(arrivals, arrived[::2], arrived[1::2], strict=True):
+                pieces[t.chunk].append((t.first, k, v))
+        joined = []
+        for of_chunk in pieces:
+            _, keys, values = zip(*sorted(of_chunk, key=lambda item: item[0]), strict=True)
+            joined.append((torch.cat(keys).movedim(0, 2), torch.cat(values).movedim(0, 2)))
+        return joined

@@ -11,7 +11,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from lighthouse import LighthouseConfig, lighthouse_attention
 from lighthouse.titan.distributed.exchange import SharedSequence, after, transfers
 from tests.support.inputs import normal
-from tests.support.operators import assert_keeps_its_inputs_alone, inductor_without_code
+from tests.support.operators import (
+    Calls,
+    assert_keeps_its_inputs_alone,
+    inductor_without_code,
+)
 
 CHUNK = 8
 
@@ -35,12 +39,26 @@ def test_each_chunk_gets_the_tokens_before_it_once(ranks: int, balanced: bool, r
             for t in transfers(sender, receiver, ranks, balanced, CHUNK, reach)
         ]
         for t, sender in sorted(sent, key=lambda item: item[0].first):
-            piece = tokens[sender][t.start : t.start + t.tokens]
+            end = (t.source + 1) * CHUNK
+            piece = tokens[sender][end - t.tokens : end]
             assert piece == list(range(t.first, t.first + t.tokens))
             arrived[t.chunk] += piece
         for place, chunk in enumerate(owned(receiver)):
             start = chunk * CHUNK
             assert arrived[place] == list(range(max(0, start - reach), start))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_all_tokens_before_are_no_more_than_gathering_takes(ranks: int) -> None:
+    """Of others, into and out of each rank, though some chunks are sent to one twice."""
+    tokens = [
+        [sum(t.tokens for t in transfers(s, r, ranks, True, CHUNK, 10**6)) for r in range(ranks)]
+        for s in range(ranks)
+    ]
+    for rank in range(ranks):
+        out_of = sum(tokens[rank]) - tokens[rank][rank]
+        into = sum(of_sender[rank] for of_sender in tokens) - tokens[rank][rank]
+        assert out_of == into == (2 * ranks - 2) * CHUNK
 
 
 def test_only_neighbours_send_what_is_shorter_than_a_chunk() -> None:
@@ -58,6 +76,27 @@ def test_after_is_a_copy() -> None:
     assert torch.equal(copy, x)
     grad = normal((2, 3), seed=1)
     assert torch.equal(torch.autograd.grad(copy, x, grad)[0], grad)
+
+
+def test_documents_are_cut_and_joined_without_zeros_or_waits_for_views() -> None:
+    """In eager code: one wait for each collective, and no gradient of a part in zeros of all."""
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        shared = SharedSequence(dist.group.WORLD.group_name, 0, 2, balanced=True)
+        inputs = [x.clone().requires_grad_() for x in torch.randn(3, 1, 2, 2 * CHUNK, 4)]
+        starts = torch.tensor([[0, 6, 4 * CHUNK]], dtype=torch.int32)
+        for attend, of_starts, collectives in (
+            (shared.attend, starts, 2),
+            (shared.attend_rows, starts[:, None].repeat(1, 2, 2) // 4, 3),
+        ):
+            with Calls() as calls:
+                out = attend(*inputs, of_starts)
+                torch.autograd.grad(out, inputs, torch.ones_like(out))
+            assert calls.of[torch.ops._c10d_functional.wait_tensor.default] == collectives
+            assert not calls.of[torch.ops.aten.slice_backward.default]
+            assert not calls.of[torch.ops.aten.select_backward.default]
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_compiled_checkpoint_keeps_its_inputs_alone() -> None:
