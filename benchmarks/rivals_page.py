@@ -1,4 +1,4 @@
-"""docs/rivals.md and its plot from benchmarks/results/rivals.json.
+"""docs/rivals.md and its plot from benchmarks/results/rivals*.json.
 
 python -m benchmarks.rivals_page
 """
@@ -14,6 +14,8 @@ from benchmarks.training_table import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "rivals.md"
 FOUND, PLOT = RESULTS / "rivals.json", RESULTS / "rivals.png"
+REST = RESULTS / "rivals_h200.json"
+"""Rows for which the first run had no time, beside two that it has."""
 
 Row = dict[str, Any]
 
@@ -109,6 +111,13 @@ is named below. Memory is the peak of forward + backward over inputs, output and
 
 {notes}"""
 
+MORE = """That run had no time for all lengths of two rows. Another, on one {device}, has two rows \
+of the above beside them ([results](../benchmarks/results/{name})):
+
+{tables}
+
+{notes}"""
+
 
 def seq_lens(rows: list[Row]) -> list[int]:
     return sorted({row["seq_len"] for row in rows if "ms" in row})
@@ -143,32 +152,49 @@ def notes(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def measured(report: dict[str, Any] | None) -> str:
-    if report is None:
-        return "Not measured yet: `python -m benchmarks.rivals`, on one H100."
-    rows = report["rows"]
+def tables(rows: list[Row]) -> str:
     parts = []
     for layout in LAYOUTS:
         parts.append(f"{layout}, forward / forward + backward, milliseconds:")
         parts.append(table(rows, layout, lambda row: pair(row["ms"])))
         parts.append(f"{layout}, extra memory, GiB:")
         parts.append(table(rows, layout, lambda row: f"{row['extra_memory_gib']:.2f}"))
-    return MEASURED.format(
+    return "\n\n".join(parts)
+
+
+def measured(report: dict[str, Any] | None, rest: dict[str, Any] | None = None) -> str:
+    if report is None:
+        return "Not measured yet: `python -m benchmarks.rivals`, on one H100."
+    text = MEASURED.format(
         device=report["device"],
         torch=report["torch"],
-        tables="\n\n".join(parts),
-        notes=notes(rows),
+        tables=tables(report["rows"]),
+        notes=notes(report["rows"]),
     ).rstrip()
+    if rest is None:
+        return text
+    more = MORE.format(
+        device=rest["device"],
+        name=REST.name,
+        tables=tables(rest["rows"]),
+        notes=notes(rest["rows"]),
+    )
+    return f"{text}\n\n{more.rstrip()}"
 
 
-def page(report: dict[str, Any] | None) -> str:
+def found() -> list[dict[str, Any]]:
+    """The results that there are, the first run's first."""
+    return [json.loads(path.read_text()) for path in (FOUND, REST) if path.is_file()]
+
+
+def page(report: dict[str, Any] | None = None, rest: dict[str, Any] | None = None) -> str:
     """The page's text, of results or of none."""
     settings = "\n".join(
         f"| {method.name} | {method.settings} | {', '.join(method.layouts)} |"
         for method in METHODS.values()
     )
     return TEMPLATE.format(
-        measured=measured(report), settings=settings, heads=HEADS, grouped=GROUPED
+        measured=measured(report, rest), settings=settings, heads=HEADS, grouped=GROUPED
     )
 
 
@@ -211,10 +237,10 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def main() -> None:
-    report = json.loads(FOUND.read_text()) if FOUND.is_file() else None
-    if report is not None:
-        plot(report["rows"], PLOT)
-    PAGE.write_text(page(report))
+    reports = found()
+    if reports:
+        plot(reports[0]["rows"], PLOT)
+    PAGE.write_text(page(*reports))
 
 
 if __name__ == "__main__":

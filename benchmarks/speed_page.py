@@ -71,6 +71,14 @@ With documents over without, forward + backward, of 8 and 2 key/value heads: the
 the layer takes beside it, and {documents_steps} as the sum of its
 steps, each alone.
 
+Across {documents_ranks} of them, its exchange included, by `benchmarks.documents_ring`: as it is
+([results](../benchmarks/results/ring_documents_h200_x2.json)), and before, with an exchange that
+copied and added more
+([results](../benchmarks/results/ring_documents_before_h200_x2.json)). Forward / forward + backward
+of the slower rank, eager:
+
+{documents_ring}
+
 ## Training
 
 The trainer, `530M_byte` at 98,304 tokens a sequence, k=1536, layers 0, 1, 28 and 29 dense, blocks
@@ -247,7 +255,7 @@ def joint_rows(report: dict[str, Any]) -> str:
 
 def page() -> str:
     """The page's text."""
-    shared = load("context_parallel_h200_x4.json")
+    shared, ring = load("context_parallel_h200_x4.json"), load("ring_documents_h200_x2.json")
     attention, h100 = load("attention_h100.json"), load("training_h100.json")
     h200_x2, llama = load("training_h200_x2.json"), load("training_h200_x4.json")
     alone = Alone(attention, load("windows_h100.json"))
@@ -262,6 +270,8 @@ def page() -> str:
         steps=table.step_table(attention),
         select=select_rows(load("select_h100.json")),
         **documents(load("documents_h200.json")),
+        documents_ranks=ring["ranks"],
+        documents_ring=table.documents_ring_table(load("ring_documents_before_h200_x2.json"), ring),
         training=training_table.speed_table(h100),
         gains=training_table.gains(h100),
         matmul=h100["matmul_tflops"],

@@ -90,6 +90,24 @@ def documents_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def documents_ring_table(before: dict[str, Any], report: dict[str, Any]) -> str:
+    """Markdown rows of two runs of documents_ring.py: forward / forward + backward."""
+    lines = [
+        "| ms | 8 key/value heads, before | now | 2 key/value heads, before | now |",
+        "| --- " * 5 + "|",
+    ]
+    for what in dict.fromkeys(row["what"] for row in report["rows"]):
+        cells = [
+            pair(row["ms"])
+            for kv_heads in (8, 2)
+            for run in (before, report)
+            for row in run["rows"]
+            if (row["what"], row["kv_heads"]) == (what, kv_heads)
+        ]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def documents_parts(report: dict[str, Any]) -> str:
     """Markdown rows of each step around attention, without documents and with them."""
     without, with_them = (

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from lighthouse.evaluate.__main__ import main
 from lighthouse.titan.export import main as export
@@ -51,6 +52,20 @@ def test_a_run_and_its_export_are_measured_alike(
         assert theirs["log_probability"] == pytest.approx(ours["log_probability"], rel=1e-4)
     assert exported["needle"] == found["needle"]
     assert exported["positions"]["loss"] == pytest.approx(found["positions"]["loss"], rel=1e-4)
+
+
+def test_the_study_compares_a_run_that_was_not_validated_with_its_export(
+    run: Run, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    from benchmarks.study import exported
+
+    wrapper = exported.ScaledDotProductAttentionWrapper  # its kernels are chosen for the process
+    monkeypatch.setattr(wrapper, "sdpa_backends", getattr(wrapper, "sdpa_backends", []))
+    found = exported.compare(run.folder, torch.device("cpu"), text)
+    differences = found["largest_logit_difference_by_length"]
+    assert set(differences) == {"512"} and differences["512"] < 1e-4
+    assert found["greedy_tokens_equal"] == found["greedy_tokens"]
 
 
 @pytest.mark.parametrize(
