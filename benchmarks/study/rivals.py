@@ -27,8 +27,13 @@ Stages = tuple[dict[str, Any], ...]
 SHORT_SECONDS, SECONDS, EVALUATION_SECONDS = 280.0, 240.0, 80.0
 """That a short stage may take, a recipe, and what is asked of it."""
 
-IMPORTS = {"moba": "benchmarks.study.moba"}
-"""Of recipes whose windows are something else: what makes them so."""
+FLAGS = {
+    # What its windows are.
+    "moba": "--experimental.custom_import benchmarks.study.moba",
+    # All others decay in the last 14% of their steps.
+    "grow-window-8-decay": "--lr_scheduler.decay_ratio 0.085",
+}
+"""Of recipes that are more than their stages."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,19 @@ AT_65K = Setting(
             _of("dense", 680, 8192),
             _of("window", 130, window=8192),
             _of("dense", 75),
+        ),
+        # The same, its decay the dense end alone.
+        "grow-window-8-decay": (
+            _of("dense", 680, 8192),
+            _of("window", 130, window=8192),
+            _of("dense", 75),
+        ),
+        # The same with windows that grow before the dense end.
+        "grow-windows": (
+            _of("dense", 680, 8192),
+            _of("window", 130, window=8192),
+            _of("window", 40, window=32768),
+            _of("dense", 42),
         ),
         # The same with half as long a dense end, and with twice.
         "grow-window-4": (
@@ -232,8 +250,7 @@ def recipe(
             f" --checkpoint.initial_load_path {study}/{before}/checkpoint/step-{at.short_steps}"
         )
     flags += f" --checkpoint.interval {steps}"
-    if name in IMPORTS:
-        flags += f" --experimental.custom_import {IMPORTS[name]}"
+    flags += f" {FLAGS.get(name, '')}"
     full = f"{setting}-{name}-{rate}-{seed}"
     file = _write(study, f"{setting}-{name}.toml", values)
     lengths = [str(at.seq_len // part) for part in (16, 4, 1)]
