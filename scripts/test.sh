@@ -2,6 +2,7 @@
 # Set up, check and test everything. Arguments go to pytest: scripts/test.sh tests/unit -k pyramid
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PIP_NO_COMPILE=1 # what is imported is compiled then, a small part of what is installed
 scripts/setup.sh dev
 
 # Tests run side by side, and some of them in two processes: a thread each is enough.
@@ -10,8 +11,13 @@ export OMP_NUM_THREADS=1
 unset PYTHONDONTWRITEBYTECODE
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/mypy
 .venv/bin/codespell
+# A minute on one core, beside the tests, and waited for behind them.
+.venv/bin/mypy &
+types=$!
 # By file, because the tests of a file share the runs that they compare with; and in the order of the
 # files, which has the long ones first. One process more than cores: some tests wait for Slurm.
-.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
+.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@" ||
+    failed=$?
+wait "$types"
+exit "${failed:-0}"
