@@ -113,7 +113,8 @@ floor ([results](../benchmarks/results/growing_complex_h100.json));
 [all forms alone](../benchmarks/results/rotary_h100.json), `python -m benchmarks.rotary`.
 
 A million tokens on one GPU: `530M_byte`, L=4, p=4, k=4096, no dense layers, full checkpointing, the
-loss in chunks of 65,536 tokens. 917,504 tokens do not fit on an H100.
+loss in chunks of 65,536 tokens. 917,504 tokens do not fit on an H100, 1,572,864 do with
+[offload](long_sequences.md#what-is-offloaded).
 
 {lengths}
 
@@ -279,7 +280,7 @@ def page() -> str:
         floors=training_table.floor_table([h100, load("training_windows_h100.json")], alone),
         growing=training_table.growing_table(load("growing_h100.json"), attention["copy_tb_per_s"]),
         lengths=training_table.length_table(
-            load("training_h100_long.json"), load("training_h200.json")
+            load("training_h100_long.json"), load("offload_h100.json"), load("training_h200.json")
         ),
         ring=training_table.ring_table(h200_x2),
         ring_gains=training_table.ring_gains(h200_x2),

@@ -214,7 +214,7 @@ def half_speeds(*reports: dict[str, Any]) -> str:
     return f"{short:,} tokens/s at 98,304 and {long:,} at 262,144"
 
 
-LENGTHS = (262144, 524288, 786432, 851968, 917504, 1048576)
+LENGTHS = (262144, 524288, 786432, 851968, 917504, 1048576, 1572864)
 
 
 def length_table(*reports: dict[str, Any]) -> str:
@@ -222,9 +222,10 @@ def length_table(*reports: dict[str, Any]) -> str:
     lines = ["| tokens a sequence | GPU | tokens/s | GiB |", "| --- | --- | --- | --- |"]
     for length in LENGTHS:
         for report in reports:
-            r = by_case(report).get(f"{length}-L4")
-            if r:
-                device = report["device"].removeprefix("NVIDIA ").split()[0]
-                speed, memory = f"{r['tokens_per_second']:,}", f"{r['memory_gib']:.1f}"
-                lines.append(f"| {length:,} | {device} | {speed} | {memory} |")
+            for case, where in ((f"{length}-L4", ""), (f"{length}-L4-offload", ", offload")):
+                r = by_case(report).get(case)
+                if r:
+                    device = report["device"].removeprefix("NVIDIA ").split()[0] + where
+                    speed, memory = f"{r['tokens_per_second']:,}", f"{r['memory_gib']:.1f}"
+                    lines.append(f"| {length:,} | {device} | {speed} | {memory} |")
     return "\n".join(lines)
