@@ -91,10 +91,8 @@ def merge_stages(layers: Sequence[Layer], merged: dict[str, Any], flags: Sequenc
     _apply_flags(tables, flags)
     if not tables:
         return
-    for number, (table, of_file) in enumerate(zip(tables, written, strict=True), start=1):
-        if (refused := _refusal(number, table)) is not None:  # which may be a flag's alone
-            where = f" (in {layers[at][0]})" if refused == _refusal(number, of_file) else ""
-            raise ValueError(f"{refused}{where}")
+    for number, table in enumerate(tables, start=1):
+        _check_table(number, table)
     # Files agree among themselves; flags then change what all of them say.
     as_written = [
         new | {"steps": old.get("steps")} for old, new in zip(written, tables, strict=True)
@@ -222,15 +220,6 @@ def _value(key: str, words: list[str]) -> Any:
         except tomllib.TOMLDecodeError:
             found.append(word)
     return found if several or len(found) > 1 else found[0]
-
-
-def _refusal(number: int, table: StageTable) -> str | None:
-    """What is wrong with a stage's table; None if nothing is."""
-    try:
-        _check_table(number, table)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def _check_table(number: int, table: StageTable) -> None:

@@ -237,6 +237,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+OF_NO_STAGE = ("the run's rate", "the run's batch", "decay without stages")
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_mistake_is_refused_by_its_name(parse, case: str) -> None:
     layer, message = REFUSED[case]
@@ -244,6 +247,15 @@ def test_a_mistake_is_refused_by_its_name(parse, case: str) -> None:
     with pytest.raises(Refusal) as error:
         parse(layer, machine=Machine("cpu", processes, here=True))
     assert message in str(error.value)
+    assert str(error.value).endswith("/1.toml)") == (case not in OF_NO_STAGE)
+
+
+def test_the_file_of_the_stages_is_not_taken_for_that_of_another_key(parse) -> None:
+    of_below = {"lighthouse": {"topk": 9}}
+    with pytest.raises(Refusal, match=r"^in stage 2: .* \(\[\[stages\]\] stand in \S+2\.toml\)$"):
+        parse(of_below, {"stages": STAGES})
+    with pytest.raises(Refusal, match=r"^stages\.2\.topk = 9: .* \(in \S+1\.toml\)$"):
+        parse(with_stage(2, topk=9), {"metrics": {"log_freq": 1}})
 
 
 @pytest.mark.parametrize(
@@ -318,14 +330,35 @@ def test_flags_that_are_refused(parse, flags: str, message: str) -> None:
         parse({"stages": STAGES}, flags=flags)
 
 
-def test_a_mistake_of_the_file_names_it_and_one_of_a_flag_does_not(parse) -> None:
-    wrong = with_stage(2, seq_len=0)
-    with pytest.raises(Refusal, match=r"seq_len = 0: must be at least 1 \(in \S+\.toml\)$"):
-        parse(wrong)
-    with pytest.raises(Refusal, match=r"seq_len = 0: must be at least 1 \(in \S+\.toml\)$"):
-        parse(wrong, flags="--stages.1.steps 5")
-    with pytest.raises(Refusal, match=r"seq_len = -1: must be at least 1$"):
-        parse(wrong, flags="--stages.2.seq_len -1")
+OF_THE_FILE: dict[str, tuple[dict[str, Any], str]] = {
+    "of its own": (with_stage(2, seq_len=0), r"seq_len = 0: must be at least 1"),
+    "with the model": (with_stage(2, topk=9), r"topk = 9: must be a positive multiple of"),
+    "among stages": (
+        {"stages": STAGES, "lr_scheduler": {"decay_from_stage": 4}},
+        r"decay_from_stage = 4: there are stages 1 to 3",
+    ),
+    "of the last": (
+        {"stages": STAGES[:2], "checkpoint": {"last_save_model_only": True}},
+        r"this run ends in a lighthouse stage .*",
+    ),
+}
+
+
+@pytest.mark.parametrize("flags", ["", "--stages.1.steps 5"])
+@pytest.mark.parametrize("case", OF_THE_FILE)
+def test_a_mistake_of_the_file_names_it(parse, case: str, flags: str) -> None:
+    layer, message = OF_THE_FILE[case]
+    with pytest.raises(Refusal, match=rf"{message}.* \((in|\[\[stages\]\] stand in) \S+1\.toml\)$"):
+        parse(layer, flags=flags)
+
+
+@pytest.mark.parametrize("flag", ["seq_len -1", "topk 9", "seq_len 500"])
+def test_a_mistake_of_a_flag_names_no_file(parse, flag: str) -> None:
+    key, value = flag.split()
+    for layer in ({"stages": STAGES}, with_stage(2, **{key: 0})):
+        with pytest.raises(Refusal, match=rf"^stages\.2\.{key} = {value}: ") as error:
+            parse(layer, flags=f"--stages.2.{flag}")
+        assert ".toml" not in str(error.value)
 
 
 def test_flags_need_stages(parse) -> None:
