@@ -14,6 +14,7 @@ from lighthouse.titan.check.hugging_face import check_hugging_face
 from lighthouse.titan.check.layout import check_layout
 from lighthouse.titan.check.lighthouse import (
     check_end,
+    check_followed,
     check_lighthouse,
     check_model,
     check_window,
@@ -82,6 +83,7 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
     _check_positions(job_config)
     check_end(job_config)
     check_window(job_config)
+    check_followed(job_config)
     if job_config.model.name == "llama3":
         # Not imported above, as torchtitan's configuration imports this module.
         from lighthouse.titan.data.tokenizer import check_tokenizer
