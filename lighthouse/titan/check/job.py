@@ -19,7 +19,7 @@ from lighthouse.titan.check.lighthouse import (
     check_model,
     check_window,
 )
-from lighthouse.titan.check.llama3 import check_llama3
+from lighthouse.titan.check.llama3 import check_llama3, check_split
 from lighthouse.titan.check.numbers import check_numbers, check_rate
 from lighthouse.titan.check.unread import check_unread
 from lighthouse.titan.check.written import check_written
@@ -156,7 +156,8 @@ def _check_stages(job_config: "JobConfig", machine: Machine) -> None:
         alike = len(found) == len(job_config.stages) and len(set(found.values())) == 1
         written = _as_written(message, number, job_config.stages[number - 1])
         raise ValueError(message if alike and len(found) > 1 else written)
-    # torchtitan begins with the run's own batch.
+    # torchtitan begins with the run's own length and batch, though no stage may have them.
+    check_split(job_config, model_args_of(job_config))
     if machine.processes is not None and job_config.comm.mode == "default":
         layout_of(job_config, machine.processes)
     _check_pipeline(job_config)

@@ -167,7 +167,8 @@ def check_followed(job_config: "JobConfig") -> None:
             continue
         layers = stage.layers(job_config, model_args_of(job_config).n_layers)
         selecting = [config for config in layers if isinstance(config, LighthouseConfig)]
-        for key in stage.table.keys() & {f.name for f in dataclasses.fields(LighthouseConfig)}:
+        parameters = {f.name for f in dataclasses.fields(LighthouseConfig)}
+        for key in (key for key in stage.table if key in parameters):
             said = f"stages.{stage.number}.{key} = {stage.table[key]!r}"
             if not selecting:
                 raise ValueError(

@@ -350,6 +350,10 @@ def test_lengths_must_suit_the_layout(parse) -> None:
     parse({"stages": STAGES}, flags=ring, machine=two)
     with pytest.raises(Refusal, match=r"stages\.1\.seq_len = 258: .* nearest is 256"):
         parse(with_stage(1, seq_len=258), flags=ring, machine=two)
+    # torchtitan asserts it of the run's own, which no stage has here.
+    own = {"stages": [table | {"seq_len": 256} for table in STAGES], "training": {"seq_len": 258}}
+    with pytest.raises(Refusal, match=r"^training\.seq_len = 258: .* nearest is 256"):
+        parse(own, flags=ring, machine=two)
 
 
 @pytest.mark.parametrize(
