@@ -76,11 +76,22 @@ def diverged(folder: Path) -> str | None:
     return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
 
 
-def stale_checkpoints(folder: str, keep: int) -> list[str]:
+def stale_checkpoints(folder: str, keep: int) -> tuple[list[str], list[str]]:
     """What to delete so that the newest ``keep`` finished checkpoints stay, and later ones.
 
     Before the newest there may also be what a killed save or a killed deletion has left.
+
+    Returns:
+        Their paths; and what is wrong with those that can't be read, which stay.
     """
-    finished = finished_steps(folder)
-    earlier = [step for step in all_steps(folder) if step < max(finished, default=0)]
-    return [os.path.join(folder, f"step-{s}") for s in earlier if s not in finished[-keep:]]
+    finished: list[int] = []
+    others: list[int] = []
+    unreadable: list[str] = []
+    for step in all_steps(folder):
+        try:
+            (finished if is_finished(Path(folder, f"step-{step}")) else others).append(step)
+        except ValueError as error:
+            unreadable.append(str(error))
+    newest = max(finished, default=0)
+    stale = sorted([*finished[:-keep], *(step for step in others if step < newest)])
+    return [os.path.join(folder, f"step-{step}") for step in stale], unreadable

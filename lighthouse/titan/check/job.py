@@ -14,11 +14,12 @@ from lighthouse.titan.check.hugging_face import check_hugging_face
 from lighthouse.titan.check.layout import check_layout
 from lighthouse.titan.check.lighthouse import (
     check_end,
+    check_followed,
     check_lighthouse,
     check_model,
     check_window,
 )
-from lighthouse.titan.check.llama3 import check_llama3
+from lighthouse.titan.check.llama3 import check_llama3, check_split
 from lighthouse.titan.check.numbers import check_numbers, check_rate
 from lighthouse.titan.check.unread import check_unread
 from lighthouse.titan.check.written import check_written
@@ -82,6 +83,7 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
     _check_positions(job_config)
     check_end(job_config)
     check_window(job_config)
+    check_followed(job_config)
     if job_config.model.name == "llama3":
         # Not imported above, as torchtitan's configuration imports this module.
         from lighthouse.titan.data.tokenizer import check_tokenizer
@@ -154,7 +156,8 @@ def _check_stages(job_config: "JobConfig", machine: Machine) -> None:
         alike = len(found) == len(job_config.stages) and len(set(found.values())) == 1
         written = _as_written(message, number, job_config.stages[number - 1])
         raise ValueError(message if alike and len(found) > 1 else written)
-    # torchtitan begins with the run's own batch.
+    # torchtitan begins with the run's own length and batch, though no stage may have them.
+    check_split(job_config, model_args_of(job_config))
     if machine.processes is not None and job_config.comm.mode == "default":
         layout_of(job_config, machine.processes)
     _check_pipeline(job_config)

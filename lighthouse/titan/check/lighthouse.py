@@ -1,11 +1,12 @@
 """Checks of the ``[lighthouse]`` section against model, lengths, layout and the other sections."""
 
+import dataclasses
 import importlib.util
 from typing import TYPE_CHECKING
 
 import torch
 
-from lighthouse.config import LighthouseConfig, nearest_multiple
+from lighthouse.config import INTERLEAVED_SCORERS, LighthouseConfig, nearest_multiple
 from lighthouse.ops import implementation
 from lighthouse.titan.config.section import layer_configs, num_chunks
 from lighthouse.titan.config.stages import Stages
@@ -151,6 +152,34 @@ def check_window(job_config: "JobConfig") -> None:
             "lighthouse.window_layers, make it the window of a stage with attention = 'window', or "
             "leave it out"
         )
+
+
+def check_followed(job_config: "JobConfig") -> None:
+    """Refuse keys of a Lighthouse stage that none of its layers follows.
+
+    Those of the run may be for another stage, or for a run that is compared with this one.
+
+    Raises:
+        ValueError: naming the key, the value it got and what would do.
+    """
+    for stage in Stages.of(job_config):
+        if not stage.table or stage.attention != "lighthouse":
+            continue
+        layers = stage.layers(job_config, model_args_of(job_config).n_layers)
+        selecting = [config for config in layers if isinstance(config, LighthouseConfig)]
+        parameters = {f.name for f in dataclasses.fields(LighthouseConfig)}
+        for key in (key for key in stage.table if key in parameters):
+            said = f"stages.{stage.number}.{key} = {stage.table[key]!r}"
+            if not selecting:
+                raise ValueError(
+                    f"{said}: all layers are dense or in a window there; leave it out, or name "
+                    "fewer in dense_layers and window_layers"
+                )
+            if key == "dilation" and not any(c.scorer in INTERLEAVED_SCORERS for c in selecting):
+                raise ValueError(
+                    f"{said}: is for the scorers {' and '.join(map(repr, INTERLEAVED_SCORERS))}, "
+                    f"and no layer has one there; set stages.{stage.number}.scorer, or leave it out"
+                )
 
 
 def check_end(job_config: "JobConfig") -> None:

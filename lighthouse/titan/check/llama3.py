@@ -36,7 +36,7 @@ def check_llama3(job_config: "JobConfig", machine: "Machine") -> None:
         return
     model_args = model_args_of(job_config)
     _check_optimizer(job_config.optimizer)
-    _check_split(job_config, model_args)
+    check_split(job_config, model_args)
     _check_balancer(job_config, model_args)
     _check_ring(job_config, model_args, machine.device)
     if job_config.model.tokenizer == "byte":
@@ -55,8 +55,15 @@ def _check_optimizer(section: Any) -> None:
         )
 
 
-def _check_split(job_config: "JobConfig", model_args: Any) -> None:
-    """A layout that the model can be split into."""
+def check_split(job_config: "JobConfig", model_args: Any) -> None:
+    """Refuse a layout that the model or its sequences can't be split into.
+
+    Args:
+        model_args: of the model that it names.
+
+    Raises:
+        ValueError: naming the key, the value it got and what would do.
+    """
     section = job_config.parallelism
     for key in EXPERT_DEGREES:
         if getattr(section, key) > 1:

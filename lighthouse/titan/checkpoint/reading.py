@@ -5,6 +5,7 @@ the loader is. Unpickling runs what a pickle names, so a folder that somebody el
 anything. Here a pickle may name what a checkpoint consists of, and no more.
 """
 
+import enum
 import importlib
 import io
 import itertools
@@ -66,6 +67,13 @@ _BROKEN = (
 )
 
 
+def _member(kind: Any, name: Any) -> Any:
+    """Instead of ``getattr``, by which Python 3.11.2 pickles a member of an enumeration."""
+    if not (isinstance(kind, type) and issubclass(kind, enum.Enum) and name in kind.__members__):
+        raise pickle.UnpicklingError("it names builtins.getattr")
+    return kind[name]
+
+
 class _Unpickler(pickle._Unpickler):
     """Finds the named classes alone, and torch's dtypes.
 
@@ -99,6 +107,8 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
             return getattr(torch, name)
+        if (module, name) == ("builtins", "getattr") and self._allowed:
+            return _member
         if (module, name) not in self._allowed:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return getattr(importlib.import_module(module), name)

@@ -5,7 +5,7 @@ torchtitan's ``JobConfig`` imports this module, so it must not import torchtitan
 
 import dataclasses
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -91,10 +91,8 @@ def merge_stages(layers: Sequence[Layer], merged: dict[str, Any], flags: Sequenc
     _apply_flags(tables, flags)
     if not tables:
         return
-    for number, (table, of_file) in enumerate(zip(tables, written, strict=True), start=1):
-        if (refused := _refusal(number, table)) is not None:  # which may be a flag's alone
-            where = f" (in {layers[at][0]})" if refused == _refusal(number, of_file) else ""
-            raise ValueError(f"{refused}{where}")
+    for number, table in enumerate(tables, start=1):
+        _check_table(number, table)
     # Files agree among themselves; flags then change what all of them say.
     as_written = [
         new | {"steps": old.get("steps")} for old, new in zip(written, tables, strict=True)
@@ -104,6 +102,11 @@ def merge_stages(layers: Sequence[Layer], merged: dict[str, Any], flags: Sequenc
         said = values.get("training", {}).get("steps") if known else None
         try:
             check_short_forms(as_written, said, values.get("lighthouse", {}).get("dense_from_step"))
+        except ValueError as error:
+            raise ValueError(f"{error} (in {file})") from None
+    for file, values in layers[at + 1 :]:
+        try:
+            _check_followed(tables, values)
         except ValueError as error:
             raise ValueError(f"{error} (in {file})") from None
     merged["stages"] = tables
@@ -139,8 +142,34 @@ def check_short_forms(
         )
 
 
-def settle(job_config: "JobConfig") -> None:
+def _check_followed(tables: Sequence[StageTable], values: Mapping[str, Any]) -> None:
+    """Refuse what is said above the stages, for the run, where each stage says its own.
+
+    Args:
+        values: of sections, those that are said there.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    sparse = [table for table in tables if table["attention"] == "lighthouse"]
+    windows = [table for table in tables if table["attention"] == "window"]
+    users = {f"lighthouse.{f.name}": sparse for f in OF_LIGHTHOUSE}
+    users |= {f"training.{key}": list(tables) for key in OF_TRAINING}
+    users["lighthouse.window"] = sparse + windows
+    for name, of_key in users.items():
+        section, key = name.split(".")
+        if key in values.get(section, {}) and of_key and all(key in table for table in of_key):
+            raise ValueError(
+                f"{name} = {values[section][key]!r}: each stage that it is for has its own; set "
+                f"stages.N.{key} instead"
+            )
+
+
+def settle(job_config: "JobConfig", without_flags: "JobConfig") -> None:
     """Check the stages against the rest of a merged configuration, and fill in what follows.
+
+    Args:
+        without_flags: what the files say alone.
 
     Raises:
         ValueError: naming the key, the value it got and what would do.
@@ -153,6 +182,7 @@ def settle(job_config: "JobConfig") -> None:
                 f"stages.{number}.attention = 'lighthouse': lighthouse.enable is false; set it to "
                 "true, or another attention"
             )
+    _check_followed(tables, _changed(job_config, without_flags))
     decay_from = schedule.decay_from_stage
     if decay_from is None:
         return
@@ -173,6 +203,15 @@ def settle(job_config: "JobConfig") -> None:
             "them out"
         )
     schedule.decay_ratio = ratio
+
+
+def _changed(job_config: "JobConfig", before: "JobConfig") -> dict[str, dict[str, Any]]:
+    """Values of the sections that a stage may override, where they are not as before."""
+    found: dict[str, dict[str, Any]] = {}
+    for section in ("training", "lighthouse"):
+        old, new = vars(getattr(before, section)), vars(getattr(job_config, section))
+        found[section] = {key: value for key, value in new.items() if value != old[key]}
+    return found
 
 
 def take_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -224,15 +263,6 @@ def _value(key: str, words: list[str]) -> Any:
     return found if several or len(found) > 1 else found[0]
 
 
-def _refusal(number: int, table: StageTable) -> str | None:
-    """What is wrong with a stage's table; None if nothing is."""
-    try:
-        _check_table(number, table)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
 def _check_table(number: int, table: StageTable) -> None:
     path = f"stages.{number}."
     known = {f.name for f in fields(_Keys)}
@@ -241,6 +271,8 @@ def _check_table(number: int, table: StageTable) -> None:
             raise ValueError(
                 f"{path}{key}: a stage says it by {path}attention, 'dense' or 'lighthouse'"
             )
+        if key not in known and (own := _without_section(key, table[key], known)):
+            raise ValueError(f"{path}{key}: a stage has no sections; write it as {path}{own}")
         if key not in known and (of_run := _key_of_run(key)):
             raise ValueError(f"{path}{key}: is the same in all stages; set {of_run} for the run")
     check_toml_types(_Keys, table, path)
@@ -272,6 +304,15 @@ def _check_attention(path: str, table: StageTable) -> None:
             raise ValueError(
                 f"{path}{key}: means nothing under {path}attention = {attention!r}; leave it out"
             )
+
+
+def _without_section(key: str, value: Any, known: set[str]) -> str | None:
+    """What a stage calls a key of a section that it may set; None for any other."""
+    section, _, name = key.partition(".")
+    names = [name] if name else list(value) if isinstance(value, dict) else []
+    of_section = OF_TRAINING if section == "training" else {f.name for f in OF_LIGHTHOUSE}
+    takes = section in ("training", "lighthouse")
+    return next((name for name in names if takes and name in known & {*of_section}), None)
 
 
 def _key_of_run(key: str) -> str | None:

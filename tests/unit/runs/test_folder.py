@@ -87,9 +87,9 @@ def test_the_newest_of_all_folders(tmp_path: Path) -> None:
 def test_purging_keeps_the_newest_finished(tmp_path: Path) -> None:
     folder = str(tmp_path)
     save(tmp_path, 20, finished=False)
-    assert stale_checkpoints(folder, 2) == []
+    assert stale_checkpoints(folder, 2) == ([], [])
     paths = [save(tmp_path, step) for step in (5, 10, 15)]
     killed = save(tmp_path, 12, finished=False)
-    assert stale_checkpoints(folder, 2) == [str(paths[0]), str(killed)]
-    assert stale_checkpoints(folder, 3) == [str(killed)]
-    assert stale_checkpoints(str(tmp_path / "nowhere"), 3) == []
+    assert stale_checkpoints(folder, 2) == ([str(paths[0]), str(killed)], [])
+    assert stale_checkpoints(folder, 3) == ([str(killed)], [])
+    assert stale_checkpoints(str(tmp_path / "nowhere"), 3) == ([], [])

@@ -1,5 +1,6 @@
 """The trainer, the dry run and sweeps refuse the same jobs, in the same words."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,27 +77,51 @@ def sweep(file: Path, overrides: dict[str, Any], resources: dict[str, Any]) -> A
     return planned.plan
 
 
+@pytest.fixture
+def refusal(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[dict[str, Any]], str]:
+    """The words in which all refuse the file with some changes."""
+
+    def of(changes: dict[str, Any]) -> str:
+        arguments = ["--job.config_file", str(file), *flags(changes)]
+        monkeypatch.setattr(utils, "device_type", "cuda")
+        monkeypatch.setenv("WORLD_SIZE", str(GPUS))
+        with pytest.raises(Refusal) as by_trainer:
+            ConfigManager().parse_args(arguments)
+
+        with pytest.raises(SystemExit) as by_plan:
+            main(["--gpus", str(GPUS), *arguments])
+        assert by_plan.value.code == 2
+        assert capsys.readouterr().err == f"refused: {by_trainer.value}\n"
+
+        with pytest.raises(ValueError) as by_sweep:
+            sweep(file, changes, {"gpus_per_node": GPUS})
+        assert str(by_sweep.value) == f"1 of 1 runs can't be:\n  base: {by_trainer.value}"
+        return str(by_trainer.value)
+
+    return of
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_job_is_refused_by_all_in_the_same_words(
-    case: str, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str, refusal: Callable[[dict[str, Any]], str]
 ) -> None:
     changes, words = REFUSED[case]
-    arguments = ["--job.config_file", str(file), *flags(changes)]
+    assert refusal(changes).startswith(words)
 
-    monkeypatch.setattr(utils, "device_type", "cuda")
-    monkeypatch.setenv("WORLD_SIZE", str(GPUS))
-    with pytest.raises(Refusal) as by_trainer:
-        ConfigManager().parse_args(arguments)
-    assert str(by_trainer.value).startswith(words)
 
-    with pytest.raises(SystemExit) as by_plan:
-        main(["--gpus", str(GPUS), *arguments])
-    assert by_plan.value.code == 2
-    assert capsys.readouterr().err == f"refused: {by_trainer.value}\n"
-
-    with pytest.raises(ValueError) as by_sweep:
-        sweep(file, changes, {"gpus_per_node": GPUS})
-    assert str(by_sweep.value) == f"1 of 1 runs can't be:\n  base: {by_trainer.value}"
+def test_a_mistake_among_stages_names_its_file_to_all(
+    file: Path, refusal: Callable[[dict[str, Any]], str]
+) -> None:
+    stages = [{"steps": 5, "attention": "dense"}, {"steps": 5, "attention": "lighthouse"}]
+    lighthouse = {key: value for key, value in JOB["lighthouse"].items() if "step" not in key}
+    saves = {"enable": True, "last_save_model_only": True}
+    values = JOB | {"stages": stages, "lighthouse": lighthouse, "checkpoint": saves}
+    file.write_text(tomli_w.dumps(values))
+    said = refusal({})
+    assert said.startswith("checkpoint.last_save_model_only = true: this run ends in a lighthouse")
+    assert said.endswith(f" ([[stages]] stand in {file})")
 
 
 def test_a_ring_in_float32_runs_on_cpus(file: Path) -> None:

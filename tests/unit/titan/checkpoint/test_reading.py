@@ -95,6 +95,39 @@ def test_nothing_but_what_is_allowed_is_found(value):
         plain(pickle.dumps(value), "it")
 
 
+def by_name(member: Any, _protocol: int) -> Any:
+    return getattr, (type(member), member.name)
+
+
+def test_what_python_3_11_2_writes_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", by_name)
+    folder = save(tmp_path / "step-1")
+    assert b"getattr" in (folder / ".metadata").read_bytes()
+    states = {"w": torch.zeros(4)}
+    load_state(states, folder, no_dist=True)
+    assert states["w"].tolist() == [0, 1, 2, 3]
+
+
+class Attribute:
+    """Its pickle takes one out of what it names."""
+
+    def __init__(self, of: Any, name: str) -> None:
+        self.found = of, name
+
+    def __reduce__(self) -> Any:
+        return getattr, self.found
+
+
+@pytest.mark.parametrize(
+    ("of", "name"),
+    [(torch.Size, "numel"), (_MEM_FORMAT_ENCODING, "__init__"), (Metadata, "__class__")],
+)
+def test_nothing_else_is_taken_out_of_what_is_named(tmp_path, of, name):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Attribute(of, name)))
+    with pytest.raises(ValueError, match=r"can't be read: it names builtins\.getattr$"):
+        read_metadata(tmp_path)
+
+
 def fills(what: Any, state: Any) -> bytes:
     """A pickle that fills attributes of what it names: no class pickles itself so."""
     named = pickle.dumps(what, protocol=2)[2:-1]

@@ -1,5 +1,6 @@
 """``[[stages]]`` in files and on the command line: what is taken, and what is refused by name."""
 
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from torchtitan.config import ConfigManager, JobConfig
 from lighthouse.refusal import Refusal
 from lighthouse.titan.check.job import Machine
 from lighthouse.titan.config.resolved_toml import to_toml
-from lighthouse.titan.config.stage_tables import of_stage, take_flags
+from lighthouse.titan.config.section import Lighthouse
+from lighthouse.titan.config.stage_tables import OwnKeys, merge_stages, of_stage, take_flags
 
 ONE_CPU = Machine("cpu", 1, here=True)
 BASE: dict[str, Any] = {
@@ -165,6 +167,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         with_stage(1, validation={"seq_len": 64}),
         "stages.1.validation: is the same in all stages; set validation for the run",
     ),
+    "a section that it may not write": (
+        with_stage(2, lighthouse={"topk": 8}),
+        "stages.2.lighthouse: a stage has no sections; write it as stages.2.topk",
+    ),
+    "a key with its section": (
+        with_stage(1, **{"training.seq_len": 64}),
+        "stages.1.training.seq_len: a stage has no sections; write it as stages.1.seq_len",
+    ),
+    "a dilation that no scorer has": (
+        with_stage(2, dilation=8),
+        "stages.2.dilation = 8: is for the scorers 'dilated' and 'gla', and no layer has one there",
+    ),
+    "a topk where no layer selects": (
+        with_stage(2, topk=8, dense_layers=[0, 1, 2, 3]),
+        "stages.2.topk = 8: all layers are dense or in a window there; leave it out, or name",
+    ),
     "enable": (with_stage(2, enable=False), "stages.2.enable: a stage says it by stages.2.attent"),
     "useless": (
         with_stage(1, topk=8),
@@ -237,6 +255,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+OF_NO_STAGE = ("the run's rate", "the run's batch", "decay without stages")
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_mistake_is_refused_by_its_name(parse, case: str) -> None:
     layer, message = REFUSED[case]
@@ -244,6 +265,68 @@ def test_a_mistake_is_refused_by_its_name(parse, case: str) -> None:
     with pytest.raises(Refusal) as error:
         parse(layer, machine=Machine("cpu", processes, here=True))
     assert message in str(error.value)
+    assert str(error.value).endswith("/1.toml)") == (case not in OF_NO_STAGE)
+
+
+def test_the_file_of_the_stages_is_not_taken_for_that_of_another_key(parse) -> None:
+    of_below = {"lighthouse": {"topk": 9}}
+    with pytest.raises(Refusal, match=r"^in stage 2: .* \(\[\[stages\]\] stand in \S+2\.toml\)$"):
+        parse(of_below, {"stages": STAGES})
+    with pytest.raises(Refusal, match=r"^stages\.2\.topk = 9: .* \(in \S+1\.toml\)$"):
+        parse(with_stage(2, topk=9), {"metrics": {"log_freq": 1}})
+
+
+OF_ALL = {
+    "training.seq_len": [t | {"seq_len": 256} for t in STAGES],
+    "training.local_batch_size": [t | {"local_batch_size": 4} for t in STAGES],
+    "training.global_batch_size": [t | {"global_batch_size": 4} for t in STAGES],
+    "lighthouse.topk": with_stage(2, topk=16)["stages"],
+    "lighthouse.window": [DENSE | {"attention": "window", "window": 8}, DENSE],
+}
+
+
+@pytest.mark.parametrize("key", OF_ALL)
+def test_what_each_stage_says_itself_can_not_be_said_for_the_run(parse, key: str) -> None:
+    stages, (section, name) = {"stages": OF_ALL[key]}, key.split(".")
+    message = (
+        rf"^{section}\.{name} = 8: each stage that it is for has its own; set stages\.N\.{name}"
+    )
+    above = {section: {name: 8}}
+    with pytest.raises(Refusal, match=rf"{message} instead \(in \S+2\.toml\)$"):
+        parse(stages, above)
+    with pytest.raises(
+        Refusal, match=rf"{message} instead \(\[\[stages\]\] stand in \S+1\.toml\)$"
+    ):
+        parse(stages, flags=f"--{key} 8")
+    parse(above if "batch" not in key else {}, stages)
+
+
+def test_what_some_stage_takes_from_the_run_can_be_said_for_it(parse) -> None:
+    job = parse(with_stage(2, seq_len=256), flags="--training.seq_len 1024 --lighthouse.topk 8")
+    assert [of_stage(job, table).training.seq_len for table in job.stages] == [256, 256, 1024]
+    assert of_stage(job, job.stages[1]).lighthouse.topk == 8
+
+
+def keys_of_the_run() -> list[str]:
+    taken = {f.name for f in fields(Lighthouse)} | {f.name for f in fields(OwnKeys)}
+    sections = [f for f in fields(JobConfig) if is_dataclass(f.type)]
+    return [
+        f"{section.name}.{key.name}"
+        for section in sections
+        for key in fields(section.type)
+        if key.name not in taken
+    ]
+
+
+def test_every_other_key_is_refused_in_a_stage(parse) -> None:
+    keys = keys_of_the_run()
+    assert len(keys) > 100
+    for key in keys:
+        for name in (key, key.split(".")[1]):
+            with pytest.raises(
+                ValueError, match=rf"^stages\.1\.{name}: is the same in all stages; "
+            ):
+                merge_stages([(Path("a"), {"stages": [DENSE | {name: 1}]})], {}, [])
 
 
 @pytest.mark.parametrize(
@@ -267,6 +350,10 @@ def test_lengths_must_suit_the_layout(parse) -> None:
     parse({"stages": STAGES}, flags=ring, machine=two)
     with pytest.raises(Refusal, match=r"stages\.1\.seq_len = 258: .* nearest is 256"):
         parse(with_stage(1, seq_len=258), flags=ring, machine=two)
+    # torchtitan asserts it of the run's own, which no stage has here.
+    own = {"stages": [table | {"seq_len": 256} for table in STAGES], "training": {"seq_len": 258}}
+    with pytest.raises(Refusal, match=r"^training\.seq_len = 258: .* nearest is 256"):
+        parse(own, flags=ring, machine=two)
 
 
 @pytest.mark.parametrize(
@@ -318,14 +405,35 @@ def test_flags_that_are_refused(parse, flags: str, message: str) -> None:
         parse({"stages": STAGES}, flags=flags)
 
 
-def test_a_mistake_of_the_file_names_it_and_one_of_a_flag_does_not(parse) -> None:
-    wrong = with_stage(2, seq_len=0)
-    with pytest.raises(Refusal, match=r"seq_len = 0: must be at least 1 \(in \S+\.toml\)$"):
-        parse(wrong)
-    with pytest.raises(Refusal, match=r"seq_len = 0: must be at least 1 \(in \S+\.toml\)$"):
-        parse(wrong, flags="--stages.1.steps 5")
-    with pytest.raises(Refusal, match=r"seq_len = -1: must be at least 1$"):
-        parse(wrong, flags="--stages.2.seq_len -1")
+OF_THE_FILE: dict[str, tuple[dict[str, Any], str]] = {
+    "of its own": (with_stage(2, seq_len=0), r"seq_len = 0: must be at least 1"),
+    "with the model": (with_stage(2, topk=9), r"topk = 9: must be a positive multiple of"),
+    "among stages": (
+        {"stages": STAGES, "lr_scheduler": {"decay_from_stage": 4}},
+        r"decay_from_stage = 4: there are stages 1 to 3",
+    ),
+    "of the last": (
+        {"stages": STAGES[:2], "checkpoint": {"last_save_model_only": True}},
+        r"this run ends in a lighthouse stage .*",
+    ),
+}
+
+
+@pytest.mark.parametrize("flags", ["", "--stages.1.steps 5"])
+@pytest.mark.parametrize("case", OF_THE_FILE)
+def test_a_mistake_of_the_file_names_it(parse, case: str, flags: str) -> None:
+    layer, message = OF_THE_FILE[case]
+    with pytest.raises(Refusal, match=rf"{message}.* \((in|\[\[stages\]\] stand in) \S+1\.toml\)$"):
+        parse(layer, flags=flags)
+
+
+@pytest.mark.parametrize("flag", ["seq_len -1", "topk 9", "seq_len 500"])
+def test_a_mistake_of_a_flag_names_no_file(parse, flag: str) -> None:
+    key, value = flag.split()
+    for layer in ({"stages": STAGES}, with_stage(2, **{key: 0})):
+        with pytest.raises(Refusal, match=rf"^stages\.2\.{key} = {value}: ") as error:
+            parse(layer, flags=f"--stages.2.{flag}")
+        assert ".toml" not in str(error.value)
 
 
 def test_flags_need_stages(parse) -> None:
