@@ -143,7 +143,9 @@ def check_short_forms(
 
 
 def _check_followed(tables: Sequence[StageTable], values: Mapping[str, Any]) -> None:
-    """Refuse what is said above the stages, for the run, where each stage says its own.
+    """Refuse what a file above the stages says for the run, where each stage says its own.
+
+    A flag may be such as a script passes to all configurations.
 
     Args:
         values: of sections, those that are said there.
@@ -165,11 +167,8 @@ def _check_followed(tables: Sequence[StageTable], values: Mapping[str, Any]) -> 
             )
 
 
-def settle(job_config: "JobConfig", without_flags: "JobConfig") -> None:
+def settle(job_config: "JobConfig") -> None:
     """Check the stages against the rest of a merged configuration, and fill in what follows.
-
-    Args:
-        without_flags: what the files say alone.
 
     Raises:
         ValueError: naming the key, the value it got and what would do.
@@ -182,7 +181,6 @@ def settle(job_config: "JobConfig", without_flags: "JobConfig") -> None:
                 f"stages.{number}.attention = 'lighthouse': lighthouse.enable is false; set it to "
                 "true, or another attention"
             )
-    _check_followed(tables, _changed(job_config, without_flags))
     decay_from = schedule.decay_from_stage
     if decay_from is None:
         return
@@ -203,15 +201,6 @@ def settle(job_config: "JobConfig", without_flags: "JobConfig") -> None:
             "them out"
         )
     schedule.decay_ratio = ratio
-
-
-def _changed(job_config: "JobConfig", before: "JobConfig") -> dict[str, dict[str, Any]]:
-    """Values of the sections that a stage may override, where they are not as before."""
-    found: dict[str, dict[str, Any]] = {}
-    for section in ("training", "lighthouse"):
-        old, new = vars(getattr(before, section)), vars(getattr(job_config, section))
-        found[section] = {key: value for key, value in new.items() if value != old[key]}
-    return found
 
 
 def take_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

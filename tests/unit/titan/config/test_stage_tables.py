@@ -294,10 +294,6 @@ def test_what_each_stage_says_itself_can_not_be_said_for_the_run(parse, key: str
     above = {section: {name: 8}}
     with pytest.raises(Refusal, match=rf"{message} instead \(in \S+2\.toml\)$"):
         parse(stages, above)
-    with pytest.raises(
-        Refusal, match=rf"{message} instead \(\[\[stages\]\] stand in \S+1\.toml\)$"
-    ):
-        parse(stages, flags=f"--{key} 8")
     parse(above if "batch" not in key else {}, stages)
 
 
