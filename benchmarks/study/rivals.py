@@ -66,6 +66,7 @@ def _of(attention: str, steps: int, seq_len: int | None = None, **keys: Any) -> 
 
 LAYERS = {"window": 2048, "window_layers": [0, 2, 4, 6]}
 ENDS = {"dense_layers": [0, 7]}
+GROW_WINDOW = (_of("dense", 680, 8192), _of("window", 130, window=8192), _of("dense", 75))
 
 AT_65K = Setting(
     65536,
@@ -101,17 +102,9 @@ AT_65K = Setting(
             _of("window", 130, window=8192),
             _of("dense", 25),
         ),
-        "grow-window-8": (
-            _of("dense", 680, 8192),
-            _of("window", 130, window=8192),
-            _of("dense", 75),
-        ),
+        "grow-window-8": GROW_WINDOW,
         # The same, its decay the dense end alone.
-        "grow-window-8-decay": (
-            _of("dense", 680, 8192),
-            _of("window", 130, window=8192),
-            _of("dense", 75),
-        ),
+        "grow-window-8-decay": GROW_WINDOW,
         # The same with windows that grow before the dense end.
         "grow-windows": (
             _of("dense", 680, 8192),
