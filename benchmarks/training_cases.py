@@ -186,7 +186,7 @@ def _staged(gpus: int, seq_len: int, layers: int, flags: str) -> Case:
         "dense": {"attention": "dense", "steps": 3},
     }
     flags = f"--training.seq_len {seq_len} {flags} {FULL_AC} {RING} {gpus}"
-    return Case(gpus, flags, steps=5, warmup=1, stages=stages)
+    return Case(gpus, flags, steps=4, warmup=1, stages=stages)
 
 
 def sizes(run: Run) -> tuple[Model, Layout, Work]:
