@@ -1,6 +1,6 @@
 """Latency and memory of one attention layer: Lighthouse beside dense attention, on one GPU.
 
-    python benchmarks/attention.py [--cases bars|lengths|shapes|all] [--out FOLDER]
+    python benchmarks/attention.py [--cases bars|lengths|shapes|short|all] [--out FOLDER]
 
 Every case is first checked against the reference. Times are medians of replayed CUDA graphs, with
 the L2 cache flushed in between, so they are what the GPU needs; ``eager_ms`` adds Python's share.
@@ -300,6 +300,8 @@ def cases(which: str) -> list[dict[str, Any]]:
     lists = {
         "bars": [base | {"shape": shape} for shape in BARS],
         "lengths": [base | {"shape": shape} for shape in LENGTHS],
+        # Where Python's share is all there is to see.
+        "short": [base | {"shape": (8192, 3, 4, 128), "kv_heads": kv_heads} for kv_heads in (8, 2)],
         "shapes": [
             base | {"shape": BARS[0]} | change
             for change in (
@@ -371,7 +373,9 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", default="all", choices=["bars", "lengths", "shapes", "all"])
+    parser.add_argument(
+        "--cases", default="all", choices=["bars", "lengths", "shapes", "short", "all"]
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
     torch.manual_seed(0)

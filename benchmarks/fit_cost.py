@@ -273,7 +273,7 @@ def compare(rates: Rates, runs: list[Run]) -> None:
         if "memory_gib" in run:
             memory = f", {run['memory_gib']:.1f} -> {predicted.peak_bytes / GIB:.1f} GiB"
         print(f"  {rate:,} -> {rate * ratio:,.0f} tokens/s ({ratio - 1:+.1%}){memory}: ", end="")
-        print(f"{run['gpus']} GPUs {run['flags']}")
+        print(f"{run['case']} on {run['gpus']}")
 
 
 def files_of(device: str) -> list[dict[str, Any]]:

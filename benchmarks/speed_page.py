@@ -6,7 +6,10 @@ from typing import Any
 
 from benchmarks import table, training_table
 from benchmarks.floor import Alone
+from benchmarks.training_cases import named, sizes, tokens_per_step
 from benchmarks.training_table import RESULTS, load
+from lighthouse.cost.rates import load_rates
+from lighthouse.cost.step import cost
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 TEMPLATE = """# Speed
@@ -38,11 +41,13 @@ These are of the published selection; the causal one takes 0.03 ms more
 {select}
 
 With launches hidden behind earlier work, as in a compiled trainer or a CUDA graph, Lighthouse is
-faster than dense from the shortest length measured. In eager mode Python needs about 1 ms forward
-and 2.5 ms forward + backward whatever the length. There it pays from about 32K tokens forward and
-16K forward + backward on. That was measured before queries, keys and values shared their operators:
-[host time](#host-time). With launches hidden that gains up to 8%, here before and now in one run on
-one H200 ([results](../benchmarks/results/joint_operators_h200.json)), in ms:
+faster than dense from the shortest length measured. In eager mode Python's share is all there is to
+see of short ones: 8,192 tokens take {eager} ms with 8 and 2
+key/value heads, on a quiet host with an H100 (`--cases short`,
+[results](../benchmarks/results/eager_h100.json)), and on a busy one up to twice that. The table's
+eager figures are from before queries, keys and values shared their operators
+([host time](#host-time)). With launches hidden that gains up to 8%, here before and now in one run
+on one H200 ([results](../benchmarks/results/joint_operators_h200.json)), in ms:
 
 | N | layer before | now | its gather and summarize before | now |
 | --- | --- | --- | --- | --- |
@@ -60,7 +65,7 @@ Other methods on the same work: [rivals](rivals.md).
 The same layer, causal selection, with and without [documents](method.md#10-documents):
 {documents} in {tokens:,} tokens, of log-normal lengths with sigma 1, the longest {longest:,}, which
 leave {share:.1%} of the pairs of a causal sequence. `python -m benchmarks.documents` on one
-{documents_device} ([results](../benchmarks/results/documents_h200.json)).
+{documents_device} ([results](../benchmarks/results/documents_h100.json)).
 
 {documents_ms}
 
@@ -129,37 +134,66 @@ Lighthouse is {ring_gains}. One GPU with half the sequence has {halves}, the lat
 
 ### Eight billion parameters
 
-Llama-3-8B, random weights, 131,072 tokens a sequence, bf16 with float32 states sharded over four
-{llama_device}, context parallel 4, full checkpointing, the loss in chunks of 4,096 tokens:
-`python -m benchmarks.training OUT 8B-131k-cp4`
-([results](../benchmarks/results/training_h200_x4.json)). MFU counts causal attention once, and of
-Lighthouse what it computes. The last columns are what `plan` said before, against the measured
-figure.
+Llama-3-8B, random weights, bf16 with float32 states sharded over all GPUs, context parallelism over
+the same, full checkpointing, the loss in chunks of 4,096 tokens: `python -m benchmarks.training OUT
+8B-131k-cp2 8B-262k-cp2 8B-524k-cp2-offload`. MFU counts causal attention once, and of Lighthouse
+what it computes. *NCCL* is its share of a step, and the share in which nothing else runs. The floor
+has the attention of the step itself. The last columns are what `plan` said before, against the
+measured figure.
+
+Two H200s ([results](../benchmarks/results/training_8b_h200_x2.json)), 131,072 tokens a sequence:
+
+{llama_131k}
+
+The published pattern is {gain_published} times as fast as dense, and without always-dense layers
+{gain_lighthouse} times. 262,144 tokens, k=4096; dense has {planned_262k} tokens/s by the plan:
+
+{llama_262k}
+
+524,288 tokens, L=4, k=4096, block inputs in host memory; dense has {planned_524k} by the plan, a
+step of {planned_524k_minutes:.1f} minutes:
+
+{llama_524k}
+
+There the backward of each layer's first norm takes {norm_ms:,.0f} ms, ten times as long for a token
+as at 262,144. Inductor gives a program of that kernel more rows at a time where a GPU has more of
+them, and from about 135,000 rows of 4,096 channels on too many.
+
+With float8 products (`8B-131k-cp2-float8`, torchao's tensorwise recipe by upstream's converter)
+Lighthouse without always-dense layers has {float8_slow:,} and {float8_fast:,} tokens/s of each GPU
+in two steps, {float8_gain:.2f} times the above, in {float8_gib:.1f} GiB.
+
+Four H200s ([results](../benchmarks/results/training_h200_x4.json)), 131,072 tokens,
+`8B-131k-cp4`:
 
 {llama}
 
-The published pattern is {llama_gain}.
-
-Longer, and over two GPUs, on another machine of four H200s
-([results](../benchmarks/results/context_parallel_h200_x4.json)). Lighthouse layers kept more for
-backward than they do now ([more](cost_model.md#how-far-to-trust-it)):
-
-Llama-3-8B, 131,072 tokens over two:
-
-{llama_two}
-
-Llama-3-8B, 524,288 tokens, L=4, k=4096, over four:
+Longer, on another machine of four ([results](../benchmarks/results/context_parallel_h200_x4.json)).
+Lighthouse layers kept more for backward than they do now
+([more](cost_model.md#how-far-to-trust-it)). Llama-3-8B, 524,288 tokens, L=4, k=4096:
 
 {llama_long}
 
-`530M_byte`, 524,288 tokens, L=4, k=4096, over four:
+`530M_byte`, 524,288 tokens, L=4, k=4096:
 
 {small_long}
 
-Others publish for dense attention at that length, none of it run here: 1,071 tokens/s of each GPU
-for Llama-3.1-8B on 8 H100 with float8 products
+Others publish for dense attention at 131,072 tokens, none of it run here: 1,071 tokens/s of each
+GPU for Llama-3.1-8B on 8 H100 with float8 products, 548 at 262,144
 ([torchtitan](https://github.com/pytorch/torchtitan/blob/main/benchmarks/llama3_h100_202412_torchtitan.md),
-December 2024), and 2,258 for Llama-2-7B on 128 or more H100 in FP8 (NeMo 24.12, from its TFLOP/s).
+December 2024), and 2,258 and 1,215 for Llama-2-7B on 128 or more H100 in FP8 (NeMo 24.12, from its
+TFLOP/s).
+
+### Float8 products at 530M
+
+They lose there. One H200, 98,304 tokens, no checkpointing, all in one run
+(`python -m benchmarks.training OUT 98k 98k-float8-tensorwise 98k-float8-rowwise`,
+[results](../benchmarks/results/float8_h200.json)):
+
+{float8}
+
+Products take half the time. What is done element by element takes five times as much, as the casts
+and their transposed copies are fused into the norms' kernels.
 
 ## Host time
 
@@ -254,13 +288,60 @@ def joint_rows(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def eight_billion(report: dict[str, Any], copy_tb_per_s: float) -> dict[str, Any]:
+    """The values of what Llama-3-8B does on two GPUs."""
+    results = {result["case"]: result for result in report["results"]}
+    speed = {
+        case: result["tokens_per_second"]
+        for case, result in results.items()
+        if "tokens_per_second" in result
+    }
+    case = "8B-131k-cp2"
+    float8 = results[f"{case}-float8:lighthouse"]
+    slow, fast = sorted(float8["tokens_per_second_of_steps"])
+    long = results["8B-524k-cp2-offload:lighthouse"]
+    norm = next(
+        ms
+        for name, _, ms in long["profile"][0]["kernels"]
+        if "_fused_rms_norm_backward" in name  # the slowest comes first
+    )
+    planned = {word: planned_speed(word) for word in ("8B-262k-cp2:dense", "8B-524k-cp2:dense")}
+    return {
+        "llama_131k": training_table.llama_table(report, case, copy_tb_per_s),
+        "llama_262k": training_table.llama_table(report, "8B-262k-cp2", copy_tb_per_s),
+        "llama_524k": training_table.llama_table(report, "8B-524k-cp2-offload", copy_tb_per_s),
+        **{
+            f"gain_{stage}": f"{speed[f'{case}:{stage}'] / speed[f'{case}:dense']:.2f}"
+            for stage in ("published", "lighthouse")
+        },
+        "norm_ms": norm,
+        "planned_262k": f"{planned['8B-262k-cp2:dense']:,.0f}",
+        "planned_524k": f"{planned['8B-524k-cp2:dense']:,.0f}",
+        "planned_524k_minutes": 524288 / 2 / planned["8B-524k-cp2:dense"] / 60,
+        "float8_slow": slow,
+        "float8_fast": fast,
+        "float8_gain": (slow + fast) / 2 / speed[f"{case}:lighthouse"],
+        "float8_gib": float8["memory_gib"],
+    }
+
+
+def planned_speed(word: str) -> float:
+    """Tokens/s of each of its GPUs that the plan gives a case of one stage on H200s."""
+    _, case = named(word)
+    (stage,) = case.tables()
+    run = {"gpus": case.gpus, "flags": case.flags, "stage_table": stage}
+    seconds = cost(*sizes(run), load_rates("h200")).step_seconds
+    return tokens_per_step(run) / case.gpus / seconds
+
+
 def page() -> str:
     """The page's text."""
     shared, ring = load("context_parallel_h200_x4.json"), load("ring_documents_h200_x2.json")
     attention, h100 = load("attention_h100.json"), load("training_h100.json")
     h200_x2, llama = load("training_h200_x2.json"), load("training_h200_x4.json")
     alone = Alone(attention, load("windows_h100.json"))
-    host = load("host_time_cpu.json")
+    joint, host = load("joint_operators_h200.json"), load("host_time_cpu.json")
+    h200_copy = joint["copy_tb_per_s"]
     data = json.loads((RESULTS / "data_cpu.json").read_text())["results"]
     of_workers = [result for result in data if result["workers"]]
     rates = [r["tokens_per_second"] / 1e6 for r in of_workers if r["tokenizer"] == "byte"]
@@ -270,7 +351,7 @@ def page() -> str:
         layers=table.table(attention),
         steps=table.step_table(attention),
         select=select_rows(load("select_h100.json")),
-        **documents(load("documents_h200.json")),
+        **documents(load("documents_h100.json")),
         documents_ranks=ring["ranks"],
         documents_ring=table.documents_ring_table(load("ring_documents_before_h200_x2.json"), ring),
         training=training_table.speed_table(h100),
@@ -285,13 +366,15 @@ def page() -> str:
         ring=training_table.ring_table(h200_x2),
         ring_gains=training_table.ring_gains(h200_x2),
         halves=training_table.half_speeds(h200_x2, load("training_h200_x2_second.json")),
-        llama=training_table.llama_table(llama, "8B-131k-cp4"),
-        llama_gain=training_table.llama_gain(llama, "8B-131k-cp4"),
-        llama_device=llama["device"].removeprefix("NVIDIA "),
-        joint=joint_rows(load("joint_operators_h200.json")),
-        llama_two=training_table.llama_table(shared, "8B-131k-cp2"),
-        llama_long=training_table.llama_table(shared, "8B-524k-cp4"),
-        small_long=training_table.llama_table(shared, "530M-524k-cp4"),
+        llama=training_table.llama_table(llama, "8B-131k-cp4", h200_copy),
+        **eight_billion(load("training_8b_h200_x2.json"), h200_copy),
+        float8=training_table.float8_table(load("float8_h200.json")),
+        eager=" and ".join(
+            table.pair(result["eager_ms"]) for result in load("eager_h100.json")["results"]
+        ),
+        joint=joint_rows(joint),
+        llama_long=training_table.llama_table(shared, "8B-524k-cp4", h200_copy),
+        small_long=training_table.llama_table(shared, "530M-524k-cp4", h200_copy),
         host_tokens=host["seq_len"],
         host_cpu=host["cpu"],
         host=host_table(host),

@@ -177,32 +177,53 @@ LLAMA_8B = {
 }
 
 
-def llama_table(report: dict[str, Any], case: str) -> str:
-    """The stages of an 8B, and what others publish of models of its size at its length."""
+def llama_table(report: dict[str, Any], case: str, copy_tb_per_s: float) -> str:
+    """The stages of a run over several GPUs.
+
+    The floor has the attention of the step itself.
+    """
     lines = [
-        "| | of each GPU, tokens/s | MFU | GiB | plan: speed | memory |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| | of each GPU, tokens/s | MFU | NCCL, of it alone | over the floor | GiB "
+        "| plan: speed | memory |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     results = by_case(report)
     for stage, words in LLAMA_8B.items():
         if (r := results.get(f"{case}:{stage}")) is None:
             continue
         speed, memory = (-r["measured_over_planned_percent"][key] for key in PLANNED)
+        profile = r["profile"][0]
+        kinds, span = profile["by_kind_ms"], profile["span_ms"]
+        attention = sum(kinds.get(kind, 0) for kind in ("attention", "lighthouse", "window"))
+        around = floor_around_attention(r, copy_tb_per_s, report["matmul_tflops"])
+        over = span / (attention + sum(around.values())) - 1
         lines.append(
             f"| {words} | {r['tokens_per_second']:,} | {r['causal_mfu_percent']:.0f}% "
-            f"| {r['memory_gib']:.1f} | {speed:+.1f}% | {memory:+.1f}% |"
+            f"| {r['communication_percent']:.1f}%, {r['exposed_communication_percent']:.1f}% "
+            f"| {over:.0%} | {r['memory_gib']:.1f} | {speed:+.1f}% | {memory:+.1f}% |"
         )
     return "\n".join(lines)
 
 
-def llama_gain(report: dict[str, Any], case: str) -> str:
-    """Of the first stage over the dense one, and what is not hidden of the communication."""
-    results = by_case(report)
-    sparse, dense = (results[f"{case}:{stage}"] for stage in ("published", "dense"))
-    hidden = f"{sparse['communication_percent']:.1f}% of a step, and "
-    hidden += f"{sparse['exposed_communication_percent']:.1f}% without computation beside it"
-    gain = sparse["tokens_per_second"] / dense["tokens_per_second"]
-    return f"{gain:.2f} times as fast as dense; NCCL runs in\n{hidden}"
+def float8_table(report: dict[str, Any]) -> str:
+    """Products in float8 beside those in bf16."""
+    names = {
+        "98k": "bf16",
+        "98k-float8-tensorwise": "float8, a scale a tensor",
+        "98k-float8-rowwise": "float8, a scale a row",
+    }
+    lines = [
+        "| products | tokens/s | products, ms | elementwise, ms | GiB |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for case, words in names.items():
+        r = by_case(report)[case]
+        kinds = r["profile"][0]["by_kind_ms"]
+        lines.append(
+            f"| {words} | {r['tokens_per_second']:,} | {kinds['matmul']:.0f} "
+            f"| {kinds['compiled elementwise']:.0f} | {r['memory_gib']:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 def half_speeds(*reports: dict[str, Any]) -> str:
