@@ -139,7 +139,7 @@ the same, full checkpointing, the loss in chunks of 4,096 tokens: `python -m ben
 8B-131k-cp2 8B-262k-cp2 8B-524k-cp2-offload`. MFU counts causal attention once, and of Lighthouse
 what it computes. *NCCL* is its share of a step, and the share in which nothing else runs. The floor
 has the attention of the step itself. The last columns are what `plan` said before, against the
-measured figure.
+measured figure. Nothing at all runs in 0.1 to 0.3% of a step.
 
 Two H200s ([results](../benchmarks/results/training_8b_h200_x2.json)), 131,072 tokens a sequence:
 
@@ -178,11 +178,9 @@ Lighthouse layers kept more for backward than they do now
 
 {small_long}
 
-Others publish for dense attention at 131,072 tokens, none of it run here: 1,071 tokens/s of each
-GPU for Llama-3.1-8B on 8 H100 with float8 products, 548 at 262,144
-([torchtitan](https://github.com/pytorch/torchtitan/blob/main/benchmarks/llama3_h100_202412_torchtitan.md),
-December 2024), and 2,258 and 1,215 for Llama-2-7B on 128 or more H100 in FP8 (NeMo 24.12, from its
-TFLOP/s).
+Beside what others publish, which was not run here, in tokens/s of each GPU:
+
+{published}
 
 ### Float8 products at 530M
 
@@ -318,11 +316,51 @@ def eight_billion(report: dict[str, Any], copy_tb_per_s: float) -> dict[str, Any
         "planned_262k": f"{planned['8B-262k-cp2:dense']:,.0f}",
         "planned_524k": f"{planned['8B-524k-cp2:dense']:,.0f}",
         "planned_524k_minutes": 524288 / 2 / planned["8B-524k-cp2:dense"] / 60,
+        "published": beside_published(
+            speed, (slow + fast) / 2, f"{planned['8B-262k-cp2:dense']:,.0f} by the plan"
+        ),
         "float8_slow": slow,
         "float8_fast": fast,
         "float8_gain": (slow + fast) / 2 / speed[f"{case}:lighthouse"],
         "float8_gib": float8["memory_gib"],
     }
+
+
+TORCHTITAN = (
+    "https://github.com/pytorch/torchtitan/blob/main/benchmarks/llama3_h100_202412_torchtitan.md"
+)
+
+
+def beside_published(speed: dict[str, int], float8: float, dense_262k: str) -> str:
+    """Markdown rows: model, GPUs, precision, and tokens/s of each GPU at two lengths.
+
+    Args:
+        speed: of Llama-3-8B here, by case and stage.
+        float8: of Lighthouse without always-dense layers.
+        dense_262k: what there is to say of it.
+    """
+
+    def here(what: str, precision: str, *cells: str) -> str:
+        return f"| Llama-3-8B, {what}, here | 2 H200 | {precision} | {' | '.join(cells)} |"
+
+    def both(stage: str) -> list[str]:
+        return [f"{speed[f'8B-{length}-cp2:{stage}']:,}" for length in ("131k", "262k")]
+
+    every = "Lighthouse in all layers"
+    return "\n".join(
+        [
+            "| | GPUs | precision | 131,072 | 262,144 |",
+            "| --- | --- | --- | --- | --- |",
+            here(every, "float8 products", f"{float8:,.0f}", ""),
+            here(every, "bf16", *both("lighthouse")),
+            here("Lighthouse but for four layers", "bf16", *both("published")),
+            here("dense", "bf16", f"{speed['8B-131k-cp2:dense']:,}", dense_262k),
+            f"| Llama-3.1-8B, dense, [torchtitan, December 2024]({TORCHTITAN}) "
+            "| 8 H100 | float8 products | 1,071 | 548 |",
+            "| Llama-2-7B, dense, NeMo 24.12, from its TFLOP/s "
+            "| 128 and more H100 | FP8 | 2,258 | 1,215 |",
+        ]
+    )
 
 
 def planned_speed(word: str) -> float:
