@@ -45,6 +45,7 @@ def measurements(folder: Path, text: Path) -> list[Job]:
         job("attention", "benchmarks.attention --out OWN_FOLDER", 200),
         job("windows", "benchmarks.windows --out OUT", 60),
         job("rotary", "benchmarks.rotary --out OUT", 60),
+        job("products", "benchmarks.products --seconds 60 --out OUT", 80),
         job("norms", "benchmarks.norms --seconds 60 --out OUT", 80),
         job("documents", "benchmarks.documents --out OUT", 110),
         ranks("documents-ring", "benchmarks.documents_ring OUT", 80, gpus=2),
