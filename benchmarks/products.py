@@ -2,8 +2,8 @@
 
     python -m benchmarks.products [--seconds 60] [--out FILE]
 
-A layer's queries, keys and values, and the two inputs of its SwiGLU. "Joint" puts their weights side
-by side, which the trainer would do in every step, so that checkpoints stay what they are; its
+A layer's queries, keys and values, and the two inputs of its SwiGLU. "Joint" puts their weights
+side by side, which the trainer would do in every step, so that checkpoints stay what they are; its
 gradient of the input is one product where "apart" has several and adds them up. Both are compiled.
 Times are medians of replayed CUDA graphs in ms, of forward and of forward + backward; ``floor_ms``
 is what the products of both take at the rate of a large one. Writes JSON after each row.
