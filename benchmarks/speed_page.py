@@ -157,7 +157,8 @@ step of {planned_524k_minutes:.1f} minutes:
 
 There the backward of each layer's first norm takes {norm_ms:,.0f} ms, ten times as long for a token
 as at 262,144. Inductor gives a program of that kernel more rows at a time where a GPU has more of
-them, and from about 135,000 rows of 4,096 channels on too many.
+them, and from about 135,000 rows of 4,096 channels on too many. The trainer has since limited them
+to what it has at 262,144 (`limit_rows_of_norms`), which has not been measured at this length.
 
 With float8 products (`8B-131k-cp2-float8`, torchao's tensorwise recipe by upstream's converter)
 Lighthouse without always-dense layers has {float8_slow:,} and {float8_fast:,} tokens/s of each GPU

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch._inductor.config as inductor
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
@@ -11,6 +12,10 @@ from lighthouse.titan.llama3.layers import StagedAttention, wrapped_modules
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
+
+_VALUES_AT_A_TIME = 8192
+_INDUCTORS_MOST = 128
+"""Rows that a program gets."""
 
 
 def prepare_to_compile(model: Any) -> None:
@@ -34,6 +39,27 @@ def compile_each_stage(job_config: "JobConfig") -> None:
         config.automatic_dynamic_shapes = False
     if job_config.compile.enable and stages.listed:
         config.recompile_limit = max(config.recompile_limit, 8 + 4 * len(list(stages)))
+
+
+def limit_rows_of_norms(job_config: "JobConfig", dim: int) -> None:
+    """Let inductor's kernel for a norm's gradients take no more rows at a time than it can hold.
+
+    The more rows there are the more it gives to a program, and of those a thirty-second at a time.
+    Four of 4,096 channels take ten times as long for a row as two do (docs/speed.md).
+
+    Args:
+        dim: channels of a row.
+    """
+    if not (job_config.compile.enable and torch.cuda.is_available()):
+        return
+    section = job_config.parallelism
+    ranks = section.context_parallel_degree * section.tensor_parallel_degree
+    jobs = [stage.job(job_config).training for stage in Stages.of(job_config)]
+    rows = max(training.local_batch_size * training.seq_len for training in jobs) // ranks
+    programs = 8 * torch.cuda.get_device_properties().multi_processor_count  # as inductor has it
+    most = 32 * max(1, _VALUES_AT_A_TIME // dim)
+    if 2 * most <= min(rows // programs, _INDUCTORS_MOST):
+        inductor.triton.mix_order_reduction_split_size = most
 
 
 def _allow_all_variants(model: nn.Module) -> None:

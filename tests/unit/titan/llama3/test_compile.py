@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torchtitan.models.llama3.infra.parallelize import apply_compile
 
 from lighthouse.titan.config.section import Lighthouse
 from lighthouse.titan.config.stages import Stages
-from lighthouse.titan.llama3.compile import compile_each_stage
+from lighthouse.titan.llama3.compile import compile_each_stage, limit_rows_of_norms
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage
 
 SEQ_LEN = 64
@@ -79,3 +80,30 @@ def test_each_length_is_compiled_as_it_is(validated: bool) -> None:
     for length in [*lengths, *lengths]:
         compiled(torch.zeros(length))
     assert seen == lengths
+
+
+@pytest.mark.parametrize(
+    ("dim", "seq_len", "degree", "rows"),
+    [
+        (4096, 524288, 2, 64),
+        (4096, 524288, 4, None),  # inductor gives a program 64 by itself
+        (8192, 131072, 2, None),
+        (8192, 262144, 2, 32),
+        (2048, 2**20, 1, None),  # as many as it ever gives
+        (1024, 2**20, 1, None),
+    ],
+)
+@torch._inductor.config.patch({"triton.mix_order_reduction_split_size": None})
+def test_a_norms_kernel_gets_no_more_rows_than_it_can_hold(
+    monkeypatch: pytest.MonkeyPatch, dim: int, seq_len: int, degree: int, rows: int | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    h100 = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: h100)
+    config = JobConfig()
+    config.compile.enable = True
+    config.parallelism.context_parallel_degree = degree
+    config.training.seq_len, config.training.local_batch_size = 2048, 1
+    config.stages = [{"steps": 1, "attention": "dense", "seq_len": n} for n in (2048, seq_len)]
+    limit_rows_of_norms(config, dim)
+    assert torch._inductor.config.triton.mix_order_reduction_split_size == rows
