@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lighthouse.titan.check.checkpoint import check_checkpoint
+from lighthouse.titan.check.converters import check_converters
 from lighthouse.titan.check.documents import check_documents
 from lighthouse.titan.check.hugging_face import check_hugging_face
 from lighthouse.titan.check.layout import check_layout
@@ -70,7 +71,8 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
         ValueError: naming the key, the value it got and what would do.
     """
     import_custom(job_config)
-    check_unread(job_config, machine)
+    check_unread(job_config)
+    check_converters(job_config, machine)
     check_checkpoint(job_config)
     _check_device(job_config, machine.device)
     if job_config.stages:

@@ -1,13 +1,10 @@
 """Keys that upstream has and nothing here would follow: whoever sets one waits for nothing."""
 
 import dataclasses
-import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
-
-    from lighthouse.titan.check.job import Machine
 
 COMPILED = ("model", "loss")
 """What ``compile.components`` may name."""
@@ -18,7 +15,7 @@ _SECTIONS = {
 }
 
 
-def check_unread(job_config: "JobConfig", machine: "Machine") -> None:
+def check_unread(job_config: "JobConfig") -> None:
     """Refuse values that would be passed over, and names that stand for nothing.
 
     Raises:
@@ -45,7 +42,6 @@ def check_unread(job_config: "JobConfig", machine: "Machine") -> None:
             "reads as the home folder; write that in full"
         )
     _check_compiled(job_config)
-    _check_converters(job_config, machine.here)
     option, known = job_config.activation_checkpoint.determinism_check, ("default", "none")
     if option not in known:
         raise ValueError(
@@ -66,26 +62,4 @@ def _check_compiled(job_config: "JobConfig") -> None:
         raise ValueError(
             "compile.components = []: compile.enable = true would compile nothing; name "
             f"{' or '.join(map(repr, COMPILED))}, or set it to false"
-        )
-
-
-def _check_converters(job_config: "JobConfig", here: bool) -> None:
-    converters = job_config.model.converters
-    if not converters:
-        return
-    # Not imported above: torchtitan's configuration imports this module.
-    import torchtitan.components.quantization  # noqa: F401
-    from torchtitan.protocols.model_converter import _registry_model_converter_cls as known
-
-    for name in converters:
-        if name not in known:
-            raise ValueError(
-                f"model.converters = {converters}: there is no {name!r}; must be of "
-                f"{', '.join(map(repr, known))}"
-            )
-    ours = [name for name in converters if name.startswith("quantize.")]
-    if here and ours and importlib.util.find_spec("torchao") is None:
-        raise ValueError(
-            f"model.converters = {converters}: {ours[0]!r} needs torchao, which is not installed; "
-            "pip install torchao, or leave it out"
         )

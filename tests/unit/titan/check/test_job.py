@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+import torch
 import torch.distributed as dist
 
 from lighthouse.refusal import Refusal
@@ -680,6 +681,38 @@ def test_float8_leaves_a_byte_vocabulary_to_the_loss_in_chunks(parse):
     changes = {"training.ffn_chunk_tokens": 64, "model.converters": ["quantize.linear.float8"]}
     with pytest.raises(Refusal, match=r"ffn_chunk_tokens = 64: .*model\.converters = .* replaces"):
         parse(changes | {"model.flavor": "debugmodel"}, machine=GPUS_ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"recipe_name": "rowwise", "enable_fsdp_float8_all_gather": True},
+            r"enable_fsdp_float8_all_gather = true: .*recipe_name = 'rowwise'",
+        ),
+        ({"emulate": True}, r"float8\.emulate = true: .*compile\.enable = false"),
+    ],
+)
+def test_float8_settings_that_contradict_each_other_are_refused(parse, changes, message):
+    changes = {"quantize.linear": {"float8": changes}, "compile.enable": True}
+    changes |= {"model.converters": ["quantize.linear.float8"]}
+    with pytest.raises(Refusal, match=message):
+        parse(changes, machine=GPUS_ELSEWHERE)
+
+
+def test_a_gpu_that_cannot_multiply_so_is_refused(parse, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    float8 = {"model.converters": ["quantize.linear.float8"]}
+    with pytest.raises(Refusal, match=r"needs a GPU of Ada, Hopper .* 8\.9; here is none"):
+        parse(float8, machine=GPU)
+    emulated = {"quantize.linear": {"float8": {"emulate": True}}, "compile.enable": False}
+    parse(float8 | emulated, machine=GPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a Hopper")
+    parse(float8, machine=GPU)
+    with pytest.raises(Refusal, match=r"Blackwell .* 10\.0; here is a Hopper, 9\.0"):
+        parse({"model.converters": ["quantize.linear.mx"]}, machine=GPU)
 
 
 def test_a_library_that_is_not_here_is_named(parse, monkeypatch):

@@ -1,0 +1,79 @@
+"""Layers that upstream's converters put in the place of a model's."""
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torchtitan.config import JobConfig
+
+    from lighthouse.titan.check.job import Machine
+
+_CAPABILITIES = {
+    "quantize.linear.float8": ((8, 9), "Ada, Hopper"),
+    "quantize.linear.mx": ((10, 0), "Blackwell"),
+}
+"""Of the GPUs that multiply so."""
+
+
+def check_converters(job_config: "JobConfig", machine: "Machine") -> None:
+    """Refuse converters that are unknown, or cannot do their work there.
+
+    Raises:
+        ValueError: naming the key, the value it got and what would do.
+    """
+    converters = job_config.model.converters
+    if not converters:
+        return
+    # Not imported above: torchtitan's configuration imports this module.
+    import torchtitan.components.quantization  # noqa: F401
+    from torchtitan.protocols.model_converter import _registry_model_converter_cls as known
+
+    key = f"model.converters = {converters}"
+    for name in converters:
+        if name not in known:
+            raise ValueError(
+                f"{key}: there is no {name!r}; must be of {', '.join(map(repr, known))}"
+            )
+    float8 = job_config.quantize.linear.float8
+    emulated = False
+    if "quantize.linear.float8" in converters:
+        if float8.recipe_name is not None and float8.enable_fsdp_float8_all_gather:
+            raise ValueError(
+                "quantize.linear.float8.enable_fsdp_float8_all_gather = true: goes without "
+                f"quantize.linear.float8.recipe_name = {float8.recipe_name!r} only; leave one out"
+            )
+        compiled = job_config.compile.enable and "model" in job_config.compile.components
+        if float8.emulate and compiled:
+            raise ValueError(
+                "quantize.linear.float8.emulate = true: can't be compiled; set compile.enable = "
+                "false, or leave it out"
+            )
+        emulated = float8.emulate
+    ours = [name for name in converters if name.startswith("quantize.")]
+    if not (machine.here and ours):
+        return
+    if importlib.util.find_spec("torchao") is None:
+        raise ValueError(
+            f"{key}: {ours[0]!r} needs torchao, which is not installed; pip install torchao, or "
+            "leave it out"
+        )
+    for name in ours:
+        wanted, names = _CAPABILITIES.get(name, ((0, 0), ""))
+        if not (emulated and name == "quantize.linear.float8") and _capability() < wanted:
+            raise ValueError(
+                f"{key}: {name!r} needs a GPU of {names} or later, compute capability "
+                f"{'.'.join(map(str, wanted))}; here is {_here()}"
+            )
+
+
+def _capability() -> tuple[int, int]:
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+
+
+def _here() -> str:
+    if not torch.cuda.is_available():
+        return "none"
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()}, {major}.{minor}"
