@@ -153,7 +153,9 @@ def test_degrees_must_suit_the_resources(tmp_path):
         tmp_path,
         "[overrides]\nparallelism.tensor_parallel_degree = 2\n[resources]\ngpus_per_node = 3\n",
     )
-    with pytest.raises(ValueError, match="is not the number of processes, 3"):
+    with pytest.raises(
+        ValueError, match="tensor_parallel_degree = 2: the number of processes, 3, "
+    ):
         resolve(spec, None)
 
 
