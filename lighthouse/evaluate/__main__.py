@@ -46,15 +46,21 @@ def evaluate(subject: Subject, text: "Sequence[tuple[Tensor, Tensor]]", options:
     def progress(line: str) -> None:
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
-    lengths = [length for length in options.lengths if length <= subject.longest]
+    asked = [make for name, make in MAKERS.items() if name in options.measures]
+    of_tasks = options.lengths if asked else []
+    lengths = [length for length in of_tasks if length <= subject.longest]
+    if asked and not lengths and "positions" not in options.measures:
+        raise ValueError(
+            f"--lengths = {options.lengths}: {subject.name} has positions for "
+            f"{subject.longest:,} tokens, which leaves nothing to measure; name shorter ones"
+        )
     found: dict[str, Any] = {
         "name": subject.name,
         "step": subject.step,
         "longest": subject.longest,
         "seed": options.seed,
-        "lengths_left_out": [length for length in options.lengths if length > subject.longest],
+        "lengths_left_out": [length for length in of_tasks if length > subject.longest],
     }
-    asked = [make for name, make in MAKERS.items() if name in options.measures]
     if lengths:
         check_fits(subject, min(lengths), asked)
     if "positions" in options.measures:
@@ -101,7 +107,8 @@ def table(found: dict[str, Any]) -> str:
             ]
     if found["lengths_left_out"]:
         left_out = ", ".join(f"{length:,}" for length in found["lengths_left_out"])
-        lines += ["", f"left out: {left_out} tokens; positions end at {found['longest']:,}"]
+        ends = f"positions end at {found['longest']:,}"
+        lines += ["", f"left out: {left_out} tokens; {ends}, and --lengths names shorter ones"]
     return "\n".join(lines)
 
 
