@@ -51,8 +51,8 @@ def evaluate(subject: Subject, text: "Sequence[tuple[Tensor, Tensor]]", options:
     lengths = [length for length in of_tasks if length <= subject.longest]
     if asked and not lengths and "positions" not in options.measures:
         raise ValueError(
-            f"--lengths = {options.lengths}: {subject.name} has positions for "
-            f"{subject.longest:,} tokens, which leaves nothing to measure; name shorter ones"
+            f"--lengths = {options.lengths}: positions end at {subject.longest:,}, which leaves "
+            "nothing to measure; name shorter ones"
         )
     found: dict[str, Any] = {
         "name": subject.name,
@@ -195,9 +195,10 @@ def _held_out(subject: Subject, options: Any) -> "list[tuple[Tensor, Tensor]]":
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    from lighthouse.titan.distributed.device import device_of
+
     parser = _parser()
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
     if options.sequences < 2 or options.trials < 1:
         parser.error("--sequences must be at least 2, --trials at least 1")
     for length in (*options.lengths, *([] if options.seq_len is None else [options.seq_len])):
@@ -205,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--lengths and --seq-len are numbers of tokens, got {length}")
     output = options.output or options.folder
     try:
+        device = device_of(options.device)
         if is_hugging_face(options.folder):
             subject = of_hugging_face(options.folder, device)
             text = _held_out(subject, options) if "positions" in options.measures else []

@@ -91,6 +91,8 @@ def test_the_study_compares_a_run_that_was_not_validated_with_its_export(
         (["RUN", "--lengths", "64", "-1"], "numbers of tokens, got -1"),
         (["RUN", "--seq-len", "0"], "numbers of tokens, got 0"),
         (["RUN", "--lengths", "20", "--measures", "recall"], "20 tokens are too few for a task"),
+        (["RUN", "--device", "cuda:99"], "refused: --device = 'cuda:99': this machine has no"),
+        (["RUN", "--device", "gpu"], "refused: --device = 'gpu': this machine has no"),
         (["RUN", "--lengths", "4096", "--measures", "recall"], "nothing to measure; name shorter"),
         # Not after minutes of the other lengths and measures.
         (["RUN", "--lengths", "400", "20", "--measures", "needle", "recall"], FIRST_LENGTH),
