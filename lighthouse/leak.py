@@ -23,6 +23,7 @@ from lighthouse.refusal import refuse
 from lighthouse.runs.files import check_writable, write_atomic
 from lighthouse.runs.means import mean_of
 from lighthouse.runs.metrics import to_json
+from lighthouse.titan.distributed.device import device_of
 from lighthouse.titan.llama3.layers import dense_stage
 from lighthouse.titan.run.future import Leak, draw_positions, leak_of, with_other_future
 from lighthouse.titan.trained import Trained, load_run
@@ -163,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         overrides += ["--validation.enable", "--validation.dataset", "local"]
         overrides += ["--validation.dataset_path", options.text]
     try:
-        device = torch.device(options.device)
+        device = device_of(options.device)
         run = load_run(options.folder, options.step, device, *overrides)
         text = held_out(run, options.sequences, device)
         check_writable(output)

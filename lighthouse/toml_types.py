@@ -79,7 +79,10 @@ def _check_section(
                 raise ValueError(f"{key} = {value!r}: is a section, write [{key}]")
             _check_section(hint, value, f"{key}.", everywhere)  # type: ignore[arg-type]
         elif not _is_of_type(value, hint):
-            raise ValueError(f"{key} = {value!r}: must be {_describe(hint)}, got {_kind(value)}")
+            # Of what is no choice the type is right, and not what is wrong.
+            right = type(value) in _types(hint) and not isinstance(value, list)
+            got = "" if right else f", got {_kind(value)}"
+            raise ValueError(f"{key} = {value!r}: must be {_describe(hint)}{got}")
 
 
 def _similar(name: str, declared: Iterable[str]) -> list[str]:

@@ -46,15 +46,21 @@ def evaluate(subject: Subject, text: "Sequence[tuple[Tensor, Tensor]]", options:
     def progress(line: str) -> None:
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
-    lengths = [length for length in options.lengths if length <= subject.longest]
+    asked = [make for name, make in MAKERS.items() if name in options.measures]
+    of_tasks = options.lengths if asked else []
+    lengths = [length for length in of_tasks if length <= subject.longest]
+    if asked and not lengths and "positions" not in options.measures:
+        raise ValueError(
+            f"--lengths = {options.lengths}: positions end at {subject.longest:,}, which leaves "
+            "nothing to measure; name shorter ones"
+        )
     found: dict[str, Any] = {
         "name": subject.name,
         "step": subject.step,
         "longest": subject.longest,
         "seed": options.seed,
-        "lengths_left_out": [length for length in options.lengths if length > subject.longest],
+        "lengths_left_out": [length for length in of_tasks if length > subject.longest],
     }
-    asked = [make for name, make in MAKERS.items() if name in options.measures]
     if lengths:
         check_fits(subject, min(lengths), asked)
     if "positions" in options.measures:
@@ -101,7 +107,8 @@ def table(found: dict[str, Any]) -> str:
             ]
     if found["lengths_left_out"]:
         left_out = ", ".join(f"{length:,}" for length in found["lengths_left_out"])
-        lines += ["", f"left out: {left_out} tokens; positions end at {found['longest']:,}"]
+        ends = f"positions end at {found['longest']:,}"
+        lines += ["", f"left out: {left_out} tokens; {ends}, and --lengths names shorter ones"]
     return "\n".join(lines)
 
 
@@ -188,9 +195,10 @@ def _held_out(subject: Subject, options: Any) -> "list[tuple[Tensor, Tensor]]":
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    from lighthouse.titan.distributed.device import device_of
+
     parser = _parser()
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
     if options.sequences < 2 or options.trials < 1:
         parser.error("--sequences must be at least 2, --trials at least 1")
     for length in (*options.lengths, *([] if options.seq_len is None else [options.seq_len])):
@@ -198,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--lengths and --seq-len are numbers of tokens, got {length}")
     output = options.output or options.folder
     try:
+        device = device_of(options.device)
         if is_hugging_face(options.folder):
             subject = of_hugging_face(options.folder, device)
             text = _held_out(subject, options) if "positions" in options.measures else []

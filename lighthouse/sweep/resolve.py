@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lighthouse.cost.rates import CPU
 from lighthouse.sweep.budget import filled_steps
 from lighthouse.sweep.identity import VERSION, identity, values_of
 from lighthouse.sweep.run_folder import Run, folder_of, run_names
-from lighthouse.sweep.spec import Point, Spec, refuse_secrets
+from lighthouse.sweep.spec import SEED, Point, Spec, refuse_secrets
 from lighthouse.titan.check.job import Machine
 from lighthouse.titan.config.resolved_toml import to_toml
 from lighthouse.titan.config.stage_tables import FLAG
@@ -102,6 +102,7 @@ def _resolve_point(
     if spec.changes:
         job = _parse(spec, {**point, **spec.changes}, _machine(spec))
     estimate = _estimate(spec, job)
+    estimate = replace(estimate, remarks=(*estimate.remarks, *_said_of_seeds(spec, job)))
     refuse_secrets(job.to_dict())
     job.job.dump_folder = str(folder)
     run = Run(
@@ -118,6 +119,18 @@ def _resolve_point(
     )
     changed = bool(spec.changes or job.checkpoint.accept_changes)
     return PlannedRun(run, to_toml(job), estimate, changed)
+
+
+def _said_of_seeds(spec: Spec, job: Any) -> tuple[str, ...]:
+    """That several seeds are one run, where the first weights are given: text has no seed."""
+    given = [k for k in ("initial_load_path", "initial_load_in_hf") if getattr(job.checkpoint, k)]
+    seeds = list(dict.fromkeys(point[SEED] for point in spec.points if SEED in point))
+    if len(seeds) < 2 or not given:
+        return ()
+    return (
+        f"{SEED} = {seeds}: checkpoint.{given[0]} gives each the same weights, and the order "
+        "of the text has no seed, so they differ by rounding alone",
+    )
 
 
 def _parse(spec: Spec, point: Point, machine: Machine) -> Any:

@@ -29,6 +29,7 @@ from lighthouse.titan.llama3.chunked_loss import token_losses
 from lighthouse.titan.llama3.layers import apply_lighthouse, selecting_modules, set_stage
 from lighthouse.titan.llama3.model_args import model_args_of
 from lighthouse.titan.llama3.tied import apply_tied
+from lighthouse.titan.run.quiet import keep_quiet
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -130,6 +131,7 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
     Raises:
         ValueError: no run, no such checkpoint, or flags that the trainer would refuse.
     """
+    keep_quiet()
     of_run = job_of_run(folder)
     arguments = _arguments_of(folder)
     chunks = num_chunks(of_run.lighthouse, of_run.parallelism)

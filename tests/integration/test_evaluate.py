@@ -1,6 +1,7 @@
 """The command on a run, and on what is exported from it."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_run_and_its_export_are_measured_alike(
     main([str(run.folder), *arguments, "--seq-len", "128"])
     printed = capsys.readouterr().out
     assert "held-out loss, dense, 3 sequences of 128 tokens" in printed
-    assert "left out: 4,096 tokens; positions end at 512" in printed
+    assert "left out: 4,096 tokens; positions end at 512, and --lengths names" in printed
     found = json.loads((run.folder / "evaluate-step-2.json").read_text())
     assert [row["length"] for row in found["variables"]] == [400]
     assert len(found["needle"]) == 7
@@ -52,6 +53,17 @@ def test_a_run_and_its_export_are_measured_alike(
         assert theirs["log_probability"] == pytest.approx(ours["log_probability"], rel=1e-4)
     assert exported["needle"] == found["needle"]
     assert exported["positions"]["loss"] == pytest.approx(found["positions"]["loss"], rel=1e-4)
+
+
+def test_loss_by_position_has_no_lengths_and_says_nothing_of_libraries(
+    run: Run, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--text", str(text), "--sequences", "2", "--output", str(tmp_path), *LENGTHS]
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        main([str(run.folder), "--measures", "positions", *arguments])
+    assert not [warning for warning in found if "set_vital" in str(warning.message)]
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_the_study_compares_a_run_that_was_not_validated_with_its_export(
@@ -79,6 +91,9 @@ def test_the_study_compares_a_run_that_was_not_validated_with_its_export(
         (["RUN", "--lengths", "64", "-1"], "numbers of tokens, got -1"),
         (["RUN", "--seq-len", "0"], "numbers of tokens, got 0"),
         (["RUN", "--lengths", "20", "--measures", "recall"], "20 tokens are too few for a task"),
+        (["RUN", "--device", "cuda:99"], "refused: --device = 'cuda:99': this machine has no"),
+        (["RUN", "--device", "gpu"], "refused: --device = 'gpu': this machine has no"),
+        (["RUN", "--lengths", "4096", "--measures", "recall"], "nothing to measure; name shorter"),
         # Not after minutes of the other lengths and measures.
         (["RUN", "--lengths", "400", "20", "--measures", "needle", "recall"], FIRST_LENGTH),
     ],

@@ -263,7 +263,10 @@ def _check_table(number: int, table: StageTable) -> None:
         if key not in known and (own := _without_section(key, table[key], known)):
             raise ValueError(f"{path}{key}: a stage has no sections; write it as {path}{own}")
         if key not in known and (of_run := _key_of_run(key)):
-            raise ValueError(f"{path}{key}: is the same in all stages; set {of_run} for the run")
+            instead = f", or {path}lr_factor, its multiple" if of_run == "optimizer.lr" else ""
+            raise ValueError(
+                f"{path}{key}: is the same in all stages; set {of_run} for the run{instead}"
+            )
     check_toml_types(_Keys, table, path)
     for key in REQUIRED:
         if key not in table:

@@ -36,7 +36,13 @@ def layout_of(job_config: "JobConfig", processes: int) -> Layout:
     others = math.prod(degrees.values())
     shard = section.data_parallel_shard_degree
     if shard == -1:
-        shard = max(1, processes // others)
+        if processes % others:
+            given = [f"parallelism.{key} = {n}" for key, n in degrees.items() if n > 1]
+            raise ValueError(
+                f"{', '.join(given)}: the number of processes, {processes}, is no multiple of "
+                f"{others}; start a multiple of {others}, or use smaller degrees"
+            )
+        shard = processes // others
     if shard * others != processes:
         named = "".join(f" * {key} {degree}" for key, degree in degrees.items() if degree > 1)
         raise ValueError(

@@ -106,13 +106,19 @@ def _memory(result: "Plan") -> list[str]:
     limit = result.memory_limit_gib
     if limit is None:
         return []
-    lines = []
-    for stage, part in zip(result.stages, result.largest_parts, strict=True):
+    alike: dict[str, list[int]] = {}  # the stages of which the same is said
+    for number, (stage, part) in enumerate(
+        zip(result.stages, result.largest_parts, strict=True), start=1
+    ):
         left = limit - (stage.memory_gib or 0.0)
         fits = f"fits, {left:.1f}" if left >= 0 else f"does not fit, {-left:.1f}"
         rest = "GiB to spare" if left >= 0 else "GiB too many"
-        lines.append(_said("memory", f"{stage.name} {fits} {rest} of {limit:.1f}; {part}"))
-    return list(dict.fromkeys(lines))  # stages that are alike are said once
+        said = f"{stage.name}: {fits} {rest} of {limit:.1f}; {part}"
+        alike.setdefault(said, []).append(number)
+    return [
+        _said("memory", f"stage {' and '.join(map(str, numbers))}, {said}")
+        for said, numbers in alike.items()
+    ]
 
 
 def _size(size: int) -> str:

@@ -153,8 +153,23 @@ def test_degrees_must_suit_the_resources(tmp_path):
         tmp_path,
         "[overrides]\nparallelism.tensor_parallel_degree = 2\n[resources]\ngpus_per_node = 3\n",
     )
-    with pytest.raises(ValueError, match="is not the number of processes, 3"):
+    with pytest.raises(
+        ValueError, match="tensor_parallel_degree = 2: the number of processes, 3, "
+    ):
         resolve(spec, None)
+
+
+@pytest.mark.parametrize(
+    ("weights", "seeds", "said"), [(True, [1, 2], True), (True, [1], False), (False, [1, 2], False)]
+)
+def test_seeds_that_decide_nothing_are_noted(tmp_path, weights, seeds, said):
+    (tmp_path / "step-9").mkdir()
+    (tmp_path / "step-9" / ".metadata").touch()
+    begun = f"checkpoint.initial_load_path = '{tmp_path / 'step-9'}'" if weights else ""
+    text = f"seeds = {seeds}\n[overrides]\n{begun}\n[resources]\ngpus_per_node = 0\n"
+    for plan in resolve(sweep(tmp_path, text), None):
+        remark = f"debug.seed = {seeds}: checkpoint.initial_load_path gives each the same weights"
+        assert any(line.startswith(remark) for line in plan.plan.remarks) == said
 
 
 def test_points_that_are_the_same_run_are_refused(tmp_path):

@@ -80,6 +80,11 @@ def test_refused_by_name(key: str, value: str, message: str) -> None:
     [
         (2, "--parallelism.tensor_parallel_degree 4", "start a multiple of 4"),
         (6, "--parallelism.tensor_parallel_degree 4", "number of processes, 6"),
+        (
+            1,
+            "--parallelism.context_parallel_degree 8",
+            "parallelism.context_parallel_degree = 8: the number of processes, 1, is no multiple",
+        ),
         (4, "--parallelism.data_parallel_shard_degree 2", "not the number of processes, 4"),
         (
             2,

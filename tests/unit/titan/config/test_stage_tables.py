@@ -159,6 +159,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         with_stage(1, mode="full"),
         "stages.1.mode: is the same in all stages; set activation_checkpoint.mode for the run",
     ),
+    "a rate": (
+        with_stage(3, lr=1e-5),
+        "stages.3.lr: is the same in all stages; set optimizer.lr for the run, or stages.3.lr_f",
+    ),
     "the mesh": (
         with_stage(1, tensor_parallel_degree=2),
         "set parallelism.tensor_parallel_degree for the run",

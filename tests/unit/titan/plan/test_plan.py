@@ -442,6 +442,11 @@ def test_it_says_what_a_tokenizer_does_to_texts(tmp_path, caplog):
     assert caplog.text.count("the tokenizer rewrites texts by Lowercase") == 1
 
 
+def test_of_several_stages_with_one_attention_each_is_said_by_its_number():
+    shown = table(planned(Path("train_configs/growing_98k.toml")))
+    assert "stage 1 and 2 and 4, dense: fits, " in re.sub(r"\n {18}", " ", shown)
+
+
 def test_the_plan_says_whether_it_fits_and_by_how_much(capsys):
     shown = table(planned(BASE))
     assert max(map(len, shown.splitlines())) <= 80
@@ -450,6 +455,7 @@ def test_the_plan_says_whether_it_fits_and_by_how_much(capsys):
     assert len(fits) == 2 and all(
         " fits, " in line and "GiB to spare of 79.1" in line for line in fits
     )
+    assert "stage 1, lighthouse: fits, " in fits[0] and "stage 2, dense: fits, " in fits[1]
     assert "activations are the largest part, " in fits[0]
     assert fits[0].endswith('activation_checkpoint.mode = "full" makes them smaller')
     with pytest.raises(SystemExit):
