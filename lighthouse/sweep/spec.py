@@ -89,6 +89,10 @@ def read_spec(file: Path) -> Spec:
     except IsADirectoryError:
         raise ValueError(f"{file} is a folder; give the sweep file") from None
     refuse_secrets(values)
+    if "base" not in values and {"model", "stages", "job"} & values.keys():
+        raise ValueError(
+            f"{file} is a run's configuration, not a sweep's; name it as base in a file of the sweep"
+        )
     check_toml_types(SweepFile, values)
     if values.get("seeds") == []:
         raise ValueError("seeds = []: must be at least one, or leave it out for the base's own")

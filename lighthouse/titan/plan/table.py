@@ -101,6 +101,10 @@ def _said(title: str, text: str) -> str:
     )
 
 
+_AMPLE = 0.1
+"""Share of the memory from which on nobody asks what would make a stage smaller."""
+
+
 def _memory(result: "Plan") -> list[str]:
     """Of each stage whether it fits, and by how much."""
     limit = result.memory_limit_gib
@@ -113,7 +117,8 @@ def _memory(result: "Plan") -> list[str]:
         left = limit - (stage.memory_gib or 0.0)
         fits = f"fits, {left:.1f}" if left >= 0 else f"does not fit, {-left:.1f}"
         rest = "GiB to spare" if left >= 0 else "GiB too many"
-        said = f"{stage.name}: {fits} {rest} of {limit:.1f}; {part}"
+        ample = left >= _AMPLE * limit
+        said = f"{stage.name}: {fits} {rest} of {limit:.1f}" + ("" if ample else f"; {part}")
         alike.setdefault(said, []).append(number)
     return [
         _said("memory", f"stage {' and '.join(map(str, numbers))}, {said}")

@@ -128,6 +128,11 @@ def test_what_cannot_be_is_refused_by_name(read, text, message, tmp_path, monkey
     assert message in str(raised.value)
 
 
+def test_a_runs_configuration_is_no_sweep_file():
+    with pytest.raises(ValueError, match=r"tiny\.toml is a run's configuration, .* as base in"):
+        read_spec(Path("train_configs/tiny.toml"))
+
+
 def test_bytes_are_no_sweep_file(tmp_path):
     (tmp_path / "s.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"s\.toml is not TOML: "):
