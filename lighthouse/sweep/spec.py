@@ -91,7 +91,7 @@ def read_spec(file: Path) -> Spec:
     refuse_secrets(values)
     if "base" not in values and {"model", "stages", "job"} & values.keys():
         raise ValueError(
-            f"{file} is a run's configuration, not a sweep's; name it as base in a file of the sweep"
+            f"{file} is a run's configuration, not a sweep's; name it as base in a sweep's file"
         )
     check_toml_types(SweepFile, values)
     if values.get("seeds") == []:
