@@ -1,11 +1,15 @@
 """Settings shared by all tests."""
 
+import gc
 import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+# What is imported and collected stays: it need not be gone through for garbage, now or later.
+gc.disable()
 
 # Without a GPU the kernels run under Triton's interpreter, which is chosen when Triton is imported.
 if not torch.cuda.is_available():
@@ -18,6 +22,11 @@ settings.load_profile("repeatable")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device; see tests/gpu_record.md")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

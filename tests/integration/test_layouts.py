@@ -5,25 +5,14 @@ everything that must compose, in few runs. Compilers other than inductor are the
 inductor has a process to itself, since each would build the same code again.
 """
 
-import json
-import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support import ROOT
+from tests.support.layouts import CP, FSDP, HSDP, ON_ONE_RANK, TP, columns, layout_options
 from tests.support.trainer import Run, train
 
-SEQ_LEN = 512
-STEPS = 4
-BATCH = "--training.global_batch_size=4"
-FSDP = "--parallelism.data_parallel_shard_degree=2"
-HSDP = "--parallelism.data_parallel_replicate_degree=2"
-TP = "--parallelism.tensor_parallel_degree=2"
-CP = "--parallelism.context_parallel_degree=2"
-ON_ONE_RANK = "--parallelism.fsdp_on_one_rank"
-BF16 = f"--training.mixed_precision_param=bfloat16 {ON_ONE_RANK}".split()
 AC = "--activation_checkpoint"
 COMPILE = "--compile.enable"
 LAYOUTS = {
@@ -65,41 +54,12 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """One seed checkpoint and one text for all layouts.
-
-    A document fills a sequence exactly, so two data-parallel ranks, which take every other one,
-    together see the batches of one process.
-    """
-    folder = tmp_path_factory.mktemp("sources")
-    words = (ROOT / "LICENSE").read_text().split()
-    draw = random.Random(0)
-    texts = (" ".join(draw.choices(words, k=SEQ_LEN))[: SEQ_LEN - 2] for _ in range(32))
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    train(folder / "seed", "--checkpoint.enable", "--checkpoint.create_seed_checkpoint")
-    return [
-        *f"--training.dataset local --training.dataset_path {folder / 'text.jsonl'}".split(),
-        *f"--training.seq_len {SEQ_LEN} --training.steps {STEPS} {BATCH}".split(),
-        *"--lighthouse.enable --lighthouse.dense_from_step 4".split(),
-        *"--lighthouse.selection_log_freq 2".split(),
-        # A window longer than what a rank owns in a piece.
-        *"--lighthouse.window 200 --lighthouse.window_layers 0".split(),
-        # As many chunks as two context-parallel ranks own.
-        *"--lighthouse.num_chunks 4 --lighthouse.topk 32".split(),
-        *"--checkpoint.enable --checkpoint.interval 100 --checkpoint.load_only".split(),
-        *f"--checkpoint.initial_load_path {folder / 'seed/checkpoint/step-0'}".split(),
-    ]
+    return layout_options(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory, options: list[str]) -> Run:
     return train(tmp_path_factory.mktemp("one"), *options, "--training.local_batch_size=4")
-
-
-def columns(run: Run) -> tuple[list[float], list[float]]:
-    """Loss and gradient norm of all steps."""
-    assert list(run.losses()) == list(range(1, STEPS + 1))
-    losses, grad_norms = zip(*run.losses().values(), strict=True)
-    return list(losses), list(grad_norms)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -138,46 +98,3 @@ def statistics(run: Run) -> dict[tuple[int, str], float]:
         for name, value in line.items()
         if name.startswith("lighthouse/layer_")
     }
-
-
-@pytest.fixture(scope="module")
-def one_process_bf16(tmp_path_factory: pytest.TempPathFactory, options: list[str]) -> Run:
-    return train(tmp_path_factory.mktemp("bf16"), *options, *BF16, "--training.local_batch_size=4")
-
-
-def on_gpus(number: int, *layout: str) -> object:
-    """A layout that is tried where there are so many; in float32 CPUs have it above."""
-    few = pytest.mark.skipif(torch.cuda.device_count() < number, reason=f"needs {number} GPUs")
-    return pytest.param(number, layout, marks=(pytest.mark.gpu, few))
-
-
-@pytest.mark.parametrize(
-    ("processes", "layout"),
-    [
-        (2, (FSDP,)),
-        (2, (TP,)),
-        on_gpus(2, HSDP),
-        on_gpus(4, HSDP, FSDP, "--training.local_batch_size=1"),
-        on_gpus(4, TP, CP),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
-)
-def test_processes_agree_with_one_in_bfloat16(
-    tmp_path: Path,
-    options: list[str],
-    one_process: Run,
-    one_process_bf16: Run,
-    processes: int,
-    layout: tuple[str, ...],
-) -> None:
-    """Layouts round in different places.
-
-    So two runs in bfloat16 may be as far from each other as both from float32 together.
-    """
-    run = train(tmp_path, *options, *BF16, *layout, processes=processes)
-    for got, expected, exact in zip(
-        columns(run), columns(one_process_bf16), columns(one_process), strict=True
-    ):
-        assert got != pytest.approx(exact, rel=1e-4), "this was float32"
-        rounding = max(abs(a - b) for a, b in zip(expected, exact, strict=True))
-        assert got == pytest.approx(expected, abs=2 * rounding)

@@ -13,7 +13,9 @@ each process itself.
 
 import atexit
 import contextlib
+import gc
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -83,6 +85,15 @@ def main(folder: Path) -> None:
     os.environ |= {"HF_HOME": str(folder / "huggingface"), "HF_HUB_OFFLINE": "1"}
     for module in PRELOADED:
         importlib.import_module(module)
+    # For the place of a log's line torchrun inspects its whole stack, and with it all modules.
+    dynamic_rendezvous = importlib.import_module(
+        "torch.distributed.elastic.rendezvous.dynamic_rendezvous"
+    )
+    dynamic_rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
+    inspect.getmodule(main.__code__)  # fills inspect's table of the modules' files
+    # What is here stays: no fork is to go through it for garbage.
+    gc.collect()
+    gc.freeze()
     address = str(folder / "socket")
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)

@@ -1,6 +1,6 @@
 """Started by torchrun: each rank compares its share of the layers with the whole of them.
 
-    torchrun --nproc_per_node=W -m tests.support.ring cpu|cuda selection|windows|documents
+    torchrun --nproc_per_node=W -m tests.support.ring cpu|cuda
 
 The whole is computed on every rank, on one device, with the same number of chunks. Selections must
 be equal; outputs and gradients may be off by no more than a few times what the whole computation
@@ -11,6 +11,7 @@ on CPUs, and may be off by what sums in another order are.
 import itertools
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -90,7 +91,7 @@ def documents(world: int, scale: int) -> Cases:
 PARTS = {"selection": selections, "windows": windows, "documents": documents}
 
 
-def main(device_type: str, part: str) -> None:
+def main(device_type: str) -> None:
     world = int(os.environ["WORLD_SIZE"])
     device = torch.device(device_type, int(os.environ["LOCAL_RANK"]) if device_type != "cpu" else 0)
     if device_type != "cpu":
@@ -99,7 +100,10 @@ def main(device_type: str, part: str) -> None:
     low = torch.float32 if device_type == "cpu" else torch.bfloat16
     scale = 1 if device_type == "cpu" else 8
     mesh = init_device_mesh(device_type, (world,), mesh_dim_names=("cp",))
-    for count, (layer, heads, balancer, lengths) in enumerate(PARTS[part](world, scale), start=1):
+    compared: Counter[str] = Counter()
+    for part, (layer, heads, balancer, lengths) in (
+        (part, case) for part, cases in PARTS.items() for case in cases(world, scale)
+    ):
         starts, dtype = None, low
         if lengths is not None:
             most = max(map(len, lengths)) + 1
@@ -110,8 +114,10 @@ def main(device_type: str, part: str) -> None:
             )
             dtype = torch.float64 if device_type == "cpu" else low
         compare(layer, heads, balancer, mesh, device, dtype, SEQ_LEN * scale, starts)
-        if dist.get_rank() == 0:
-            print(f"{count} cases agree on {world} ranks", flush=True)
+        compared[part] += 1
+    if dist.get_rank() == 0:
+        for part, count in compared.items():
+            print(f"{part}: {count} cases agree on {world} ranks", flush=True)
     dist.destroy_process_group()
 
 
