@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a layout of more processes": (
         {"parallelism.tensor_parallel_degree": 4},
-        "parallelism.data_parallel_shard_degree = -1: ",
+        "parallelism.tensor_parallel_degree = 4: the number of processes, 2",
     ),
     "an odd topk": ({"lighthouse.topk": 17}, "lighthouse.topk = 17: "),
     "a switch that never comes": ({"lighthouse.dense_from_step": 99}, "lighthouse.dense_from_step"),
