@@ -44,10 +44,10 @@ With launches hidden behind earlier work, as in a compiled trainer or a CUDA gra
 faster than dense from the shortest length measured. In eager mode Python's share is all there is to
 see of short ones: 8,192 tokens take {eager} ms with 8 and 2
 key/value heads, on a quiet host with an H100 (`--cases short`,
-[results](../benchmarks/results/eager_h100.json)), and on a busy one up to twice that. The table's
-eager figures are from before queries, keys and values shared their operators
-([host time](#host-time)). With launches hidden that gains up to 8%, here before and now in one run
-on one H200 ([results](../benchmarks/results/joint_operators_h200.json)), in ms:
+[results](../benchmarks/results/eager_h100.json)). The table's eager figures are from before
+queries, keys and values shared their operators ([host time](#host-time)). With launches hidden that
+gains up to 8%, here before and now in one run on one H200
+([results](../benchmarks/results/joint_operators_h200.json)), in ms:
 
 | N | layer before | now | its gather and summarize before | now |
 | --- | --- | --- | --- | --- |
@@ -146,12 +146,12 @@ Two H200s ([results](../benchmarks/results/training_8b_h200_x2.json)), 131,072 t
 {llama_131k}
 
 The published pattern is {gain_published} times as fast as dense, and without always-dense layers
-{gain_lighthouse} times. 262,144 tokens, k=4096; dense has {planned_262k} tokens/s by the plan:
+{gain_lighthouse} times. 262,144 tokens, k=4096; dense has {planned_262k:,.0f} tokens/s by the plan:
 
 {llama_262k}
 
-524,288 tokens, L=4, k=4096, block inputs in host memory; dense has {planned_524k} by the plan, a
-step of {planned_524k_minutes:.1f} minutes:
+524,288 tokens, L=4, k=4096, block inputs in host memory; dense has {planned_524k:,.0f} by the plan,
+a step of {planned_524k_minutes:.1f} minutes:
 
 {llama_524k}
 
@@ -304,7 +304,7 @@ def eight_billion(report: dict[str, Any], copy_tb_per_s: float) -> dict[str, Any
         for name, _, ms in long["profile"][0]["kernels"]
         if "_fused_rms_norm_backward" in name  # the slowest comes first
     )
-    planned = {word: planned_speed(word) for word in ("8B-262k-cp2:dense", "8B-524k-cp2:dense")}
+    dense_262k, dense_524k = (planned_speed(f"8B-{n}-cp2:dense") for n in ("262k", "524k"))
     return {
         "llama_131k": training_table.llama_table(report, case, copy_tb_per_s),
         "llama_262k": training_table.llama_table(report, "8B-262k-cp2", copy_tb_per_s),
@@ -314,12 +314,10 @@ def eight_billion(report: dict[str, Any], copy_tb_per_s: float) -> dict[str, Any
             for stage in ("published", "lighthouse")
         },
         "norm_ms": norm,
-        "planned_262k": f"{planned['8B-262k-cp2:dense']:,.0f}",
-        "planned_524k": f"{planned['8B-524k-cp2:dense']:,.0f}",
-        "planned_524k_minutes": 524288 / 2 / planned["8B-524k-cp2:dense"] / 60,
-        "published": beside_published(
-            speed, (slow + fast) / 2, f"{planned['8B-262k-cp2:dense']:,.0f} by the plan"
-        ),
+        "planned_262k": dense_262k,
+        "planned_524k": dense_524k,
+        "planned_524k_minutes": 524288 / 2 / dense_524k / 60,
+        "published": beside_published(speed, (slow + fast) / 2, dense_262k),
         "float8_slow": slow,
         "float8_fast": fast,
         "float8_gain": (slow + fast) / 2 / speed[f"{case}:lighthouse"],
@@ -332,13 +330,13 @@ TORCHTITAN = (
 )
 
 
-def beside_published(speed: dict[str, int], float8: float, dense_262k: str) -> str:
+def beside_published(speed: dict[str, int], float8: float, dense_262k: float) -> str:
     """Markdown rows: model, GPUs, precision, and tokens/s of each GPU at two lengths.
 
     Args:
         speed: of Llama-3-8B here, by case and stage.
         float8: of Lighthouse without always-dense layers.
-        dense_262k: what there is to say of it.
+        dense_262k: what the plan gives dense attention.
     """
 
     def here(what: str, precision: str, *cells: str) -> str:
@@ -347,7 +345,7 @@ def beside_published(speed: dict[str, int], float8: float, dense_262k: str) -> s
     def both(stage: str) -> list[str]:
         return [f"{speed[f'8B-{length}-cp2:{stage}']:,}" for length in ("131k", "262k")]
 
-    every = "Lighthouse in all layers"
+    every, dense = "Lighthouse in all layers", f"{speed['8B-131k-cp2:dense']:,}"
     return "\n".join(
         [
             "| | GPUs | precision | 131,072 | 262,144 |",
@@ -355,7 +353,7 @@ def beside_published(speed: dict[str, int], float8: float, dense_262k: str) -> s
             here(every, "float8 products", f"{float8:,.0f}", ""),
             here(every, "bf16", *both("lighthouse")),
             here("Lighthouse but for four layers", "bf16", *both("published")),
-            here("dense", "bf16", f"{speed['8B-131k-cp2:dense']:,}", dense_262k),
+            here("dense", "bf16", dense, f"{dense_262k:,.0f} by the plan"),
             f"| Llama-3.1-8B, dense, [torchtitan, December 2024]({TORCHTITAN}) "
             "| 8 H100 | float8 products | 1,071 | 548 |",
             "| Llama-2-7B, dense, NeMo 24.12, from its TFLOP/s "

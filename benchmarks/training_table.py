@@ -115,6 +115,12 @@ def floor_table(reports: Sequence[dict[str, Any]], alone: Alone) -> str:
     return "\n".join(lines)
 
 
+def attention_ms(run: dict[str, Any]) -> float:
+    """What attention took of the first rank's profiled step, with all around it."""
+    kinds = run["profile"][0]["by_kind_ms"]
+    return sum(kinds.get(kind, 0.0) for kind in ("attention", "lighthouse", "window"))
+
+
 def growing_table(report: dict[str, Any], copy_tb_per_s: float) -> str:
     """Stages of the recommended recipe, by kind of kernel, beside a floor with their attention."""
     names = {"2k": "dense, 2,048", "8k": "dense, 8,192", "window": "windows of 8,192, 98,304"}
@@ -125,7 +131,7 @@ def growing_table(report: dict[str, Any], copy_tb_per_s: float) -> str:
     for stage, words in names.items():
         run = by_case(report)[f"98k-growing:{stage}"]
         kinds = run["profile"][0]["by_kind_ms"]
-        attention = kinds["attention"] + kinds.get("window", 0)
+        attention = attention_ms(run)
         rest = sum(kinds[kind] for kind in ("compiled elementwise", "other", "copies"))
         ms = 1e3 * tokens_per_step(run) / run["tokens_per_second"]
         floor = floor_around_attention(run, copy_tb_per_s, report["matmul_tflops"])
@@ -192,11 +198,8 @@ def llama_table(report: dict[str, Any], case: str, copy_tb_per_s: float) -> str:
         if (r := results.get(f"{case}:{stage}")) is None:
             continue
         speed, memory = (-r["measured_over_planned_percent"][key] for key in PLANNED)
-        profile = r["profile"][0]
-        kinds, span = profile["by_kind_ms"], profile["span_ms"]
-        attention = sum(kinds.get(kind, 0) for kind in ("attention", "lighthouse", "window"))
         around = floor_around_attention(r, copy_tb_per_s, report["matmul_tflops"])
-        over = span / (attention + sum(around.values())) - 1
+        over = r["profile"][0]["span_ms"] / (attention_ms(r) + sum(around.values())) - 1
         lines.append(
             f"| {words} | {r['tokens_per_second']:,} | {r['causal_mfu_percent']:.0f}% "
             f"| {r['communication_percent']:.1f}%, {r['exposed_communication_percent']:.1f}% "

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 
     from lighthouse.titan.check.job import Machine
 
+_FLOAT8 = "quantize.linear.float8"
 _CAPABILITIES = {
-    "quantize.linear.float8": ((8, 9), "Ada, Hopper"),
+    _FLOAT8: ((8, 9), "Ada, Hopper"),
     "quantize.linear.mx": ((10, 0), "Blackwell"),
 }
 """Of the GPUs that multiply so."""
@@ -36,21 +37,8 @@ def check_converters(job_config: "JobConfig", machine: "Machine") -> None:
             raise ValueError(
                 f"{key}: there is no {name!r}; must be of {', '.join(map(repr, known))}"
             )
-    float8 = job_config.quantize.linear.float8
-    emulated = False
-    if "quantize.linear.float8" in converters:
-        if float8.recipe_name is not None and float8.enable_fsdp_float8_all_gather:
-            raise ValueError(
-                "quantize.linear.float8.enable_fsdp_float8_all_gather = true: goes without "
-                f"quantize.linear.float8.recipe_name = {float8.recipe_name!r} only; leave one out"
-            )
-        compiled = job_config.compile.enable and "model" in job_config.compile.components
-        if float8.emulate and compiled:
-            raise ValueError(
-                "quantize.linear.float8.emulate = true: can't be compiled; set compile.enable = "
-                "false, or leave it out"
-            )
-        emulated = float8.emulate
+    if _FLOAT8 in converters:
+        _check_float8(job_config)
     ours = [name for name in converters if name.startswith("quantize.")]
     if not (machine.here and ours):
         return
@@ -60,12 +48,30 @@ def check_converters(job_config: "JobConfig", machine: "Machine") -> None:
             "leave it out"
         )
     for name in ours:
-        wanted, names = _CAPABILITIES.get(name, ((0, 0), ""))
-        if not (emulated and name == "quantize.linear.float8") and _capability() < wanted:
+        if name not in _CAPABILITIES or (
+            name == _FLOAT8 and job_config.quantize.linear.float8.emulate
+        ):
+            continue
+        wanted, names = _CAPABILITIES[name]
+        if _capability() < wanted:
             raise ValueError(
                 f"{key}: {name!r} needs a GPU of {names} or later, compute capability "
                 f"{'.'.join(map(str, wanted))}; here is {_here()}"
             )
+
+
+def _check_float8(job_config: "JobConfig") -> None:
+    section, compiled = job_config.quantize.linear.float8, job_config.compile
+    if section.recipe_name is not None and section.enable_fsdp_float8_all_gather:
+        raise ValueError(
+            f"{_FLOAT8}.enable_fsdp_float8_all_gather = true: goes without "
+            f"{_FLOAT8}.recipe_name = {section.recipe_name!r} only; leave one out"
+        )
+    if section.emulate and compiled.enable and "model" in compiled.components:
+        raise ValueError(
+            f"{_FLOAT8}.emulate = true: can't be compiled; set compile.enable = false, or leave it "
+            "out"
+        )
 
 
 def _capability() -> tuple[int, int]:
