@@ -1,9 +1,10 @@
 """Imported by a training run (``experimental.custom_import``): traces the GPU in some steps.
 
 ``TRACE_STEPS`` names them; each rank writes ``trace/STEP-RANK.json`` into the run's folder. Only
-kernels and copies are recorded, which hardly slows a step down. Starting and writing is slow, and
-within the time that is logged of a traced step. Afterwards the allocator gives back what is not in
-use, so that the memory of a next stage is its own.
+kernels and copies are recorded, which hardly slows a step down. Such a step and the one before are
+logged. Starting and writing is slow, and within the time that is logged of a traced step.
+Afterwards the allocator gives back what is not in use, so that the memory of a next stage is its
+own.
 """
 
 import os
@@ -15,8 +16,12 @@ from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.tools.utils import device_module, device_type
 
 _steps = set(map(int, os.environ["TRACE_STEPS"].split()))
-_log = MetricsProcessor.log
+_log, _should_log = MetricsProcessor.log, MetricsProcessor.should_log
 _running: list[profile] = []
+
+
+def should_log(self: MetricsProcessor, step: int) -> bool:
+    return bool(_steps & {step, step + 1}) or _should_log(self, step)
 
 
 def log(self: MetricsProcessor, step: int, *args: Any, **kwargs: Any) -> None:
@@ -36,4 +41,4 @@ def log(self: MetricsProcessor, step: int, *args: Any, **kwargs: Any) -> None:
         _running.append(tracer)
 
 
-MetricsProcessor.log = log
+MetricsProcessor.log, MetricsProcessor.should_log = log, should_log

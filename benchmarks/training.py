@@ -7,8 +7,9 @@ Each case of ``training_cases.py`` is a fresh run of ``train_configs/530M_byte_9
 flags, one sequence a step, random weights, Python's sources as bytes. Some are a run of several
 ``[[stages]]``, of which the command line may name a few, and each is a result of its own.
 
-Speed is the median of the steps behind the warmup but the last; memory is the largest that rank 0's
-allocator reserved in them. The last step is traced: each rank's GPU time by kind of kernel.
+Speed is the median of the log's lines of the steps behind the warmup but the last, a line for each
+step or for several; memory is the largest that rank 0's allocator reserved in them. The last step
+is traced: each rank's GPU time by kind of kernel.
 ``causal_mfu_percent`` counts the products of causal attention once and nothing that runs again,
 ``mfu_percent``, the trainer's, those under the mask too. Communication is the time in which NCCL
 has a kernel running, of the rank that has the least of it, since the others also wait in theirs;
@@ -30,6 +31,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +64,7 @@ def run(name: str, case: Case, left: float = float("inf")) -> list[Run]:
         ends = ends or [case.steps]
         command = [
             *f"{sys.executable} -m lighthouse.launch --processes {case.gpus} --".split(),
-            *"--metrics.log_freq 1 --experimental.custom_import benchmarks.trace_step".split(),
+            *"--experimental.custom_import benchmarks.trace_step".split(),
             *arguments(case, Path(folder)),
         ]
         # Where a rank fails, the others wait for it in a kernel, and hear no signal.
@@ -70,7 +73,7 @@ def run(name: str, case: Case, left: float = float("inf")) -> list[Run]:
         file = Path(folder) / "metrics.jsonl"
         lines = list(map(json.loads, file.read_text().splitlines())) if file.exists() else []
         results = []
-        for number, end in enumerate(ends, start=1):
+        for number, (begin, end) in enumerate(pairwise([0, *ends]), start=1):
             result: Run = {"case": name, "gpus": case.gpus, "flags": case.flags}
             of_stage = lines
             if tables:
@@ -79,7 +82,7 @@ def run(name: str, case: Case, left: float = float("inf")) -> list[Run]:
                 of_stage = [line for line in lines if line["stage_number"] == number]
             traces = sorted(Path(folder).glob(f"trace/{end}-*.json"))
             profile = [summarise(json.loads(trace.read_text())) for trace in traces]
-            results.append(result | measured(case, of_stage, end, profile))
+            results.append(result | measured(case, of_stage, begin, end, profile))
             if error is not None and (not of_stage or of_stage[-1]["step"] < end):
                 results[-1]["error"] = error
                 break
@@ -99,6 +102,7 @@ def arguments(case: Case, folder: Path) -> list[str]:
         *"--training.dataset python --training.global_batch_size -1".split(),
         *"--training.rehearse_stages False --checkpoint.no-enable --debug.seed=1".split(),
         *"--metrics.no-enable_tensorboard --metrics.disable_color_printing".split(),
+        *f"--metrics.log_freq {case.log_every}".split(),
         *case.flags.split(),
     ]
 
@@ -142,14 +146,15 @@ def run_to_its_end(
     return (errors or printed or [f"exit code {code}"])[0 if errors else -1][-400:]
 
 
-def measured(case: Case, lines: list[Run], end: int, profile: list[Run]) -> Run:
+def measured(case: Case, lines: list[Run], begin: int, end: int, profile: list[Run]) -> Run:
     """What the lines of a stage's steps say; nothing where none was measured.
 
     Args:
+        begin: the step before its first.
         end: its last step, which was traced.
         profile: of each rank in that step.
     """
-    steps = lines[case.warmup :]
+    steps = [line for line in lines if line["step"] - case.log_every >= begin + case.warmup]
     untraced = [line for line in steps if line["step"] < end]
     result: Run = {"losses": [round(line["loss"], 5) for line in lines]}
     if untraced:
@@ -176,23 +181,33 @@ def machine() -> dict[str, Any]:
         **gpu(),
         "alloc_conf": environment()["PYTORCH_ALLOC_CONF"],
         "matmul_tflops": round(matmul_rate(), 1),
+        "copy_tb_per_s": round(copy_rate(), 2),
     }
 
 
 def matmul_rate() -> float:
     """TFLOP/s of a large bf16 product, the ceiling of the model's."""
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    return 2 * 8192**3 / _median_ms(lambda: a @ a) / 1e9
+
+
+def copy_rate() -> float:
+    """TB/s that are read and written by a kernel which does little else."""
+    x = torch.randn(2**29, device="cuda", dtype=torch.bfloat16)
+    y = torch.empty_like(x)
+    return 2 * x.nbytes / _median_ms(lambda: torch.neg(x, out=y)) / 1e9
+
+
+def _median_ms(call: Callable[[], Any]) -> float:
     times = []
     for _ in range(20):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        a @ a
+        call()
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end))
-    del a
-    torch.cuda.empty_cache()  # this process stays while others measure
-    return 2 * 8192**3 / statistics.median(times) / 1e9
+    return statistics.median(times)
 
 
 def main() -> None:
@@ -203,6 +218,7 @@ def main() -> None:
     args = parser.parse_args()
     end = time.monotonic() + args.seconds
     report: dict[str, Any] = {**machine(), "results": []}
+    torch.cuda.empty_cache()  # this process stays while others measure
     (device,) = (name for name in devices() if name in report["device"].lower())
     rates = load_rates(device)
     for name, case in args.cases:

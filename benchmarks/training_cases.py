@@ -44,6 +44,8 @@ class Case:
     Attributes:
         steps: of the run, or of each stage whose table does not say it.
         warmup: steps of each stage that are not measured.
+        log_every: steps between lines of the log, each of which waits for the GPU. A stage's steps
+            are a multiple of it.
         stages: tables of ``[[stages]]`` by name; none for a run without.
     """
 
@@ -51,6 +53,7 @@ class Case:
     flags: str
     steps: int = 12
     warmup: int = 3
+    log_every: int = 1
     stages: dict[str, Table] = field(default_factory=dict)
 
     def tables(self) -> list[Table]:
@@ -88,7 +91,7 @@ def cases() -> dict[str, Case]:
         "16k-sharded": Case(
             2, f"--training.seq_len 16384 --lighthouse.topk 256 {NO_AC}", steps=400
         ),
-        "98k-growing": Case(1, NO_AC, steps=7, warmup=2, stages=_growing(98304)),
+        "98k-growing": Case(1, NO_AC, steps=20, warmup=2, log_every=5, stages=_growing(98304)),
         "98k-530M": Case(1, f"{REAL_VOCABULARY} {NO_AC}"),
         "98k-530M-op": Case(1, f"{REAL_VOCABULARY} {OP_AC}"),
     }

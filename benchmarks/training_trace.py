@@ -4,9 +4,9 @@ import re
 from collections import defaultdict
 from typing import Any
 
-# Kernel names, in the order they are tried.
+# Kernel names, in the order they are tried. cuDNN's backward has two kernels beside its large one.
 KINDS = {
-    "attention": r"fmha|flash|sdpa",
+    "attention": r"fmha|flash|sdpa|compute_dot_do_o|convert_dq",
     "lighthouse": r"_summarize_kernel|_select_kernel|_windows_kernel|_pull_kernel",
     "window": r"^_(merge|rows)_kernel",
     "matmul": r"gemm|nvjet|cutlass|cublas|splitK",

@@ -1,16 +1,17 @@
-"""Every form of the norm that is timed has the gradients of the plain one."""
+"""The backward of a norm that is timed is that of a sum and a norm behind it."""
 
-import pytest
 import torch
+import torch.nn.functional as F
 
-from benchmarks.norms import SETTINGS, forms, sum_and_norm
+from benchmarks.norms import EPSILON, gradients, random_inputs, rstd_of
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_forms_agree(name: str) -> None:
-    torch.manual_seed(0)
-    x, added, *grads = (torch.randn(6, 16, dtype=torch.float64) for _ in range(4))
-    leaves = [leaf.requires_grad_() for leaf in (x, added, torch.rand(16, dtype=torch.float64))]
-    outs = [norm(*leaves) for norm in (sum_and_norm, forms()[name])]
-    wanted, found = (torch.autograd.grad(out, leaves, grads) for out in outs)
+def test_gradients_are_those_of_a_sum_and_its_norm() -> None:
+    inputs = random_inputs(6, 16, 3, "cpu", torch.float64)
+    total, weight = inputs.total.requires_grad_(), inputs.weight.requires_grad_()
+    norm = F.rms_norm(total, weight.shape, weight, EPSILON)
+    outs, grads = (norm,) * 3 + (total,), (*inputs.of_norm, inputs.of_total)
+    wanted = torch.autograd.grad(outs, (total, weight), grads)
+    with torch.no_grad():
+        found = gradients(total, weight, rstd_of(total), inputs.of_total, *inputs.of_norm)
     torch.testing.assert_close(found, wanted)
