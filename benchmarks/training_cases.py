@@ -98,6 +98,15 @@ def cases() -> dict[str, Case]:
     for length in (262144, 524288, 786432, 851968, 917504, 1048576):
         known[f"{length}-L4"] = Case(1, f"--training.seq_len {length} {MILLION}", steps=7)
 
+    # As many tokens on a GPU as Llama-3-8B has of 524,288 on two.
+    two_layers = "--model.flavor 8B --model.args.n_layers 2 --training.loss_chunk_tokens 4096"
+    two_layers += f" --training.seq_len 262144 --lighthouse.dense_layers {FULL_AC}"
+    two_layers += " --lighthouse.num_levels 4 --lighthouse.topk 4096"
+    known |= {
+        "8B-2-layers": Case(1, two_layers, steps=5, warmup=2),
+        "8B-2-layers-float8": Case(1, f"{two_layers} {FLOAT8} tensorwise", steps=5, warmup=2),
+    }
+
     # The first is beside one without; of the host, 1,966,080 tokens take 109 GiB, the last 160.
     for length in (851968, 1572864, 1966080, 2359296):
         flags = f"--training.seq_len {length} {MILLION} {OFFLOAD}"

@@ -36,7 +36,7 @@ from lighthouse.titan.distributed.exchange import share_sequences
 from lighthouse.titan.distributed.layout import accumulation_of
 from lighthouse.titan.llama3.chunked_ffn import apply_chunked_ffn
 from lighthouse.titan.llama3.chunked_loss import apply_chunked_loss
-from lighthouse.titan.llama3.compile import compile_each_stage, limit_rows_of_norms
+from lighthouse.titan.llama3.compile import choose_norm_kernels, compile_each_stage
 from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, stage_metrics
 from lighthouse.titan.llama3.model_args import model_args_of, told_args
@@ -144,7 +144,7 @@ class RunHooks:
         if self._job_config.model.name == "llama3":
             args = model_args_of(self._job_config)
             apply_tied(model, args)
-            limit_rows_of_norms(self._job_config, args.dim)
+            choose_norm_kernels(self._job_config, args.dim)
         apply_lighthouse(model, self._job_config)
         apply_chunked_loss(model, self._job_config)
         apply_chunked_ffn(model, self._job_config)

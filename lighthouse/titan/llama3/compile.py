@@ -41,17 +41,21 @@ def compile_each_stage(job_config: "JobConfig") -> None:
         config.recompile_limit = max(config.recompile_limit, 8 + 4 * len(list(stages)))
 
 
-def limit_rows_of_norms(job_config: "JobConfig", dim: int) -> None:
-    """Let inductor's kernel for a norm's gradients take no more rows at a time than it can hold.
+def choose_norm_kernels(job_config: "JobConfig", dim: int) -> None:
+    """Set how inductor makes a norm's two gradients where its own choice is slow (docs/speed.md).
 
-    The more rows there are the more it gives to a program, and of those a thirty-second at a time.
-    Four of 4,096 channels take ten times as long for a row as two do (docs/speed.md).
+    It makes both in one kernel, a few rows at a time: the more rows there are the more it gives to a
+    program, and of those a thirty-second at a time. Four of 4,096 channels take twelve times as long
+    for a row as two do. And with the casts of float8 products fused in, transposed ones too, such a
+    kernel takes longer than all that it saves.
 
     Args:
         dim: channels of a row.
     """
     if not (job_config.compile.enable and torch.cuda.is_available()):
         return
+    if job_config.model.converters:
+        inductor.triton.mix_order_reduction = False
     section = job_config.parallelism
     ranks = section.context_parallel_degree * section.tensor_parallel_degree
     jobs = [stage.job(job_config).training for stage in Stages.of(job_config)]

@@ -10,7 +10,7 @@ from torchtitan.models.llama3.infra.parallelize import apply_compile
 
 from lighthouse.titan.config.section import Lighthouse
 from lighthouse.titan.config.stages import Stages
-from lighthouse.titan.llama3.compile import compile_each_stage, limit_rows_of_norms
+from lighthouse.titan.llama3.compile import choose_norm_kernels, compile_each_stage
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage
 
 SEQ_LEN = 64
@@ -105,5 +105,21 @@ def test_a_norms_kernel_gets_no_more_rows_than_it_can_hold(
     config.parallelism.context_parallel_degree = degree
     config.training.seq_len, config.training.local_batch_size = 2048, 1
     config.stages = [{"steps": 1, "attention": "dense", "seq_len": n} for n in (2048, seq_len)]
-    limit_rows_of_norms(config, dim)
+    choose_norm_kernels(config, dim)
     assert torch._inductor.config.triton.mix_order_reduction_split_size == rows
+
+
+@torch._inductor.config.patch({"triton.mix_order_reduction": True})
+def test_a_norms_gradients_are_apart_where_products_are_converted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    h100 = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: h100)
+    config = JobConfig()
+    config.compile.enable = True
+    choose_norm_kernels(config, 1024)
+    assert torch._inductor.config.triton.mix_order_reduction
+    config.model.converters = ["quantize.linear.float8"]
+    choose_norm_kernels(config, 1024)
+    assert not torch._inductor.config.triton.mix_order_reduction
