@@ -27,7 +27,7 @@ _NOT_TRAINED = (
 _BUT = "job.custom_config_module"
 
 # What runs of the first version did where their configuration has no such key.
-_FIRST_VERSION = {"lighthouse.selection": "published"}
+_FIRST_VERSION = {"lighthouse.selection": "published", "training.dataset_seed": 0}
 
 Values = dict[str, Any]
 """A resolved configuration under dotted keys."""

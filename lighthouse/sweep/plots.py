@@ -25,7 +25,7 @@ from lighthouse.runs.means import mean_of
 from lighthouse.runs.metrics import Record, read_metrics
 from lighthouse.runs.stage_reports import SMOOTH_STEPS, smoothed, split
 from lighthouse.sweep.run_folder import Run, active_seconds, run_names
-from lighthouse.sweep.spec import SEED
+from lighthouse.sweep.spec import SEED, TEXT_SEED
 
 AXES = {"steps": "training step", "tokens": "tokens", "gpu_hours": "GPU-hours"}
 LOSS = "cross-entropy loss (nats per token)"
@@ -120,7 +120,8 @@ def plot_sweep(runs: Sequence[Run], output: Path) -> list[Path]:
 
 def _groups(runs: Sequence[Run]) -> list[_Group]:
     """Runs with something logged, by all that varies but the seed."""
-    points = [{k: v for k, v in run.overrides.items() if k != SEED} for run in runs]
+    seeds = (SEED, TEXT_SEED)
+    points = [{k: v for k, v in run.overrides.items() if k not in seeds} for run in runs]
     labels = run_names(points) if any(points) else [run.name for run in runs]
     values: dict[str, list[str]] = {}
     for point in points:

@@ -12,7 +12,7 @@ from lighthouse.cost.rates import CPU
 from lighthouse.sweep.budget import filled_steps
 from lighthouse.sweep.identity import VERSION, identity, values_of
 from lighthouse.sweep.run_folder import Run, folder_of, run_names
-from lighthouse.sweep.spec import SEED, Point, Spec, refuse_secrets
+from lighthouse.sweep.spec import SEED, TEXT_SEED, Point, Spec, refuse_secrets
 from lighthouse.titan.check.job import Machine
 from lighthouse.titan.config.resolved_toml import to_toml
 from lighthouse.titan.config.stage_tables import FLAG
@@ -36,9 +36,38 @@ class PlannedRun:
 def resolve(spec: Spec, commit: str | None) -> list[PlannedRun]:
     """Let the trainer check every point for the resources given, and make the runs of them.
 
+    Where the sweep has runs from when seeds gave text no order, it goes on so as a whole: points
+    that are compared seed by seed read the same text.
+
     Raises:
         ValueError: with what is wrong at each invalid point, or points that are the same run.
     """
+    planned = _resolve(spec, commit)
+    if not spec.seeded or not spec.output.exists() or all(map(_is_begun, planned)):
+        return planned
+    before = _resolve(replace(spec, seeded=False), commit)
+    pairs = zip(before, planned, strict=True)
+    others = [(was, now) for was, now in pairs if was.run.identity != now.run.identity]
+    began_so = any(_is_begun(was) for was, _ in others)
+    if not began_so or any(_is_begun(now) for _, now in others):
+        return planned
+    return list(map(_as_it_began, before))
+
+
+def _is_begun(planned: PlannedRun) -> bool:
+    return planned.run.folder.exists()
+
+
+def _as_it_began(planned: PlannedRun) -> PlannedRun:
+    remark = (
+        f"{TEXT_SEED}: this sweep began when seeds gave text no order, and goes on so; under "
+        "another output each seed has its own"
+    )
+    estimate = planned.plan
+    return replace(planned, plan=replace(estimate, remarks=(*estimate.remarks, remark)))
+
+
+def _resolve(spec: Spec, commit: str | None) -> list[PlannedRun]:
     planned: list[PlannedRun] = []
     errors: list[str] = []
     base = None if spec.budget is None else _estimate(spec, _parse(spec, {}, _machine(spec)))
@@ -87,7 +116,7 @@ def _resolve_point(
     processes = spec.resources.processes
     if base is not None:
         point = _fill(spec, point, base)
-    job = _parse(spec, point, _machine(spec))
+    job = _parse_point(spec, point)
     if not job.checkpoint.enable or job.checkpoint.load_only:
         raise ValueError(
             f"checkpoint.enable = {job.checkpoint.enable}, checkpoint.load_only = "
@@ -97,12 +126,12 @@ def _resolve_point(
     values, defaults = (values_of(to_toml(config)) for config in (job, type(job)()))
     tables = [said_otherwise(table, values) for table in values.get("stages", [])]
     key = identity({**values, "stages": tables}, defaults, processes)
-    named = {**spec.overrides, **point}
+    named = {*spec.overrides, *point, TEXT_SEED}  # by ``seeds``, if nothing else
     folder = folder_of(spec.output, name, key, values, processes, named)
     if spec.changes:
-        job = _parse(spec, {**point, **spec.changes}, _machine(spec))
+        job = _parse_point(spec, point, spec.changes)
     estimate = _estimate(spec, job)
-    estimate = replace(estimate, remarks=(*estimate.remarks, *_said_of_seeds(spec, job)))
+    estimate = replace(estimate, remarks=(*estimate.remarks, *_said_of_seeds(spec, point, job)))
     refuse_secrets(job.to_dict())
     job.job.dump_folder = str(folder)
     run = Run(
@@ -121,16 +150,35 @@ def _resolve_point(
     return PlannedRun(run, to_toml(job), estimate, changed)
 
 
-def _said_of_seeds(spec: Spec, job: Any) -> tuple[str, ...]:
-    """That several seeds are one run, where the first weights are given: text has no seed."""
+def _said_of_seeds(spec: Spec, point: Point, job: Any) -> tuple[str, ...]:
+    """That several seeds are one run: the first weights are given, and one order of the text."""
     given = [k for k in ("initial_load_path", "initial_load_in_hf") if getattr(job.checkpoint, k)]
-    seeds = list(dict.fromkeys(point[SEED] for point in spec.points if SEED in point))
-    if len(seeds) < 2 or not given:
+    points = [p for p in spec.points if SEED in p and p.get(TEXT_SEED) == point.get(TEXT_SEED)]
+    seeds = list(dict.fromkeys(p[SEED] for p in points))
+    training = job.training
+    if len(seeds) < 2 or not given or _has_text_seed(spec, point, job):
         return ()
+    order, seed = training.dataset_order, training.dataset_seed
+    so = f"{TEXT_SEED} = {seed}" if order == "shuffled" else f"training.dataset_order = {order!r}"
     return (
-        f"{SEED} = {seeds}: checkpoint.{given[0]} gives each the same weights, and the order "
-        "of the text has no seed, so they differ by rounding alone",
+        f"{SEED} = {seeds}: checkpoint.{given[0]} gives each the same weights, and {so} the same "
+        "text, so they differ by rounding alone",
     )
+
+
+def _parse_point(spec: Spec, point: Point, changes: Point | None = None) -> Any:
+    """The trainer's configuration of a point, with its seed as that of shuffled text too."""
+    values = {**point, **(changes or {})}
+    job = _parse(spec, values, _machine(spec))
+    if _has_text_seed(spec, values, job):
+        job.training.dataset_seed = point[SEED]
+    return job
+
+
+def _has_text_seed(spec: Spec, point: Point, job: Any) -> bool:
+    """Whether ``seeds`` are of its text too: shuffled, and of no seed that the sweep names."""
+    shuffled = job.training.dataset_order == "shuffled"
+    return spec.seeded and shuffled and TEXT_SEED not in {**spec.overrides, **point}
 
 
 def _parse(spec: Spec, point: Point, machine: Machine) -> Any:

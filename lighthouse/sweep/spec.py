@@ -18,6 +18,7 @@ Point = dict[str, Any]
 
 SET_BY_THE_SWEEP = ("job.config_file", "job.dump_folder", "job.extends")
 SEED = "debug.seed"
+TEXT_SEED = "training.dataset_seed"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SECRET = re.compile(
@@ -39,7 +40,8 @@ class SweepFile:
         name: of the sweep; the file's own without it.
         output: folder of the run folders, relative to the working directory;
             ``outputs/sweeps/NAME`` without it.
-        seeds: values of ``debug.seed``, each at every point.
+        seeds: values of ``debug.seed``, each at every point, and of ``training.dataset_seed`` where
+            text is shuffled, unless the sweep sets that.
         overrides: for all runs.
         axes: lists of values; each combination is a point.
         points: further points.
@@ -64,7 +66,10 @@ class SweepFile:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a sweep file means: keys dotted, paths absolute, ``points`` what varies, one a run."""
+    """What a sweep file means: keys dotted, paths absolute, ``points`` what varies, one a run.
+
+    ``seeded`` says that every point has its seed from ``seeds``.
+    """
 
     name: str
     base: Path
@@ -74,6 +79,7 @@ class Spec:
     resources: Resources
     budget: Budget | None = None
     changes: Point = field(default_factory=dict)
+    seeded: bool = False
 
 
 def read_spec(file: Path) -> Spec:
@@ -121,6 +127,7 @@ def read_spec(file: Path) -> Spec:
         resources=sweep.resources,
         budget=_budget(sweep.budget),
         changes=_flat(sweep.changes, "changes"),
+        seeded=bool(sweep.seeds),
     )
 
 

@@ -74,6 +74,33 @@ def test_a_longer_schedule_that_agrees_needs_no_word(copy: Path, tmp_path: Path)
     assert longer.losses() == whole.losses()
 
 
+def test_a_shuffled_order_and_its_seed(tmp_path: Path) -> None:
+    """The same seed goes on to the bit; under another one the place means nothing."""
+    text = tmp_path / "text"
+    text.mkdir()
+    for name in "ab":
+        lines = [json.dumps({"text": f"{name} {n} " * 40}) + "\n" for n in range(300)]
+        (text / f"{name}.jsonl").write_text("".join(lines))
+    base = {
+        **BASE,
+        "training.dataset": "local",
+        "training.dataset_path": text,
+        "training.dataset_order": "shuffled",
+    }
+    three, four = "--training.dataset_seed=3", "--training.dataset_seed=4"
+    begun = train(tmp_path / "run", "--training.steps=2", three, base=base)
+    refused = train(begun.folder, "--training.steps=4", four, base=base, ok=False)
+    assert refused.refusal().startswith("training.dataset_seed = 4 (was 3): checkpoint ")
+    shutil.copytree(begun.folder, tmp_path / "other")
+    more = train(begun.folder, "--training.steps=4", three, base=base)
+    whole = train(tmp_path / "whole", "--training.steps=4", three, base=base)
+    assert more.losses() == whole.losses()
+    accept = "--checkpoint.accept_changes=data"
+    other = train(tmp_path / "other", "--training.steps=4", four, accept, base=base)
+    assert "The text begins anew: its place in the checkpoint is of another order" in other.output
+    assert other.losses()[2] == whole.losses()[2] and other.losses()[3] != whole.losses()[3]
+
+
 def test_text_behind_the_place_of_each_rank(tmp_path: Path) -> None:
     """Added, it needs no word; touched, it is said to be taken as it was."""
     text = tmp_path / "text"

@@ -121,6 +121,8 @@ _SIZE = (_is_size, "a finite number, zero or more")
 _ABOVE_ZERO = (_is_above_zero, "a finite number above 0")
 _SECONDS = (lambda count: 1 <= count < 1 << 31, "at least 1 and below 2 ** 31 seconds")
 _WORKERS = (lambda count: 0 <= count <= 1024, "at least 0 and at most 1,024 processes of a rank")
+# What torch's generators take of any sign, and numbers that mean "random" elsewhere.
+_SEED = (lambda seed: 0 <= seed < 1 << 63, "at least 0 and below 2 ** 63")
 _BELOW_ONE = (_is_below_one, "at least 0 and below 1")
 
 # NaN is in none of them. A key that is not set is not asked.
@@ -154,8 +156,8 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "comm.init_timeout_seconds": _SECONDS,
     "comm.train_timeout_seconds": _SECONDS,
     "comm.trace_buf_size": (lambda size: 0 <= size < 1 << 31, "at least 0 and below 2 ** 31"),
-    # What torch's generators take of any sign, and numbers that mean "random" elsewhere.
-    "debug.seed": (lambda seed: 0 <= seed < 1 << 63, "at least 0 and below 2 ** 63"),
+    "training.dataset_seed": _SEED,
+    "debug.seed": _SEED,
 }
 
 

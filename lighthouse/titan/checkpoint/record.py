@@ -35,6 +35,7 @@ _FIRST_RECORD = "run.json"  # what the file was called at first
 _DATA_BEFORE = {
     "training.dataset_text": "text",
     "training.dataset_order": "files",
+    "training.dataset_seed": 0,
     SOURCES: [],
     "training.task_rate": 0.0,
     "training.document_mask": False,
@@ -91,6 +92,7 @@ class RunRecord:
                 "training.dataset": training.dataset,
                 "training.dataset_text": training.dataset_text,
                 "training.dataset_order": training.dataset_order,
+                "training.dataset_seed": training.dataset_seed,
                 SOURCES: [[source.weight, source.text] for source in sources_of(job_config)],
                 "training.task_rate": training.task_rate,
                 "training.document_mask": training.document_mask,

@@ -121,11 +121,11 @@ class _Opener:
         documents, text_of = open_source(self._name, dataset, path, reader, key)
         return self._encoded(OrderedDocuments(documents, text_of, *self._rank))
 
-    def shuffled(self, path: str, column: str, key: str) -> TokenStream:
-        """Local documents in another order in each epoch."""
+    def shuffled(self, path: str, column: str, key: str, seed: int) -> TokenStream:
+        """Local documents in another order in each epoch and for each seed."""
         reader = self._reader(column)
         files = checked_files(key, path, reader)
-        return self._encoded(ShuffledDocuments(files, reader, *self._rank))
+        return self._encoded(ShuffledDocuments(files, reader, seed, *self._rank))
 
     def _reader(self, column: str) -> TextReader:
         skip_bad = self._section.dataset_bad_rows == "skip"
@@ -163,7 +163,7 @@ def _training_tokens(job_config: JobConfig, opener: _Opener) -> TokenStream:
 
     def opened(path: str | None, column: str, key: str) -> TokenStream:
         if training.dataset_order == "shuffled":
-            return opener.shuffled(str(path), column, key)
+            return opener.shuffled(str(path), column, key, training.dataset_seed)
         return opener.ordered(path, column, key)
 
     sources = sources_of(job_config)

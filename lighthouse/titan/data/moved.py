@@ -67,8 +67,8 @@ class Moved:
 
 
 _WORKERS = "training.dataloader.num_workers"
-# Where one of these is another one, a place has another form, or ranks have other shares.
-OF_SHARES = ("training.dataset", "training.dataset_order", _WORKERS)
+# Where one of these is another one, a place has another form or order, or ranks other shares.
+OF_SHARES = ("training.dataset", "training.dataset_order", "training.dataset_seed", _WORKERS)
 
 
 def reads_alike(was: Mapping[str, Any], now: Mapping[str, Any], key: str) -> bool:
@@ -125,7 +125,7 @@ def go_on_reading(
     sources = moved_between(resume.before, resume.record)
     if sources is None or not getattr(loader, "moves", False):
         checkpointer.exclude_from_loading = [*checkpointer.exclude_from_loading, "dataloader"]
-        say("The text begins anew: its place in the checkpoint is one among other ranks or files")
+        say("The text begins anew: its place in the checkpoint is of another order, ranks or files")
     else:
         loader.go_on_from(sources)
         changed = not same_texts(resume.before.text or [], resume.record.text or [])

@@ -14,7 +14,6 @@ from lighthouse.titan.data.file_checks import reading
 from lighthouse.titan.data.moved import Moved
 from lighthouse.titan.data.sources import TextReader
 
-SEED = 0
 WINDOW = 32 << 20
 LANES = 16
 _OF_A_TEXT = 64  # characters that a text counts more than it has, since none is free
@@ -43,7 +42,7 @@ class Place:
 
 
 class ShuffledDocuments:
-    """Documents of files, in another order in each epoch.
+    """Documents of files, in another order in each epoch and for each seed.
 
     The blocks of all files are put in an order, and dealt to ranks and workers. A worker reads
     several at the same time, in turn, until it has a window of text. It gives that out in an order
@@ -53,6 +52,7 @@ class ShuffledDocuments:
     Args:
         files: of the source.
         reader: of their rows.
+        seed: of the order; a place belongs to it.
         dp_rank, dp_world_size: which share to read; shares do not overlap.
         window: characters of text.
         lanes: blocks that are read at the same time.
@@ -62,6 +62,7 @@ class ShuffledDocuments:
         self,
         files: Sequence[Path],
         reader: TextReader,
+        seed: int,
         dp_rank: int,
         dp_world_size: int,
         window: int = WINDOW,
@@ -69,6 +70,7 @@ class ShuffledDocuments:
     ) -> None:
         self._files = files
         self._reader = reader
+        self._seed = seed
         self._dp_rank, self._dp_world_size = dp_rank, dp_world_size
         self._window = window
         self._lanes = lanes
@@ -79,7 +81,7 @@ class ShuffledDocuments:
         share, shares = self._dp_rank * workers + number, self._dp_world_size * workers
         with refusals(), reading():
             blocks = Blocks(self._files, self._reader.column, shares)
-        order = permutation(len(blocks), SEED, epoch)[share::shares]
+        order = permutation(len(blocks), self._seed, epoch)[share::shares]
         at = Place() if place is None else Place(*place)
         lanes = deque(_Lane(self._reader, blocks, order, *lane) for lane in at.lanes)
         opened = at.opened
@@ -98,7 +100,7 @@ class ShuffledDocuments:
                     lanes.append(lane)
             if not texts:
                 return
-            mixed = permutation(len(texts), SEED, epoch, share, at.window).tolist()
+            mixed = permutation(len(texts), self._seed, epoch, share, at.window).tolist()
             for given in range(at.given, len(texts)):
                 behind = Place(at.window, at.lanes, at.opened, given + 1)
                 yield texts[mixed[given]], behind.state()

@@ -25,11 +25,7 @@ def check_texts(job_config: "JobConfig") -> None:
         _check_sources(job_config)
     else:
         _check_section("training", training)
-    if training.dataset_order == "shuffled" and training.dataset.lower() != "local":
-        raise ValueError(
-            f"training.dataset_order = 'shuffled': is for local text alone, and training.dataset = "
-            f"{training.dataset!r}; leave it out"
-        )
+    _check_order(training)
     if job_config.validation.enable:
         _check_section("validation", job_config.validation)
 
@@ -59,6 +55,23 @@ def _check_sources(job_config: "JobConfig") -> None:
     for number, source in enumerate(sources_of(job_config), start=1):
         skip_bad = training.dataset_bad_rows == "skip"
         check_files(f"training.sources.{number}.path", source.path, source.text, skip_bad)
+
+
+def _check_order(training: "Training") -> None:
+    """Refuse an order of text that can't be put into one, and a seed that no order follows."""
+    for key, default in (("dataset_order", "files"), ("dataset_seed", 0)):
+        value = getattr(training, key)
+        if value != default and training.dataset.lower() != "local":
+            raise ValueError(
+                f"training.{key} = {value!r}: is for local text alone, and training.dataset = "
+                f"{training.dataset!r}; leave it out"
+            )
+    if training.dataset_seed != 0 and training.dataset_order != "shuffled":
+        raise ValueError(
+            f"training.dataset_seed = {training.dataset_seed}: is for a shuffled order alone, and "
+            f"training.dataset_order = {training.dataset_order!r}; leave it out, or set "
+            "training.dataset_order = 'shuffled'"
+        )
 
 
 def _check_reading(section_name: str, dataset: str, column: str, bad_rows: str) -> None:

@@ -72,6 +72,18 @@ def test_seeds_are_one_curve_and_axes_have_colors_and_dashes(tmp_path):
     assert mean.x["tokens"] == [10 * step for step in range(1, 13)]
 
 
+def test_seeds_of_the_text_are_seeds(tmp_path):
+    runs = []
+    for topk, seed in ((1, 0), (1, 1), (2, 0), (2, 1)):
+        run = make_run(tmp_path, f"topk={topk},dataset_seed={seed}")
+        point = {"lighthouse.topk": topk, "training.dataset_seed": seed}
+        runs.append(replace(run, overrides=point))
+        log_metrics(run)
+    assert [(group.label, len(group.curves)) for group in _groups(runs)] == [
+        *(("topk=1", 2), ("topk=2", 2))
+    ]
+
+
 def test_a_point_beside_the_axes_looks_like_none_of_them(tmp_path):
     runs = []
     for name, point in (

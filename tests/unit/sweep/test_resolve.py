@@ -159,17 +159,111 @@ def test_degrees_must_suit_the_resources(tmp_path):
         resolve(spec, None)
 
 
+FILES, SHUFFLED = "training.dataset_order = 'files'\n", "training.dataset_order = 'shuffled'\n"
+ONE_ORDER = f"{SHUFFLED}training.dataset_seed = 5\n"
+
+
+@pytest.fixture
+def seeds(tmp_path):
+    """Plans a sweep with seeds over local text."""
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("some text " * 99)
+
+    def planned(top, overrides, more=""):
+        local = f"training.dataset = 'local'\ntraining.dataset_path = '{tmp_path / 'text'}'\n"
+        output = "" if "output" in top else f"output = '{tmp_path / 'runs'}'\n"
+        cpu = "[resources]\ngpus_per_node = 0\n"
+        text = f"{output}{top}\n[overrides]\n{local}{overrides}\n{more}\n{cpu}"
+        return resolve(sweep(tmp_path, text), None)
+
+    return planned
+
+
+def orders(planned):
+    """The seed of each run, and that of its text."""
+    configs = [tomllib.loads(plan.config_toml) for plan in planned]
+    return [(c["debug"]["seed"], c["training"]["dataset_seed"]) for c in configs]
+
+
 @pytest.mark.parametrize(
-    ("weights", "seeds", "said"), [(True, [1, 2], True), (True, [1], False), (False, [1, 2], False)]
+    ("weights", "some", "order", "same"),
+    [
+        (True, [1, 2], FILES, "training.dataset_order = 'files'"),
+        (True, [1, 2], ONE_ORDER, "training.dataset_seed = 5"),
+        (True, [1, 2], SHUFFLED, None),
+        (True, [1], FILES, None),
+        (False, [1, 2], FILES, None),
+    ],
 )
-def test_seeds_that_decide_nothing_are_noted(tmp_path, weights, seeds, said):
+def test_seeds_that_decide_nothing_are_noted(tmp_path, seeds, weights, some, order, same):
     (tmp_path / "step-9").mkdir()
     (tmp_path / "step-9" / ".metadata").touch()
-    begun = f"checkpoint.initial_load_path = '{tmp_path / 'step-9'}'" if weights else ""
-    text = f"seeds = {seeds}\n[overrides]\n{begun}\n[resources]\ngpus_per_node = 0\n"
-    for plan in resolve(sweep(tmp_path, text), None):
-        remark = f"debug.seed = {seeds}: checkpoint.initial_load_path gives each the same weights"
-        assert any(line.startswith(remark) for line in plan.plan.remarks) == said
+    begun = f"checkpoint.initial_load_path = '{tmp_path / 'step-9'}'\n" if weights else ""
+    for plan in seeds(f"seeds = {some}", begun + order):
+        remark = (
+            f"debug.seed = {some}: checkpoint.initial_load_path gives each the same weights, and "
+            f"{same} the same text, so they differ by rounding alone"
+        )
+        said = [line for line in plan.plan.remarks if line.startswith("debug.seed")]
+        assert said == ([remark] if same else [])
+
+
+def test_seeds_are_of_shuffled_text_too(seeds):
+    """The same at each point, so that what is compared seed by seed reads the same text."""
+    topk = "[axes]\nlighthouse.topk = [16, 32]"
+    shuffled = seeds("seeds = [0, 1, 2]", SHUFFLED, topk)
+    assert orders(shuffled) == [(0, 0), (1, 1), (2, 2)] * 2
+    assert shuffled[1].run.name == "topk=16,seed=1"
+    assert shuffled[1].run.overrides == {"lighthouse.topk": 16, "debug.seed": 1}
+    assert orders(seeds("seeds = [1, 2]", FILES)) == [(1, 0), (2, 0)]
+    # What the sweep says of the text itself holds.
+    assert orders(seeds("seeds = [1, 2]", ONE_ORDER)) == [(1, 5), (2, 5)]
+    assert orders(seeds("", SHUFFLED, "[axes]\ndebug.seed = [1, 2]")) == [(1, 0), (2, 0)]
+    # And what runs go on with has their seeds.
+    changed = seeds("seeds = [1, 2]", SHUFFLED, "[changes]\noptimizer.lr = 0.5")
+    assert orders(changed) == [(1, 1), (2, 2)]
+    assert [p.run.identity for p in changed] == [p.run.identity for p in shuffled[4:]]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_sweep_that_began_when_seeds_gave_text_no_order_goes_on_so(tmp_path, seeds, version):
+    """All of it, so that its points stay comparable."""
+    three = "seeds = [0, 1, 2]"
+    mixed = "[axes]\ntraining.dataset_order = ['files', 'shuffled']"
+    began = seeds(three, "training.dataset_seed = 0\n", mixed)
+    assert began[-1].run.folder != seeds(three, "", mixed)[-1].run.folder
+    newer = ("dataset_seed =", *(("selection =",) if version == 1 else ()))
+    for number, plan in enumerate(began[:-1]):
+        lines = plan.config_toml.splitlines(keepends=True)
+        config = "".join(line for line in lines if not line.startswith(newer))
+        run = plan.run
+        if version == 1:
+            run = replace(run, version=1, folder=tmp_path / "runs" / f"{number}@0123abcd")
+        write_run(run, config, b"")
+    again = seeds(three, "", mixed)
+    folders = [plan.run.folder for plan in again]
+    assert all(folder.exists() for folder in folders[:-1])
+    assert folders[-1] == began[-1].run.folder
+    assert orders(again) == [(0, 0), (1, 0), (2, 0)] * 2
+    said = "training.dataset_seed: this sweep began when seeds gave text no order, and goes on so"
+    assert all(plan.plan.remarks[-1].startswith(said) for plan in again)
+
+    elsewhere = seeds(f"{three}\noutput = '{tmp_path / 'others'}'", "", mixed)
+    assert orders(elsewhere) == [(0, 0), (1, 0), (2, 0), (0, 0), (1, 1), (2, 2)]
+
+
+def test_a_sweep_that_began_with_orders_keeps_them(seeds):
+    """Beside another one's runs in their order 0; a seed of 0 has that in any case."""
+    for plan in seeds("seeds = [0]", SHUFFLED):
+        write_run(plan.run, plan.config_toml, b"")
+    with_orders = seeds("seeds = [0, 1, 2]", SHUFFLED)
+    assert orders(with_orders) == [(0, 0), (1, 1), (2, 2)]
+    write_run(with_orders[1].run, with_orders[1].config_toml, b"")
+    for plan in seeds("seeds = [0, 1, 2]", f"{SHUFFLED}training.dataset_seed = 0\n"):
+        write_run(plan.run, plan.config_toml, b"")
+    again = seeds("seeds = [0, 1, 2]", SHUFFLED)
+    assert [p.run.folder for p in again] == [p.run.folder for p in with_orders]
+    assert orders(again) == orders(with_orders)
 
 
 def test_points_that_are_the_same_run_are_refused(tmp_path):

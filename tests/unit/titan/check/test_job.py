@@ -144,6 +144,7 @@ def test_numbers_that_torch_would_refuse_late(parse, key, value, wanted):
         ("--optimizer.lr 0", "optimizer.lr = 0.0: must be a finite number above 0"),
         ("--training.global_batch_size -5", "training.global_batch_size = -5: must be at least 1"),
         ("--debug.seed -1", "debug.seed = -1: must be at least 0 and below 2 ** 63"),
+        ("--training.dataset_seed -1", "training.dataset_seed = -1: must be at least 0 and below"),
         (
             "--job.dump_folder a\udcff",
             r"job.dump_folder = 'a\udcff': is not UTF-8, which the run's",

@@ -38,6 +38,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"training.dataset": "local", "training.dataset_path": "/nowhere"},
         "training.dataset_path = '/nowhere': no such file",
     ),
+    "a seed that no order follows": (
+        {"training.dataset_seed": 3},
+        "training.dataset_seed = 3: is for local text alone, and training.dataset = 'python'",
+    ),
     "a layout of more processes": (
         {"parallelism.tensor_parallel_degree": 4},
         "parallelism.tensor_parallel_degree = 4: the number of processes, 2",

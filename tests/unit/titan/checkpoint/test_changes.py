@@ -127,6 +127,7 @@ def test_every_key_is_compared_unless_a_reason_is_given(job: JobConfig, key: str
         ("optimizer.beta2", 0.5, "optimizer"),
         ("optimizer.weight_decay", 0.0, "optimizer"),
         ("training.dataset_order", "shuffled", "data"),
+        ("training.dataset_seed", 3, "data"),
         ("training.task_rate", 0.5, "data"),
         ("model.tokenizer", "byte", "tokenizer"),
         ("lighthouse.scorer", "dilated", "attention"),

@@ -114,6 +114,7 @@ def test_a_record_under_its_first_name_is_read(job: JobConfig, tmp_path: Path) -
     before = {
         "training.dataset_text": "text",
         "training.dataset_order": "files",
+        "training.dataset_seed": 0,
         "weights and texts of training.sources": [],
         "training.task_rate": 0.0,
         "training.document_mask": False,

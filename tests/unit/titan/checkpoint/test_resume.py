@@ -91,6 +91,16 @@ def test_changed_data(job):
     check_resume(job, 1)
 
 
+def test_a_record_from_before_the_order_had_a_seed(job):
+    job.training.dataset_order = "shuffled"
+    data = dict(RunRecord.of(job, 1).data)
+    del data["training.dataset_seed"]
+    save(job, 10, data=data)
+    assert check_resume(job, 1).changes == []
+    job.training.dataset_seed = 3
+    assert refused(job).startswith("training.dataset_seed = 3 (was 0): checkpoint ")
+
+
 def test_a_folder_has_one_model(job, tmp_path):
     path = save(job, 10)
     job.model.args.rope_theta = 2e6

@@ -2,7 +2,7 @@
 
 import gzip
 import pickle
-from itertools import islice, pairwise
+from itertools import combinations, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import pytest
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.blocks import Blocks, permutation
+from lighthouse.titan.data.loaders import build_validation_dataloader
 from lighthouse.titan.data.rows import Block
 from lighthouse.titan.data.shuffled import ShuffledDocuments
 from lighthouse.titan.data.sources import TextReader
 from lighthouse.titan.data.text_checks import check_texts
 from lighthouse.titan.data.text_files import local_files
+from lighthouse.titan.data.tokenizer import ByteTokenizer
 from tests.support.text import assert_resumes_exactly, config_for, loader, rows, write_jsonl
 
 LANGUAGES = ("de", "en", "fr", "zh")
@@ -45,9 +47,11 @@ def folder(tmp_path: Path) -> Path:
 ALL = {f"{language}{n}" for language in LANGUAGES for n in range(EACH)}
 
 
-def documents(folder: Path, rank: int = 0, ranks: int = 1, reader: Any = None) -> ShuffledDocuments:
+def documents(
+    folder: Path, rank: int = 0, ranks: int = 1, reader: Any = None, seed: int = 0
+) -> ShuffledDocuments:
     reader = reader or TextReader("training")
-    return ShuffledDocuments(local_files(folder), reader, rank, ranks, window=WINDOW, lanes=8)
+    return ShuffledDocuments(local_files(folder), reader, seed, rank, ranks, window=WINDOW, lanes=8)
 
 
 def names(stream: ShuffledDocuments, epoch: int = 0, place: Any = None) -> list[str]:
@@ -58,6 +62,35 @@ def test_each_epoch_has_each_document_once_in_another_order(folder: Path) -> Non
     first, again, second = (names(documents(folder), epoch) for epoch in (0, 0, 1))
     assert first == again != second
     assert len(first) == len(second) == len(ALL) and set(first) == set(second) == ALL
+
+
+def test_each_seed_has_each_document_once_in_another_order(folder: Path) -> None:
+    for epoch in (0, 3):
+        orders = [names(documents(folder, seed=seed), epoch) for seed in range(4)]
+        assert all(sorted(order) == sorted(ALL) for order in orders)
+        assert all(a != b for a, b in combinations(orders, 2))
+
+
+def test_blocks_and_windows_follow_the_seed(folder: Path, tmp_path: Path) -> None:
+    """Blocks where a window holds one document, and a window where there is one block."""
+    one = tmp_path / "one.jsonl"
+    write_jsonl(one, [f"<{n}>" for n in range(9)])
+    for files, window in ((local_files(folder / "en"), 1), ([one], WINDOW)):
+        orders = [
+            names(ShuffledDocuments(files, TextReader("training"), seed, 0, 1, window, lanes=1))
+            for seed in range(4)
+        ]
+        assert all(sorted(order) == sorted(orders[0]) for order in orders)
+        assert all(a != b for a, b in combinations(orders, 2))
+
+
+def test_seed_0_is_the_order_of_before_there_were_seeds(folder: Path) -> None:
+    """A checkpoint of before goes on in it."""
+    first, second = (names(documents(folder), epoch)[:9] for epoch in (0, 1))
+    assert first == ["fr1", "de141", "de21", "de122", "en4", "fr0", "de144", "fr5", "de103"]
+    assert second == ["de44", "de83", "en76", "de23", "en2", "de41", "de42", "de81", "de43"]
+    of_two = names(documents(folder, 1, 2), 1)[:9]
+    assert of_two == ["en39", "fr77", "fr7", "en80", "fr115", "fr3", "fr5", "en81", "en83"]
 
 
 def test_documents_of_sorted_files_meet(folder: Path) -> None:
@@ -125,9 +158,9 @@ def test_an_order_is_the_same_for_ever() -> None:
     assert permutation(1000, 3).tolist() != permutation(1000, 4).tolist()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_resumes_in_a_later_epoch(folder: Path, workers: int) -> None:
-    config = config_for("local", folder, dataset_order="shuffled", seq_len=1000)
+@pytest.mark.parametrize(("workers", "seed"), [(0, 0), (2, 0), (0, 5)])
+def test_a_loader_resumes_in_a_later_epoch(folder: Path, workers: int, seed: int) -> None:
+    config = config_for("local", folder, dataset_order="shuffled", dataset_seed=seed, seq_len=1000)
     config.training.dataloader.num_workers = workers
     config.training.dataset_path = str(folder)
     # An epoch has some 34 sequences.
@@ -146,9 +179,45 @@ def test_the_next_stage_reads_on(folder: Path) -> None:
     assert tokens == whole[: len(tokens)]
 
 
+def test_training_follows_its_seed_and_validation_none(folder: Path) -> None:
+    def read(seed: int) -> tuple[list[list[int]], list[list[int]]]:
+        config = config_for("local", folder, dataset_order="shuffled", dataset_seed=seed)
+        held_out = build_validation_dataloader(1, 0, ByteTokenizer(), config)
+        return rows(islice(loader(config), 20)), rows(islice(held_out, 20))
+
+    (training, validation), (other, same) = read(0), read(1)
+    assert training != other and validation == same
+
+
+def test_sources_of_a_mixture_follow_the_seed(folder: Path) -> None:
+    def read(seed: int) -> list[list[int]]:
+        config = config_for("local", None, dataset_order="shuffled", dataset_seed=seed)
+        config.training.sources = [{"path": str(folder / name)} for name in ("en", "fr")]
+        return rows(islice(loader(config), 20))
+
+    assert read(1) == read(1) != read(2)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("local", "is for a shuffled order alone, and training.dataset_order = 'files'"),
+        ("python", "is for local text alone, and training.dataset = 'python'"),
+        ("c4_test", "is for local text alone, and training.dataset = 'c4_test'"),
+    ],
+)
+def test_a_seed_that_no_order_follows_is_refused(folder: Path, dataset: str, message: str) -> None:
+    config = config_for(dataset, folder if dataset == "local" else None, dataset_seed=3)
+    with pytest.raises(ValueError, match=f"^training.dataset_seed = 3: {message}"):
+        check_texts(config)
+    config.training.dataset_seed = 0
+    check_texts(config)
+
+
 def test_it_is_for_local_text_and_belongs_to_a_checkpoint(folder: Path) -> None:
     with pytest.raises(ValueError, match="dataset_order = 'shuffled': is for local text alone"):
         check_texts(config_for("python", None, dataset_order="shuffled"))
-    config = config_for("local", folder, dataset_order="shuffled")
+    config = config_for("local", folder, dataset_order="shuffled", dataset_seed=3)
     check_texts(config)
-    assert RunRecord.of(config, 1).data["training.dataset_order"] == "shuffled"
+    data = RunRecord.of(config, 1).data
+    assert (data["training.dataset_order"], data["training.dataset_seed"]) == ("shuffled", 3)
