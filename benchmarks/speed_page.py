@@ -1,13 +1,14 @@
 """docs/speed.md from benchmarks/results/: python -m benchmarks.speed_page"""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import table, training_table
+from benchmarks import layer_table, table, training_table
 from benchmarks.floor import Alone
 from benchmarks.training_cases import named, sizes, tokens_per_step
-from benchmarks.training_table import RESULTS, load
+from benchmarks.training_table import RESULTS, by_case, load
 from lighthouse.cost.rates import load_rates
 from lighthouse.cost.step import cost
 
@@ -106,16 +107,42 @@ The same of other stages, on another H100
 
 {floors}
 
-Stages of [`growing_98k.toml`](../train_configs/growing_98k.toml), 98,304 tokens a step, on a third
-H100 ([results](../benchmarks/results/growing_h100.json)). Their floor has the attention of the step
-itself:
+Stages of [`growing_98k.toml`](../train_configs/growing_98k.toml), 98,304 tokens a step, on one H200
+with a line of the log for each five steps ([results](../benchmarks/results/growing_h200.json)).
+Their floor has the attention of the step itself:
 
 {growing}
 
-Rotary embedding has pairs of channels as words of 32 bits there, and takes what a copy of the bytes
-takes. With the two channels apart, on a fourth H100, the steps were 24%, 12% and 9% over their
-floor ([results](../benchmarks/results/growing_complex_h100.json));
-[all forms alone](../benchmarks/results/rotary_h100.json), `python -m benchmarks.rotary`.
+The same on a third H100, with a line for each step, which waits for the GPU: 17 ms of the first
+stage ([results](../benchmarks/results/growing_h100.json)):
+
+{growing_h100}
+
+The stage of 2,048 tokens is furthest from its floor, for its products: 1,024 channels are few, and
+a GPU at its limit of power lowers its clock. After three seconds of large products an H200 does
+{busy:.0f} TFLOP/s of them, where a fresh one does {fresh:.0f}. By that rate the stage is
+{over_busy:.0%} over its floor ([results](../benchmarks/results/growing_2k_h200.json)). Tried for
+it, each alone on an H200 (`python -m benchmarks.products`, `python -m benchmarks.norms`), in ms:
+
+{products}
+
+"Joint" is one product for those that read the same, with their weights side by side: no faster, as
+what it saves in backward it needs for putting gradients together. Liger has the norm and SwiGLU,
+quack all of the feed-forward, SwiGLU within its products. quack's forward is 15% faster at 530M,
+its backward slower ([results](../benchmarks/results/products_h200.json)).
+
+{norms}
+
+The backward of a sum and its norm, in ms, beside its bytes at the rate of a copy. "Compiled" is
+what the trainer has ([results](../benchmarks/results/norms_h200.json)). Within a block its first
+norm takes 0.44 ms for 0.32 alone, since the compiler makes the second one's weight gradient there.
+No kernel runs in 10 ms of the step, which is what CUDA graphs could gain, and the optimizer takes
+3 ms.
+
+Rotary embedding has pairs of channels as words of 32 bits, and takes what a copy of the bytes
+takes. With the two channels apart, on a fourth H100, the steps were {complex} over their floor
+([results](../benchmarks/results/growing_complex_h100.json)); [all forms
+alone](../benchmarks/results/rotary_h100.json), `python -m benchmarks.rotary`.
 
 A million tokens on one GPU: `530M_byte`, L=4, p=4, k=4096, no dense layers, full checkpointing, the
 loss in chunks of 65,536 tokens. 917,504 tokens do not fit on an H100, 1,572,864 do with
@@ -146,23 +173,28 @@ Two H200s ([results](../benchmarks/results/training_8b_h200_x2.json)), 131,072 t
 {llama_131k}
 
 The published pattern is {gain_published} times as fast as dense, and without always-dense layers
-{gain_lighthouse} times. 262,144 tokens, k=4096; dense has {planned_262k:,.0f} tokens/s by the plan:
+{gain_lighthouse} times. 262,144 tokens, k=4096, the last three on a
+[second machine](../benchmarks/results/training_8b_h200_x2_second.json), as what follows of two:
 
 {llama_262k}
 
+There they are {gain_published_262k} and {gain_lighthouse_262k} times as fast, across the machines.
 524,288 tokens, L=4, k=4096, block inputs in host memory; dense has {planned_524k:,.0f} by the plan,
 a step of {planned_524k_minutes:.1f} minutes:
 
 {llama_524k}
 
-There the backward of each layer's first norm takes {norm_ms:,.0f} ms, ten times as long for a token
-as at 262,144. Inductor gives a program of that kernel more rows at a time where a GPU has more of
-them, and from about 135,000 rows of 4,096 channels on too many. The trainer has since limited them
-to what it has at 262,144 (`limit_rows_of_norms`), which has not been measured at this length.
+That was {before_524k:,} tokens/s on the first machine, where the backward of each layer's first
+norm took ten times as long for a token as at 262,144. Inductor gives a program of that kernel more
+rows at a time where a GPU has more of them, and from about 135,000 rows of 4,096 channels on too
+many. The trainer limits them (`choose_norm_kernels`): in two such layers on one H200,
+`8B-2-layers`, the kernel takes {norm_limited:.1f} ms for {norm_unlimited:.1f}
+([results](../benchmarks/results/norm_rows_h200.json)).
 
-With float8 products (`8B-131k-cp2-float8`, torchao's tensorwise recipe by upstream's converter)
-Lighthouse without always-dense layers has {float8_slow:,} and {float8_fast:,} tokens/s of each GPU
-in two steps, {float8_gain:.2f} times the above, in {float8_gib:.1f} GiB.
+With float8 products (`8B-131k-cp2-float8`, torchao's tensorwise recipe by upstream's converter,
+[results](../benchmarks/results/float8_8b_h200_x2.json)) Lighthouse without always-dense layers has
+{float8:,} tokens/s of each GPU at 131,072 tokens, {float8_gain:.2f} times the above, in
+{float8_gib:.1f} GiB. Products take {float8_products:,.0f} of {float8_step:,.0f} ms.
 
 Four H200s ([results](../benchmarks/results/training_h200_x4.json)), 131,072 tokens,
 `8B-131k-cp4`:
@@ -185,14 +217,16 @@ Beside what others publish, which was not run here, in tokens/s of each GPU:
 
 ### Float8 products at 530M
 
-They lose there. One H200, 98,304 tokens, no checkpointing, all in one run
+They gain nothing there. One H200, 98,304 tokens, no checkpointing
 (`python -m benchmarks.training OUT 98k 98k-float8-tensorwise 98k-float8-rowwise`,
-[results](../benchmarks/results/float8_h200.json)):
+[results](../benchmarks/results/float8_h200.json)), the last row on another
+([results](../benchmarks/results/float8_apart_h200.json)):
 
-{float8}
+{float8_530m}
 
-Products take half the time. What is done element by element takes five times as much, as the casts
-and their transposed copies are fused into the norms' kernels.
+Products take half the time, and what is done element by element three to five times as much: casts
+and their transposed copies. Where the compiler makes both gradients of a norm in one kernel, that
+has them too, and takes 209 ms alone; with float8 products the trainer now has them apart.
 
 ## Host time
 
@@ -287,41 +321,66 @@ def joint_rows(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def eight_billion(report: dict[str, Any], copy_tb_per_s: float) -> dict[str, Any]:
-    """The values of what Llama-3-8B does on two GPUs."""
-    results = {result["case"]: result for result in report["results"]}
-    speed = {
-        case: result["tokens_per_second"]
-        for case, result in results.items()
-        if "tokens_per_second" in result
-    }
-    case = "8B-131k-cp2"
-    float8 = results[f"{case}-float8:lighthouse"]
-    slow, fast = sorted(float8["tokens_per_second_of_steps"])
-    long = results["8B-524k-cp2-offload:lighthouse"]
-    norm = next(
-        ms
-        for name, _, ms in long["profile"][0]["kernels"]
-        if "_fused_rms_norm_backward" in name  # the slowest comes first
-    )
-    dense_262k, dense_524k = (planned_speed(f"8B-{n}-cp2:dense") for n in ("262k", "524k"))
+def eight_billion(
+    reports: Sequence[dict[str, Any]], float8_report: dict[str, Any], copy_tb_per_s: float
+) -> dict[str, Any]:
+    """The values of what Llama-3-8B does on two GPUs; of a stage the last report that has it."""
+    results = {case: run for report in reports for case, run in by_case(report).items()}
+    speed = {case: run["tokens_per_second"] for case, run in results.items()}
+    (float8,) = by_case(float8_report).values()
+    long = "8B-524k-cp2-offload"
+    dense_524k = planned_speed("8B-524k-cp2:dense")
+
+    def gain(case: str, stage: str) -> str:
+        return f"{speed[f'{case}:{stage}'] / speed[f'{case}:dense']:.2f}"
+
     return {
-        "llama_131k": training_table.llama_table(report, case, copy_tb_per_s),
-        "llama_262k": training_table.llama_table(report, "8B-262k-cp2", copy_tb_per_s),
-        "llama_524k": training_table.llama_table(report, "8B-524k-cp2-offload", copy_tb_per_s),
-        **{
-            f"gain_{stage}": f"{speed[f'{case}:{stage}'] / speed[f'{case}:dense']:.2f}"
-            for stage in ("published", "lighthouse")
-        },
-        "norm_ms": norm,
-        "planned_262k": dense_262k,
+        "llama_131k": training_table.llama_table(reports, "8B-131k-cp2", copy_tb_per_s),
+        "llama_262k": training_table.llama_table(reports, "8B-262k-cp2", copy_tb_per_s),
+        "llama_524k": training_table.llama_table(reports, long, copy_tb_per_s),
+        **{f"gain_{s}": gain("8B-131k-cp2", s) for s in ("published", "lighthouse")},
+        **{f"gain_{s}_262k": gain("8B-262k-cp2", s) for s in ("published", "lighthouse")},
         "planned_524k": dense_524k,
         "planned_524k_minutes": 524288 / 2 / dense_524k / 60,
-        "published": beside_published(speed, (slow + fast) / 2, dense_262k),
-        "float8_slow": slow,
-        "float8_fast": fast,
-        "float8_gain": (slow + fast) / 2 / speed[f"{case}:lighthouse"],
+        "before_524k": by_case(reports[0])[f"{long}:lighthouse"]["tokens_per_second"],
+        "published": beside_published(speed, float8["tokens_per_second"]),
+        "float8": float8["tokens_per_second"],
+        "float8_gain": float8["tokens_per_second"] / speed["8B-131k-cp2:lighthouse"],
         "float8_gib": float8["memory_gib"],
+        "float8_products": float8["profile"][0]["by_kind_ms"]["matmul"],
+        "float8_step": float8["profile"][0]["span_ms"],
+    }
+
+
+def norm_ms(run: dict[str, Any]) -> float:
+    """What a layer's first norm takes in backward, by its slowest kernel."""
+    return next(
+        ms / calls
+        for name, calls, ms in run["profile"][0]["kernels"]
+        if name.startswith("triton_per_") and "_fused_rms_norm_backward" in name
+    )
+
+
+def two_thousand() -> dict[str, Any]:
+    """The values of what was tried for the recipe's shortest stage."""
+    growing, busy = load("growing_h200.json"), load("growing_2k_h200.json")
+    before, h100_copy = load("growing_complex_h100.json"), load("attention_h100.json")
+    copy, rate = busy["copy_tb_per_s"], busy["busy_matmul_tflops"]
+    over = [
+        training_table.over_floor(run, h100_copy["copy_tb_per_s"], before["matmul_tflops"])
+        for run in by_case(before).values()
+    ]
+    return {
+        "growing": training_table.growing_table(growing, growing["copy_tb_per_s"]),
+        "growing_h100": training_table.growing_table(
+            load("growing_h100.json"), h100_copy["copy_tb_per_s"]
+        ),
+        "busy": rate,
+        "fresh": growing["matmul_tflops"],
+        "over_busy": training_table.over_floor(by_case(busy)["98k-growing:2k"], copy, rate),
+        "products": layer_table.products_table(load("products_h200.json")),
+        "norms": layer_table.norms_table(load("norms_h200.json")),
+        "complex": f"{over[0]:.0%}, {over[1]:.0%} and {over[2]:.0%}",
     }
 
 
@@ -330,13 +389,12 @@ TORCHTITAN = (
 )
 
 
-def beside_published(speed: dict[str, int], float8: float, dense_262k: float) -> str:
+def beside_published(speed: dict[str, int], float8: int) -> str:
     """Markdown rows: model, GPUs, precision, and tokens/s of each GPU at two lengths.
 
     Args:
         speed: of Llama-3-8B here, by case and stage.
-        float8: of Lighthouse without always-dense layers.
-        dense_262k: what the plan gives dense attention.
+        float8: of Lighthouse in all layers.
     """
 
     def here(what: str, precision: str, *cells: str) -> str:
@@ -345,15 +403,15 @@ def beside_published(speed: dict[str, int], float8: float, dense_262k: float) ->
     def both(stage: str) -> list[str]:
         return [f"{speed[f'8B-{length}-cp2:{stage}']:,}" for length in ("131k", "262k")]
 
-    every, dense = "Lighthouse in all layers", f"{speed['8B-131k-cp2:dense']:,}"
+    every = "Lighthouse in all layers"
     return "\n".join(
         [
             "| | GPUs | precision | 131,072 | 262,144 |",
             "| --- | --- | --- | --- | --- |",
-            here(every, "float8 products", f"{float8:,.0f}", ""),
+            here(every, "float8 products", f"{float8:,}", ""),
             here(every, "bf16", *both("lighthouse")),
             here("Lighthouse but for four layers", "bf16", *both("published")),
-            here("dense", "bf16", dense, f"{dense_262k:,.0f} by the plan"),
+            here("dense", "bf16", *both("dense")),
             f"| Llama-3.1-8B, dense, [torchtitan, December 2024]({TORCHTITAN}) "
             "| 8 H100 | float8 products | 1,071 | 548 |",
             "| Llama-2-7B, dense, NeMo 24.12, from its TFLOP/s "
@@ -378,7 +436,7 @@ def page() -> str:
     h200_x2, llama = load("training_h200_x2.json"), load("training_h200_x4.json")
     alone = Alone(attention, load("windows_h100.json"))
     joint, host = load("joint_operators_h200.json"), load("host_time_cpu.json")
-    h200_copy = joint["copy_tb_per_s"]
+    h200_copy, rows_of_norms = joint["copy_tb_per_s"], load("norm_rows_h200.json")["results"]
     data = json.loads((RESULTS / "data_cpu.json").read_text())["results"]
     of_workers = [result for result in data if result["workers"]]
     rates = [r["tokens_per_second"] / 1e6 for r in of_workers if r["tokenizer"] == "byte"]
@@ -396,22 +454,30 @@ def page() -> str:
         matmul=h100["matmul_tflops"],
         step=training_table.step_table(h100, alone),
         floors=training_table.floor_table([h100, load("training_windows_h100.json")], alone),
-        growing=training_table.growing_table(load("growing_h100.json"), attention["copy_tb_per_s"]),
+        **two_thousand(),
         lengths=training_table.length_table(
             load("training_h100_long.json"), load("offload_h100.json"), load("training_h200.json")
         ),
         ring=training_table.ring_table(h200_x2),
         ring_gains=training_table.ring_gains(h200_x2),
         halves=training_table.half_speeds(h200_x2, load("training_h200_x2_second.json")),
-        llama=training_table.llama_table(llama, "8B-131k-cp4", h200_copy),
-        **eight_billion(load("training_8b_h200_x2.json"), h200_copy),
-        float8=training_table.float8_table(load("float8_h200.json")),
+        llama=training_table.llama_table([llama], "8B-131k-cp4", h200_copy),
+        **eight_billion(
+            [load("training_8b_h200_x2.json"), load("training_8b_h200_x2_second.json")],
+            load("float8_8b_h200_x2.json"),
+            h200_copy,
+        ),
+        norm_unlimited=norm_ms(rows_of_norms[0]),
+        norm_limited=norm_ms(rows_of_norms[1]),
+        float8_530m=training_table.float8_table(
+            load("float8_h200.json"), load("float8_apart_h200.json")
+        ),
         eager=" and ".join(
             table.pair(result["eager_ms"]) for result in load("eager_h100.json")["results"]
         ),
         joint=joint_rows(joint),
-        llama_long=training_table.llama_table(shared, "8B-524k-cp4", h200_copy),
-        small_long=training_table.llama_table(shared, "530M-524k-cp4", h200_copy),
+        llama_long=training_table.llama_table([shared], "8B-524k-cp4", h200_copy),
+        small_long=training_table.llama_table([shared], "530M-524k-cp4", h200_copy),
         host_tokens=host["seq_len"],
         host_cpu=host["cpu"],
         host=host_table(host),

@@ -135,12 +135,19 @@ def growing_table(report: dict[str, Any], copy_tb_per_s: float) -> str:
         rest = sum(kinds[kind] for kind in ("compiled elementwise", "other", "copies"))
         ms = 1e3 * tokens_per_step(run) / run["tokens_per_second"]
         floor = floor_around_attention(run, copy_tb_per_s, report["matmul_tflops"])
-        over = ms / (attention + sum(floor.values())) - 1
+        over = over_floor(run, copy_tb_per_s, report["matmul_tflops"])
         lines.append(
             f"| {words} | {attention:.0f} | {kinds['matmul']:.0f}, floor {floor[PRODUCTS]:.0f} "
             f"| {rest:.0f}, floor {floor[ELEMENTWISE]:.0f} | {ms:.0f} | {over:.0%} |"
         )
     return "\n".join(lines)
+
+
+def over_floor(run: dict[str, Any], copy_tb_per_s: float, matmul_tflops: float) -> float:
+    """A step over a floor with its own attention, less one."""
+    ms = 1e3 * tokens_per_step(run) / run["tokens_per_second"]
+    around = floor_around_attention(run, copy_tb_per_s, matmul_tflops)
+    return ms / (attention_ms(run) + sum(around.values())) - 1
 
 
 RINGS = {
@@ -183,8 +190,8 @@ LLAMA_8B = {
 }
 
 
-def llama_table(report: dict[str, Any], case: str, copy_tb_per_s: float) -> str:
-    """The stages of a run over several GPUs.
+def llama_table(reports: Sequence[dict[str, Any]], case: str, copy_tb_per_s: float) -> str:
+    """The stages of a run over several GPUs; of a stage the last report that has it.
 
     The floor has the attention of the step itself.
     """
@@ -193,10 +200,12 @@ def llama_table(report: dict[str, Any], case: str, copy_tb_per_s: float) -> str:
         "| plan: speed | memory |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    results = by_case(report)
     for stage, words in LLAMA_8B.items():
-        if (r := results.get(f"{case}:{stage}")) is None:
+        found = [r for r in reports if f"{case}:{stage}" in by_case(r)]
+        if not found:
             continue
+        report = found[-1]
+        r = by_case(report)[f"{case}:{stage}"]
         speed, memory = (-r["measured_over_planned_percent"][key] for key in PLANNED)
         around = floor_around_attention(r, copy_tb_per_s, report["matmul_tflops"])
         over = r["profile"][0]["span_ms"] / (attention_ms(r) + sum(around.values())) - 1
@@ -208,19 +217,20 @@ def llama_table(report: dict[str, Any], case: str, copy_tb_per_s: float) -> str:
     return "\n".join(lines)
 
 
-def float8_table(report: dict[str, Any]) -> str:
-    """Products in float8 beside those in bf16."""
-    names = {
-        "98k": "bf16",
-        "98k-float8-tensorwise": "float8, a scale a tensor",
-        "98k-float8-rowwise": "float8, a scale a row",
-    }
+def float8_table(report: dict[str, Any], apart: dict[str, Any]) -> str:
+    """Products in float8 beside those in bf16, and with a norm's two gradients apart."""
+    rows = [
+        (report, "98k", "bf16"),
+        (report, "98k-float8-tensorwise", "float8, a scale a tensor"),
+        (report, "98k-float8-rowwise", "float8, a scale a row"),
+        (apart, "98k-float8-tensorwise", "float8, a scale a tensor, as it is now"),
+    ]
     lines = [
         "| products | tokens/s | products, ms | elementwise, ms | GiB |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for case, words in names.items():
-        r = by_case(report)[case]
+    for of_run, case, words in rows:
+        r = by_case(of_run)[case]
         kinds = r["profile"][0]["by_kind_ms"]
         lines.append(
             f"| {words} | {r['tokens_per_second']:,} | {kinds['matmul']:.0f} "

@@ -44,10 +44,10 @@ def compile_each_stage(job_config: "JobConfig") -> None:
 def choose_norm_kernels(job_config: "JobConfig", dim: int) -> None:
     """Set how inductor makes a norm's two gradients where its own choice is slow (docs/speed.md).
 
-    It makes both in one kernel, a few rows at a time: the more rows there are the more it gives to a
-    program, and of those a thirty-second at a time. Four of 4,096 channels take twelve times as long
-    for a row as two do. And with the casts of float8 products fused in, transposed ones too, such a
-    kernel takes longer than all that it saves.
+    It makes both in one kernel: the more rows there are the more it gives to a program, and of
+    those a thirty-second at a time. Four of 4,096 channels take twelve times as long for a row as
+    two do. And with the casts of float8 products fused in, transposed ones too, such a kernel takes
+    longer than all that it saves.
 
     Args:
         dim: channels of a row.

@@ -27,7 +27,10 @@ def test_no_step_is_below_its_floor(file: str) -> None:
             assert floor["optimizer"] < kinds["optimizer"]
 
 
-@pytest.mark.parametrize("file", ["training_8b_h200_x2.json", "training_h200_x4.json"])
+@pytest.mark.parametrize(
+    "file",
+    ["training_8b_h200_x2.json", "training_8b_h200_x2_second.json", "training_h200_x4.json"],
+)
 def test_no_step_of_several_gpus_is_below_its_floor(file: str) -> None:
     report = load(file)
     copy = load("joint_operators_h200.json")["copy_tb_per_s"]
