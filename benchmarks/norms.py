@@ -13,10 +13,10 @@ Times are medians of replayed CUDA graphs in ms. Writes JSON after each row.
 import argparse
 import importlib
 import importlib.util
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from benchmarks.attention import median_ms
 from benchmarks.provenance import gpu
+from benchmarks.rows import add_row
 from benchmarks.training import copy_rate
 
 SHAPES = ((98304, 1024), (65536, 4096), (131072, 4096), (262144, 4096), (131072, 8192))
@@ -158,17 +159,8 @@ def main() -> None:
         for products in PRODUCTS:
             for name in names:
                 row = {"form": name, "rows": rows, "channels": channels, "products": products}
-                if time.monotonic() > end:
-                    row["error"] = "no time left"
-                else:
-                    try:
-                        row |= measure(name, rows, channels, products, "cuda")
-                    except Exception as error:  # another's kernel may fail in its own way
-                        row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
-                    torch.cuda.empty_cache()
-                report["rows"].append(row)
-                print(json.dumps(row), flush=True)
-                options.out.write_text(json.dumps(report, indent=1) + "\n")
+                measured = partial(measure, name, rows, channels, products, "cuda")
+                add_row(report, options.out, row, measured, end)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ the products of both take at the rate of a large one. Writes JSON after each row
 import argparse
 import importlib
 import importlib.util
-import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor
 from benchmarks.attention import median_ms
 from benchmarks.norms import EPSILON, difference
 from benchmarks.provenance import gpu
+from benchmarks.rows import add_row
 from benchmarks.training import matmul_rate
 
 SIZES: dict[str, tuple[int, int, tuple[int, ...]]] = {
@@ -146,17 +147,7 @@ def main() -> None:
         floor = 2 * rows * sum(leaf.numel() for leaf in leaves[2:]) / rate / 1e9
         for name, form in forms(of_feed_forward).items():
             row: dict[str, Any] = {"what": what, "form": name, "products_ms": [floor, 3 * floor]}
-            if time.monotonic() > end:
-                row["error"] = "no time left"
-            else:
-                try:
-                    row |= measure(form, leaves, grads)
-                except Exception as error:  # another's kernel may fail in its own way
-                    row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
-                torch.cuda.empty_cache()
-            report["rows"].append(row)
-            print(json.dumps(row), flush=True)
-            options.out.write_text(json.dumps(report, indent=1) + "\n")
+            add_row(report, options.out, row, partial(measure, form, leaves, grads), end)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,8 @@ def remarks(job_config: "JobConfig", surveyed: bool = False) -> tuple[str, ...]:
         found.append("compile.enable = false: the rates are those of compiled blocks")
     if job_config.training.mixed_precision_param == "float32":
         found.append("training.mixed_precision_param = 'float32': the rates are those of bfloat16")
+    if converters := job_config.model.converters:
+        found.append(f"model.converters = {converters}: estimated as if there were none")
     if job_config.training.enable_cpu_offload:
         found.append("training.enable_cpu_offload = true: estimated as if it were false")
     return tuple(found)

@@ -82,6 +82,13 @@ def test_each_length_is_compiled_as_it_is(validated: bool) -> None:
     assert seen == lengths
 
 
+@pytest.fixture
+def an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    h100 = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: h100)
+
+
 @pytest.mark.parametrize(
     ("dim", "seq_len", "degree", "rows"),
     [
@@ -94,12 +101,10 @@ def test_each_length_is_compiled_as_it_is(validated: bool) -> None:
     ],
 )
 @torch._inductor.config.patch({"triton.mix_order_reduction_split_size": None})
+@pytest.mark.usefixtures("an_h100")
 def test_a_norms_kernel_gets_no_more_rows_than_it_can_hold(
-    monkeypatch: pytest.MonkeyPatch, dim: int, seq_len: int, degree: int, rows: int | None
+    dim: int, seq_len: int, degree: int, rows: int | None
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    h100 = SimpleNamespace(multi_processor_count=132)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: h100)
     config = JobConfig()
     config.compile.enable = True
     config.parallelism.context_parallel_degree = degree
@@ -110,12 +115,8 @@ def test_a_norms_kernel_gets_no_more_rows_than_it_can_hold(
 
 
 @torch._inductor.config.patch({"triton.mix_order_reduction": True})
-def test_a_norms_gradients_are_apart_where_products_are_converted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    h100 = SimpleNamespace(multi_processor_count=132)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: h100)
+@pytest.mark.usefixtures("an_h100")
+def test_a_norms_gradients_are_apart_where_products_are_converted() -> None:
     config = JobConfig()
     config.compile.enable = True
     choose_norm_kernels(config, 1024)

@@ -260,6 +260,23 @@ def test_a_missing_file_is_refused_by_its_key(capsys):
     assert capsys.readouterr().err.startswith("refused: job.config_file = 'nowhere.toml': can't")
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            "--model.converters quantize.linear.float8",
+            "model.converters = ['quantize.linear.float8']",
+        ),
+        ("--compile.no-enable", "compile.enable = false"),
+        ("--training.mixed_precision_param float32", "training.mixed_precision_param = 'float32'"),
+        ("--training.enable_cpu_offload", "training.enable_cpu_offload = true"),
+    ],
+)
+def test_what_an_estimate_does_not_know_is_said(flags: str, said: str) -> None:
+    (remark,) = planned(BASE, *flags.split()).remarks
+    assert remark.startswith(f"{said}: ")
+
+
 NOT_ESTIMATED = {
     "memory budget": (
         (BASE, "--activation_checkpoint.mode memory_budget", "h100"),
