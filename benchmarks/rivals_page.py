@@ -19,87 +19,7 @@ REST = RESULTS / "rivals_h200.json"
 
 Row = dict[str, Any]
 
-TEMPLATE = """# Rivals
-
-Made by `python -m benchmarks.rivals_page`; do not edit.
-
-One attention layer of ours beside other ways to train at length. What it costs is measured here;
-what a model learns with it is not: for Lighthouse, windows, short blocks, MoBA and dense attention
-that is in [the study](study.md).
-
-## When to take which
-
-| | new parameters | weights of a dense model | a token can reach | afterwards |
-| --- | --- | --- | --- | --- |
-| dense | none | are these | all before it | as it is |
-| short blocks | none | serve | its block | dense steps at length |
-| window | none | serve | 8,192 tokens, in each layer | as it is, or dense steps |
-| MoBA, InfLLM-v2 | none | serve | blocks that it selects | as it is, or dense |
-| Lighthouse | none | serve | all, by a pyramid | dense steps: it is for training only |
-| NSA | gates; in the paper, what compresses blocks | are a beginning | all, by means of blocks; \
-blocks that it selects; the last 512 | as it is, with kernels of its own |
-| DSA | an indexer with a loss of its own | serve, and the indexer is trained | 2,048 keys that it \
-selects | as it is, with kernels of its own |
-| simple GLA, gated delta rule, KDA | gates, often convolutions | do not serve | all, by a state \
-of fixed size | as it is: memory does not grow at inference |
-| log-linear | gates, level by level | do not serve | all, by log N such states | as it is |
-
-- **The checkpoint has to be an ordinary one**, at the end or at the beginning: dense, short blocks,
-  a window, Lighthouse, MoBA, block selection. Any inference engine runs it after dense steps.
-- **A first stage, or short documents**: short blocks need no kernel. Nothing further apart than a
-  block is learned from until a later stage.
-- **Long documents, and dense attention in the end**: Lighthouse, then dense steps. It alone of
-  these makes queries fewer, too. That is where its speed comes from, and why it does not generate.
-- **Sparse attention in the end, too**: MoBA, where heads are not grouped; NSA, where 16 or more
-  query heads share a key and the model is trained for it from the start.
-- **Inference whose memory does not grow**: gated linear attention and the delta rules, in a model
-  that is made for them.
-- **A few thousand tokens**: dense attention by cuDNN. The rest of a step costs more than it there.
-
-The trainer takes dense attention, windows, Lighthouse and sequences of any length
-([stages](training.md)). What changes the checkpoint (the delta rules, Mamba-2, NSA's gates, DSA's
-indexer) is not in it: such a model cannot pass on to a dense stage, which is what a run here ends
-with, and its export would not be a Llama. MoBA would change no weights. Its library takes no
-grouped heads, breaks a compiled graph and runs on GPUs alone, so it is measured here and is no
-stage; [the study](study.md) trains with it in the place of windows
-([how](../benchmarks/study/moba.py)).
-
-## Time and memory
-
-{measured}
-
-## How they are called
-
-At their authors' settings, bf16, batch 1, heads of 128; libraries alone, no kernel of a rival is
-ours. "{heads}" have as many key heads; "{grouped}" is the least sharing that NSA takes.
-
-| | settings | layouts |
-| --- | --- | --- |
-{settings}
-
-- The kernels of
-  [flash-linear-attention](https://github.com/fla-org/flash-linear-attention), fla-core 0.6.0, are
-  tuned by Triton at 32,768 tokens before they are timed. It makes NSA's compressed blocks by their
-  means; in the paper that is learned, from overlapping blocks of 32.
-- With Triton 3.4 to 3.7.0 on Hopper the library refuses `chunk_simple_gla` and the gated delta rule
-  backward, because their gradients would be wrong. Simple GLA is its `fused_chunk` form therefore.
-- MoBA and NSA's window call flash-attn 2. PyTorch's own copy of its kernels stands in for it
-  ([shim](../benchmarks/flash_attn_shim.py)), which copies MoBA's gradients once more.
-- InfLLM-v2's own kernels are a CUDA build without a wheel. FlexAttention has the same blocks for
-  all queries of a block; InfLLM-v2 selects for each token.
-- DSA's fast kernels for training are for other GPUs (SM100).
-- HISA (arXiv 2603.28458) takes the place of DSA's indexer at inference. It is no way to train, so
-  it has no row.
-- The published Lighthouse is its authors' code, compiled, on an H100 with torch 2.11.0, with the
-  same L, p and k. Its figures are taken over, not measured here: at 98,304 tokens 3.04 / 8.52 ms,
-  at 131,072 4.41 / 12.71, at 262,144 12.07 / 40.23; at 524,288 it fails. It has the published
-  selection and no way to group heads.
-
-Each row is first checked at small size, output and all gradients, against a naive form in float32
-that attends to what was selected. Rounding the inputs of the naive form to bf16 changes its result,
-and a result is rounded itself; four times both together is allowed
-([check](../benchmarks/rivals_check.py)).
-"""
+TEMPLATE = Path(__file__).with_suffix(".md")
 
 MEASURED = """One {device}, torch {torch}, all from one run of `python -m benchmarks.rivals` \
 ([results](../benchmarks/results/rivals.json)). Medians of replayed CUDA graphs, but for what \
@@ -193,7 +113,7 @@ def page(report: dict[str, Any] | None = None, rest: dict[str, Any] | None = Non
         f"| {method.name} | {method.settings} | {', '.join(method.layouts)} |"
         for method in METHODS.values()
     )
-    return TEMPLATE.format(
+    return TEMPLATE.read_text(encoding="utf-8").format(
         measured=measured(report, rest), settings=settings, heads=HEADS, grouped=GROUPED
     )
 

@@ -20,5 +20,5 @@ def test_its_tables_are_whole() -> None:
 
 
 def test_results_that_it_names_are_there() -> None:
-    for name in speed_page.TEMPLATE.split("(../")[1:]:
+    for name in speed_page.TEMPLATE.read_text().split("(../")[1:]:
         assert (ROOT / name.split(")")[0]).is_file()
