@@ -75,25 +75,29 @@ class Case:
 
 def cases() -> dict[str, Case]:
     """The runs by name. Runs on several GPUs have one of the same chunks on one beside them."""
+
+    def at_98k(flags: str) -> Case:
+        return Case(1, flags, log_every=3)
+
     known = {
-        "98k": Case(1, NO_AC),
-        "98k-op": Case(1, OP_AC),
-        "98k-full": Case(1, FULL_AC),
-        "98k-autocast": Case(1, f"--parallelism.no-fsdp_on_one_rank {NO_AC}"),
-        "98k-windows": Case(1, f"{WINDOWS} {NO_AC}"),
-        "98k-all": Case(1, f"--lighthouse.dense_layers {NO_AC}"),
-        "98k-dense": Case(1, f"{DENSE} {NO_AC}"),
-        "98k-dense-op": Case(1, f"{DENSE} {OP_AC}"),
-        "98k-dense-full": Case(1, f"{DENSE} {FULL_AC}"),
-        "98k-float8-tensorwise": Case(1, f"{FLOAT8} tensorwise {NO_AC}"),
-        "98k-float8-rowwise": Case(1, f"{FLOAT8} rowwise {NO_AC}"),
+        "98k": at_98k(NO_AC),
+        "98k-op": at_98k(OP_AC),
+        "98k-full": at_98k(FULL_AC),
+        "98k-autocast": at_98k(f"--parallelism.no-fsdp_on_one_rank {NO_AC}"),
+        "98k-windows": at_98k(f"{WINDOWS} {NO_AC}"),
+        "98k-all": at_98k(f"--lighthouse.dense_layers {NO_AC}"),
+        "98k-dense": at_98k(f"{DENSE} {NO_AC}"),
+        "98k-dense-op": at_98k(f"{DENSE} {OP_AC}"),
+        "98k-dense-full": at_98k(f"{DENSE} {FULL_AC}"),
+        "98k-float8-tensorwise": at_98k(f"{FLOAT8} tensorwise {NO_AC}"),
+        "98k-float8-rowwise": at_98k(f"{FLOAT8} rowwise {NO_AC}"),
         # A step of about 100 ms: guard.py
         "16k-sharded": Case(
             2, f"--training.seq_len 16384 --lighthouse.topk 256 {NO_AC}", steps=400
         ),
         "98k-growing": Case(1, NO_AC, steps=20, warmup=2, log_every=5, stages=_growing(98304)),
-        "98k-530M": Case(1, f"{REAL_VOCABULARY} {NO_AC}"),
-        "98k-530M-op": Case(1, f"{REAL_VOCABULARY} {OP_AC}"),
+        "98k-530M": at_98k(f"{REAL_VOCABULARY} {NO_AC}"),
+        "98k-530M-op": at_98k(f"{REAL_VOCABULARY} {OP_AC}"),
     }
     for length in (262144, 524288, 786432, 851968, 917504, 1048576):
         known[f"{length}-L4"] = Case(1, f"--training.seq_len {length} {MILLION}", steps=7)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.training import arguments
-from benchmarks.training_cases import cases, named, sizes
+from benchmarks.training import arguments, measured
+from benchmarks.training_cases import Case, cases, named, sizes
 from benchmarks.training_plan import expectations, planned
 from benchmarks.training_trace import summarise
 from lighthouse.config import LighthouseConfig, WindowConfig
@@ -68,6 +68,25 @@ def test_products_of_causal_attention_count_once() -> None:
     off = found["measured_over_planned_percent"]["tokens_per_second"]
     speed = found["planned"]["tokens_per_second"]
     assert off == pytest.approx(100 * (2000 / speed - 1), abs=0.1)
+
+
+def test_lines_of_the_log_count_that_are_of_no_warmup_and_no_trace() -> None:
+    """The first of a stage, the one before the traced step, and the traced step have lines too."""
+    speeds = {21: 1, 24: 2, 27: 50, 30: 40, 32: 60, 33: 3}
+    lines = [
+        {
+            "step": step,
+            "loss": 1.0,
+            "tokens_per_second": speed,
+            "memory/max_reserved(GiB)": speed,
+            "memory/max_active(GiB)": speed,
+            "time_metrics/data_loading(%)": 0.5,
+        }
+        for step, speed in speeds.items()
+    ]
+    found = measured(Case(1, "", warmup=3, log_every=3), lines, begin=20, end=33, profile=[])
+    assert found["tokens_per_second"] == 50 and found["slowest_and_fastest"] == [40, 60]
+    assert found["memory_gib"] == 60
 
 
 def test_a_step_is_split_by_what_runs_at_a_time() -> None:
