@@ -69,6 +69,9 @@ SPECIFICATIONS: dict[str, dict[str, Any]] = {
         "bandwidth": 4.8 / 3.35,
     },
 }
+FLOAT8 = ("float8_apart_*.json", "float8_8b_*.json")
+"""Results with each norm's two gradients apart."""
+
 COMPUTE = ("matmul", "attention_forward", "attention_backward", "dilated")
 BANDWIDTH = ("elementwise", "copy", "around", "window")
 COMPUTE_PARTS = ("matmuls", "dense attention", "lighthouse attention", "scorer")
@@ -264,6 +267,33 @@ def fit_memory(rates: Rates, runs: list[Run]) -> Rates:
     return replace(rates, activations=held)
 
 
+def float8_runs() -> list[tuple[str, Run]]:
+    """Device and step of each run with float8 products as they are now."""
+    names = {specification["name"]: device for device, specification in SPECIFICATIONS.items()}
+    files = [file for pattern in FLOAT8 for file in read(pattern)]
+    return [(names[file["device"]], run) for file in files for run in file["results"]]
+
+
+def fit_float8(rates: dict[str, Rates]) -> dict[str, float]:
+    """Products and casts of all devices, from what steps take beyond all else."""
+    columns, target, whole = [], [], []
+    for device, run in float8_runs():
+        model, layout, work = sizes(run)
+        assert work.float8
+        plain, twice = (
+            cost(model, layout, work, replace(rates[device], float8=times, casts=1.0)).seconds
+            for times in (1.0, 2.0)
+        )
+        products = 2 * (plain["matmuls"] - twice["matmuls"])  # but for the output layer's
+        columns.append([products, plain["float8 casts"]])
+        measured = step_seconds(run)
+        target.append(measured - sum(plain.values()) + sum(columns[-1]))
+        whole.append(measured)
+    slower, errors = least_squares(columns, target, whole)
+    show("float8", errors)
+    return {"float8": 1 / slower[0], "casts": 1 / slower[1]}
+
+
 def compare(rates: Rates, runs: list[Run]) -> None:
     for run in runs:
         predicted = cost(*sizes(run), rates)
@@ -320,7 +350,9 @@ def fit_device(device: str, reference: Rates | None) -> Rates:
             **fit_kernels(kernels[-1]),
             **links,
             matmul=1.0,
+            float8=1.0,
             elementwise=1.0,
+            casts=1.0,
             window=1.0,
             documents=1.0,
             documents_latency=0.0,
@@ -372,10 +404,12 @@ def fit() -> dict[str, Rates]:
     rates = share_links(rates)
     windows = measured_or_mean(rates, "windows_*.json", fit_windows)
     documents = measured_or_mean(rates, "documents_*.json", fit_documents)
-    return {
+    rates = {
         device: replace(r, window=windows[device]["window"] * r.copy, **documents[device])
         for device, r in rates.items()
     }
+    float8 = fit_float8(rates)
+    return {device: replace(r, **float8) for device, r in rates.items()}
 
 
 def measured_or_mean(
@@ -397,7 +431,7 @@ def main() -> None:
     rates = fit()
     for device, fitted in rates.items():
         print(f"{device}: measured -> modelled")
-        compare(fitted, runs_of(device))
+        compare(fitted, runs_of(device) + [run for d, run in float8_runs() if d == device])
     content = {
         "made_by": "benchmarks/fit_cost.py",
         "devices": {device: rounded(asdict(fitted)) for device, fitted in rates.items()},

@@ -19,7 +19,9 @@ class Rates:
     Attributes:
         memory: bytes of the device that torch can have.
         matmul: FLOP/s of the linear layers.
+        float8: FLOP/s of a layer's products in float8, as a multiple of that.
         elementwise: bytes/s of norms, rotary embedding, activation and loss in compiled blocks.
+        casts: bytes/s of casts to float8, as a share of that.
         copy: bytes/s of the optimizer and of merging in the ring.
         attention_forward, attention_backward: FLOP/s of the causal kernel, the half under the mask
             not counted.
@@ -39,7 +41,9 @@ class Rates:
 
     memory: float
     matmul: float
+    float8: float
     elementwise: float
+    casts: float
     copy: float
     attention_forward: float
     attention_backward: float

@@ -20,7 +20,8 @@ def seconds(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str,
     again = work.checkpointed
     selective = work.checkpointing == "op"
 
-    matmul = 6 * model.matrices + 2 * again * model.layers * model.layer_matrices
+    output = 6 * model.dim * model.vocab_size
+    matmul = (6 + 2 * again) * model.layers * model.layer_matrices
     if selective:  # of wq, wk, wv, wo, w1, w3, w2 every second is not kept: wk, wo, w3
         unkept = model.dim * (model.kv_dim + model.dim + model.ffn_dim)
         matmul += 2 * model.layers * unkept
@@ -28,12 +29,16 @@ def seconds(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str,
         more = (1 if selective else 2 * (1 - again)) * model.ffn_matrices / 3
         matmul += 2 * model.layers * more
 
+    products = rates.matmul * (rates.float8 if work.float8 else 1.0)
+    casts = model.layers * cast_bytes(model, work) if work.float8 else 0.0
+
     passes = 1 + ELEMENTWISE_BACKWARD + (1.0 if selective else again)
     elementwise = passes * model.layers * _elementwise_bytes(model, work)
     loss = LOSS_BYTES * model.vocab_size
 
     parts = {
-        "matmuls": tokens * matmul / rates.matmul,
+        "matmuls": tokens * (matmul / products + output / rates.matmul),
+        "float8 casts": tokens * casts / (rates.elementwise * rates.casts),
         "elementwise": tokens * elementwise / rates.elementwise,
         "dense attention": 0.0,
         "window attention": 0.0,
@@ -87,6 +92,19 @@ def _elementwise_bytes(model: Model, work: Work) -> int:
     swiglu = 3 * element * model.ffn_dim
     sums = 2 * model.dim * (2 * residual + element)
     return norms + rotary + swiglu + sums
+
+
+def cast_bytes(model: Model, work: Work) -> float:
+    """Per token and layer: what products read is cast in forward, its gradients in backward.
+
+    For its largest number and its cast each is read twice and written once in a byte; in backward
+    it is read again, and written transposed, for the gradients of weights.
+    """
+    element = work.element_bytes
+    cast, transposed = 2 * element + 1, element + 1
+    read = 3 * model.dim + model.ffn_dim  # by q, k and v; by wo; by w1 and w3; by w2
+    given = 3 * model.dim + 2 * model.kv_dim + 2 * model.ffn_dim
+    return (cast + transposed) * (read + given) + work.checkpointed * cast * read
 
 
 def _attention_seconds(

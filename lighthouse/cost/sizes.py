@@ -90,6 +90,7 @@ class Work:
         element_bytes: of activations and of parameters in use.
         residual_bytes: of the residual stream.
         reshard: parameters are gathered again for backward.
+        float8: products of layers are in float8.
         pairs_left: share of a causal sequence's pairs that its documents leave; None where
             documents are not told apart.
     """
@@ -105,6 +106,7 @@ class Work:
     element_bytes: int = 2
     residual_bytes: int = 2
     reshard: bool = True
+    float8: bool = False
     pairs_left: float | None = None
 
     def square(self, config: LighthouseConfig | WindowConfig | None) -> float:

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
     from lighthouse.titan.check.job import Machine
 
-_FLOAT8 = "quantize.linear.float8"
+FLOAT8 = "quantize.linear.float8"
 _CAPABILITIES = {
-    _FLOAT8: ((8, 9), "Ada, Hopper"),
+    FLOAT8: ((8, 9), "Ada, Hopper"),
     "quantize.linear.mx": ((10, 0), "Blackwell"),
 }
 """Of the GPUs that multiply so."""
@@ -37,7 +37,7 @@ def check_converters(job_config: "JobConfig", machine: "Machine") -> None:
             raise ValueError(
                 f"{key}: there is no {name!r}; must be of {', '.join(map(repr, known))}"
             )
-    if _FLOAT8 in converters:
+    if FLOAT8 in converters:
         _check_float8(job_config)
     ours = [name for name in converters if name.startswith("quantize.")]
     if not (machine.here and ours):
@@ -49,7 +49,7 @@ def check_converters(job_config: "JobConfig", machine: "Machine") -> None:
         )
     for name in ours:
         if name not in _CAPABILITIES or (
-            name == _FLOAT8 and job_config.quantize.linear.float8.emulate
+            name == FLOAT8 and job_config.quantize.linear.float8.emulate
         ):
             continue
         wanted, names = _CAPABILITIES[name]
@@ -64,12 +64,12 @@ def _check_float8(job_config: "JobConfig") -> None:
     section, compiled = job_config.quantize.linear.float8, job_config.compile
     if section.recipe_name is not None and section.enable_fsdp_float8_all_gather:
         raise ValueError(
-            f"{_FLOAT8}.enable_fsdp_float8_all_gather = true: goes without "
-            f"{_FLOAT8}.recipe_name = {section.recipe_name!r} only; leave one out"
+            f"{FLOAT8}.enable_fsdp_float8_all_gather = true: goes without "
+            f"{FLOAT8}.recipe_name = {section.recipe_name!r} only; leave one out"
         )
     if section.emulate and compiled.enable and "model" in compiled.components:
         raise ValueError(
-            f"{_FLOAT8}.emulate = true: can't be compiled; set compile.enable = false, or leave it "
+            f"{FLOAT8}.emulate = true: can't be compiled; set compile.enable = false, or leave it "
             "out"
         )
 

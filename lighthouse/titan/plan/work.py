@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from lighthouse.cost.rates import CPU, devices
 from lighthouse.cost.sizes import Layout, Model, Work
+from lighthouse.titan.check.converters import FLOAT8
 from lighthouse.titan.config.section import LayerConfig
 from lighthouse.titan.distributed.layout import accumulation_steps
 from lighthouse.titan.llama3.description import ffn_dim
@@ -40,6 +41,7 @@ def work_of(
         element_bytes=element,
         residual_bytes=residual,
         reshard=job_config.parallelism.fsdp_reshard_after_forward != "never",
+        float8=FLOAT8 in job_config.model.converters,
         pairs_left=pairs_left,
     )
 
@@ -106,8 +108,11 @@ def remarks(job_config: "JobConfig", surveyed: bool = False) -> tuple[str, ...]:
         found.append("compile.enable = false: the rates are those of compiled blocks")
     if job_config.training.mixed_precision_param == "float32":
         found.append("training.mixed_precision_param = 'float32': the rates are those of bfloat16")
-    if converters := job_config.model.converters:
-        found.append(f"model.converters = {converters}: estimated as if there were none")
+    others = [name for name in job_config.model.converters if name != FLOAT8]
+    if others:
+        found.append(f"model.converters = {others}: estimated as if there were none")
+    if FLOAT8 in job_config.model.converters:
+        found.append(f"model.converters = ['{FLOAT8}']: memory is estimated as without")
     if job_config.training.enable_cpu_offload:
         found.append("training.enable_cpu_offload = true: estimated as if it were false")
     return tuple(found)

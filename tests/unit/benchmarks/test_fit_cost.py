@@ -30,6 +30,15 @@ def test_measured_steps_are_predicted():
             assert predicted.peak_bytes / GIB == pytest.approx(run["memory_gib"], rel=0.08)
 
 
+def test_measured_float8_steps_are_predicted():
+    two_layers = fit_cost.read("float8_two_layers_*.json")[0]["results"]
+    fitted = [run for _, run in fit_cost.float8_runs()]
+    assert len(fitted) == 2
+    for run in (*fitted, *two_layers):
+        predicted = cost(*fit_cost.sizes(run), load_rates("h200"))
+        assert predicted.step_seconds == pytest.approx(fit_cost.step_seconds(run), rel=0.04)
+
+
 def test_a_fit_finds_the_rates_that_made_the_steps():
     truth = replace(RATES, matmul=5e14, elementwise=1.5e12)
     dense = "--lighthouse.no-enable --activation_checkpoint.mode"

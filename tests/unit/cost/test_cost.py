@@ -35,6 +35,23 @@ def test_lighthouse_saves_attention_alone():
     assert sum(lighthouse.values()) < 0.3 * sum(dense.values())
 
 
+def test_float8_products_are_those_of_layers_and_cost_casts():
+    """The output layer's stay; what runs again is cast again, but not for gradients."""
+    float8 = replace(WORK, float8=True)
+    plain, fast, again = (
+        cost(BODY, ONE, work, RATES).seconds
+        for work in (WORK, float8, replace(float8, checkpointing="full"))
+    )
+    output = 6 * BODY.dim * BODY.vocab_size * N / RATES.matmul
+    assert fast["matmuls"] - output == pytest.approx(
+        (plain["matmuls"] - output) / RATES.float8, rel=1e-9
+    )
+    assert plain["float8 casts"] == 0
+    assert 1.2 < again["float8 casts"] / fast["float8 casts"] < 1.4
+    changed = ("matmuls", "float8 casts")
+    assert all(fast[part] == plain[part] for part in plain if part not in changed)
+
+
 WINDOWED = tuple(WindowConfig(4096) if layer in DENSE_LAYERS else CONFIG for layer in range(30))
 
 

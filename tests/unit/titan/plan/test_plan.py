@@ -267,6 +267,7 @@ def test_a_missing_file_is_refused_by_its_key(capsys):
             "--model.converters quantize.linear.float8",
             "model.converters = ['quantize.linear.float8']",
         ),
+        ("--model.converters quantize.linear.mx", "model.converters = ['quantize.linear.mx']"),
         ("--compile.no-enable", "compile.enable = false"),
         ("--training.mixed_precision_param float32", "training.mixed_precision_param = 'float32'"),
         ("--training.enable_cpu_offload", "training.enable_cpu_offload = true"),
