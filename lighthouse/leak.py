@@ -65,8 +65,13 @@ def measure(
         positions: how many are drawn, shared out among the sequences.
 
     Raises:
-        ValueError: no layer runs Lighthouse Attention in this stage.
+        ValueError: no layer runs Lighthouse Attention in this stage, or documents were kept apart.
     """
+    if run.job_config.training.document_mask:
+        raise ValueError(
+            "training.document_mask = true: other futures are not cut into documents, so what this "
+            "run's loss owes to them can't be measured"
+        )
     selecting = run.selecting
     if not selecting:
         raise ValueError(

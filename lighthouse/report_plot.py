@@ -15,6 +15,10 @@ from lighthouse.runs.run_report import Report
 from lighthouse.runs.stage_reports import SMOOTH_STEPS, SPIKE_STEPS, attention_of, smoothed, split
 
 COLORS = {"lighthouse": "tab:blue", "dense": "tab:orange", "window": "tab:green"}
+_VALIDATIONS = {
+    "validation_loss": ("validation", "k."),
+    "validation_dense_loss": ("validation, if it were dense", "r."),
+}
 _MOST_PANELS = 4
 """Boundaries that are drawn large."""
 
@@ -23,7 +27,8 @@ def plot_loss(records: Sequence[Record], report: Report, path: Path, name: str =
     """Write the loss curve as PNG: the whole run, and each boundary between stages large.
 
     Thin for each logged step, thick smoothed within its stage. The whole run's axis leaves out what
-    lies above the losses after its first twentieth, so that what follows can be seen.
+    lies above the losses after its first twentieth, validation's among them, so that what follows
+    can be seen.
     """
     steps = [record for record in records if "loss" in record]
     parts = split(steps)
@@ -49,7 +54,7 @@ def plot_loss(records: Sequence[Record], report: Report, path: Path, name: str =
             marker = "o" if len(x) == 1 else "None"  # a line of one point can't be seen
             mean = smoothed(loss, SMOOTH_STEPS)
             axes.plot(x, mean, color=color, linewidth=1.8, marker=marker, markersize=4)
-        for key, marker in (("validation_loss", "k."), ("validation_dense_loss", "r.")):
+        for key, (_, marker) in _VALIDATIONS.items():
             points = [(r["step"], r[key]) for r in records if key in r]
             if points:
                 axes.plot(*zip(*points, strict=True), marker, markersize=5)
@@ -57,20 +62,18 @@ def plot_loss(records: Sequence[Record], report: Report, path: Path, name: str =
             axes.axvline(boundary, color="gray", linestyle="--", linewidth=0.8)
         axes.grid(alpha=0.3)
         axes.set_xlabel("training step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
     for attention in dict.fromkeys(attention_of(part[0]) for part in parts):
         whole.plot([], [], color=COLORS[attention], linewidth=1.8, label=attention)
-    for key, label, marker in (
-        ("validation_loss", "validation", "k."),
-        ("validation_dense_loss", "validation, if it were dense", "r."),
-    ):
+    for key, (label, marker) in _VALIDATIONS.items():
         if any(key in record for record in records):
             whole.plot([], [], marker, label=label)
-    _clip(whole, [r["loss"] for r in steps[len(steps) // 20 :]])
+    _clip(whole, records, steps[len(steps) // 20 :])
     for number, (axes, boundary) in enumerate(zip(panels, shown, strict=True)):
         index = next(i for i, record in enumerate(steps) if record["step"] == boundary)
         near = steps[max(0, index - SPIKE_STEPS) : index + SPIKE_STEPS]
         axes.set_xlim(near[0]["step"], near[-1]["step"] + 1)
-        _clip(axes, [record["loss"] for record in near])
+        _clip(axes, records, near)
         stage = report.stages[len(report.stages) - len(shown) + number]
         length = f", {stage.seq_len:,} tokens" if stage.seq_len else ""
         axes.set_title(f"step {boundary:,}: {stage.attention}{length}", fontsize="small")
@@ -86,8 +89,10 @@ def plot_loss(records: Sequence[Record], report: Report, path: Path, name: str =
     plt.close(figure)
 
 
-def _clip(axes: Axes, losses: Sequence[float]) -> None:
-    """Show these losses, with a margin."""
+def _clip(axes: Axes, records: Sequence[Record], steps: Sequence[Record]) -> None:
+    """Show the losses of these steps and of validation at them, with a margin."""
+    inside = [r for r in records if steps and steps[0]["step"] <= r["step"] <= steps[-1]["step"]]
+    losses = [record[key] for key in ("loss", *_VALIDATIONS) for record in inside if key in record]
     finite = [loss for loss in losses if math.isfinite(loss)]
     margin = 0.05 * (max(finite) - min(finite)) if finite else 0
     if 0 < margin < math.inf:

@@ -1,6 +1,7 @@
 """The leak of real runs, and of whole small models under either selection."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,21 @@ def test_refusals(run: Run, options: list[str], said: str, capsys: pytest.Captur
         leak.main([str(run.folder), *options])
     assert exit_.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_documents_apart_are_refused(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As by ``validate_leak``: their padding has no loss, and the futures no borders."""
+    shutil.copytree(run.folder, tmp_path / "run")
+    config = tmp_path / "run" / "config.toml"
+    written = config.read_text()
+    assert written.count("document_mask = false") == 1
+    config.write_text(written.replace("document_mask = false", "document_mask = true"))
+    with pytest.raises(SystemExit) as exit_:
+        leak.main([str(tmp_path / "run"), "--step", "4"])
+    assert exit_.value.code == 2
+    assert "training.document_mask = true: other futures are not cut" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

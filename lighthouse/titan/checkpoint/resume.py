@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
 ACCEPT = "checkpoint.accept_changes"
+_MOST_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> Resume:
     stages = Stages.of(job_config)
     if step is not None and step >= steps:
         more = "add to [[stages]]" if stages.listed else "raise training.steps"
+        other = _trained_otherwise(job_config, checkpoint, min(step, steps), now)
         raise NothingToDo(
             f"nothing is left to train: checkpoint {checkpoint} is at step {step}, training.steps "
-            f"= {steps}; {more} to go on, or use another job.dump_folder"
+            f"= {steps}; {other}{more} to go on, or use another job.dump_folder"
         )
     if not os.path.lexists(checkpoint / METADATA):
         raise ValueError(
@@ -90,7 +92,7 @@ def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> Resume:
             "it with checkpoint.initial_load_path and checkpoint.initial_load_in_hf = true in "
             "another job.dump_folder"
         )
-    saved = RunRecord.read(checkpoint)
+    saved = _record_of(checkpoint, job_config)
     if saved is None:
         return replace(fresh, unrecorded=checkpoint)
     if saved.model_only:
@@ -99,11 +101,41 @@ def check_resume(job_config: "JobConfig", data_parallel_degree: int) -> Resume:
             "checkpoint.last_save_model_only = true) and can't be resumed; start from it with "
             "checkpoint.initial_load_path in another job.dump_folder"
         )
-    if saved.settings is not None:
-        # A key that the record does not know is newer than it, and had no other value then.
-        settings = settings_of(type(job_config)()) | saved.settings
-        saved = replace(saved, settings=settings)
     return _compared(job_config, checkpoint, step, saved, now, own=checkpoint.parent == own_folder)
+
+
+def _record_of(checkpoint: Path, job_config: "JobConfig") -> RunRecord | None:
+    """As :meth:`RunRecord.read`, with all settings that there are now."""
+    saved = RunRecord.read(checkpoint)
+    if saved is None or saved.settings is None:
+        return saved
+    # A key that the record does not know is newer than it, and had no other value then.
+    return replace(saved, settings=settings_of(type(job_config)()) | saved.settings)
+
+
+def _changes(
+    checkpoint: Path, saved: RunRecord, now: RunRecord, behind: int | None, own: bool
+) -> list[Change]:
+    """As `changes`, which has to read the checkpoint's place only where the text differs."""
+    why: list[str] = []
+    texts = saved.text or [], now.text or []
+    if len(texts[0]) == len(texts[1]) and not same_texts(*texts):
+        why = from_rank_0(partial(why_read, checkpoint, saved, now))
+    return changes(saved, now, behind, own, why)
+
+
+def _trained_otherwise(job_config: "JobConfig", checkpoint: Path, step: int, now: RunRecord) -> str:
+    """What to say of a finished run that this job would not have made; "" where it would."""
+    saved = _record_of(checkpoint, job_config)
+    if saved is None:
+        return ""
+    accepted = job_config.checkpoint.accept_changes
+    found = _changes(checkpoint, saved, now, step, own=True)
+    keys = [change.key for change in found if change.needs_a_word and change.name not in accepted]
+    if not keys:
+        return ""
+    named = ", ".join(keys[:_MOST_NAMED]) + (", ..." if len(keys) > _MOST_NAMED else "")
+    return f"it was trained under other settings than these ({named}); "
 
 
 def _compared(
@@ -117,13 +149,9 @@ def _compared(
     """Go on from a record, or refuse."""
     excluded, stages = job_config.checkpoint.exclude_from_loading, Stages.of(job_config)
     behind = None if "train_state" in excluded else _step_behind(step, saved)
-    why: list[str] = []
-    texts = saved.text or [], now.text or []
-    if len(texts[0]) == len(texts[1]) and not same_texts(*texts):
-        why = from_rank_0(partial(why_read, checkpoint, saved, now))
     found = [
         change
-        for change in changes(saved, now, behind, own, why)
+        for change in _changes(checkpoint, saved, now, behind, own)
         if not (change.name == "data" and "dataloader" in excluded)
         and not (change.name == "lr_scheduler" and "lr_scheduler" in excluded)
         and not (change.key.startswith("optimizer.") and "optimizer" in excluded)

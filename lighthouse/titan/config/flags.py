@@ -27,6 +27,7 @@ _NOT_OF_TYPE = {
 }
 _MOST_MEANT = 3
 CONFIG_FILE = ("--job.config_file", "--job.config-file")
+_TABLES = "--training.sources"
 
 
 def list_of(words: Sequence[str]) -> list[Any]:
@@ -95,6 +96,7 @@ def wrong_in_one_sentence(parse: Callable[..., Any]) -> Callable[..., Any]:
         said = io.StringIO()
         words = kwargs.get("args", sys.argv[1:])
         _check_one_file(words)
+        _check_no_tables(words)
         if "default" in kwargs and len(words) == 2 and words[0] in CONFIG_FILE:
             # Nothing to add to what the file says; a sweep parses once for each of its runs.
             kwargs["default"].job.config_file = words[1]
@@ -180,6 +182,17 @@ def _check_one_file(words: Sequence[str]) -> None:
             f"--job.config_file is given {len(files)} times, as {' and '.join(map(repr, files))}; "
             "give one, which may extend another by [job] extends"
         )
+
+
+def _check_no_tables(words: Sequence[str]) -> None:
+    """Refuse a flag for tables, of which tyro says that they are fixed, or not known."""
+    for word in words:
+        option = word.partition("=")[0]
+        if option == _TABLES or option.startswith(f"{_TABLES}."):
+            raise ValueError(
+                f"{option}: {_TABLES.removeprefix('--')} is a list of tables, which a TOML alone "
+                "has; write a file that sets it and extends yours by [job] extends"
+            )
 
 
 def _as_key(flag: str) -> str:

@@ -237,6 +237,8 @@ def _parse_override(entry: str, num_layers: int) -> tuple[range, dict[str, str |
         key, _, value = setting.partition("=")
         if key not in LAYER_KEYS:
             raise refuse(f"unknown key {key!r}")
+        if key in values:
+            raise refuse(f"{key} is given twice")
         is_number = key in _NUMBER_KEYS
         if is_number and not value.isdecimal():
             raise refuse(f"{key} needs a whole number, got {value!r}")

@@ -312,6 +312,7 @@ def test_wrong_type_names_key_and_value(parse, key, value):
         ({"lighthouse.layer_overrides": ["9:topk=8"]}, "layer_overrides = '9:topk=8'", "0..3"),
         ({"lighthouse.layer_overrides": ["2-1:topk=8"]}, "layer_overrides", "no such layers"),
         ({"lighthouse.layer_overrides": ["1:top=8"]}, "layer_overrides", "unknown key 'top'"),
+        ({"lighthouse.layer_overrides": ["1:topk=8 topk=16"]}, "topk=16'", "topk is given twice"),
         ({"lighthouse.layer_overrides": ["1:topk=x"]}, "layer_overrides", "whole number"),
         ({"lighthouse.layer_overrides": ["1:topk=9"]}, "topk = 9", "nearest is 8"),
         ({"model.flavor": "7B"}, "model.flavor = '7B'", "tiny_byte"),

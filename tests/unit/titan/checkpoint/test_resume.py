@@ -68,6 +68,20 @@ def test_a_finished_run_is_no_mistake(job, step):
     assert "training.steps = 20; raise training.steps to go on" in message
 
 
+@pytest.mark.parametrize("model_only", [False, True])
+def test_a_finished_run_of_other_settings_is_told_from_this_one(job, model_only):
+    """The same command says no more than that it is done, and a changed one what it would need."""
+    save(job, 25, model_only=model_only)
+    assert "other settings" not in finished(job)
+    job.optimizer.lr, job.model.args.rope_theta = 1.0, 2e6
+    said = "; it was trained under other settings than these (optimizer.lr, model.args.rope_theta);"
+    assert said in finished(job)
+    job.checkpoint.accept_changes = ["lr_scheduler", "model"]
+    assert "other settings" not in finished(job)
+    job.model.args.dim, job.training.dataset, job.training.local_batch_size = 64, "c4", 3
+    assert ", ...); raise training.steps to go on" in finished(job)
+
+
 def test_model_only_cannot_be_resumed(job):
     save(job, 10, model_only=True)
     assert "holds the model alone" in refused(job)

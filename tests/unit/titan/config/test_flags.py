@@ -30,6 +30,8 @@ from lighthouse.titan.config.flags import sentence_of
         ("--lighthouse.dense_layers [0,1.5]", "Error parsing --lighthouse.dense_layers: '1.5' is"),
         ("--lighthouse.dense_layers [0", "Error parsing --lighthouse.dense_layers: [0 has no ]"),
         ("--model.args.dim x", "Error parsing --model.args.dim: 'x' is no "),
+        ("--training.sources x", "--training.sources: training.sources is a list of tables, which"),
+        ("--training.sources.2.weight=3", "--training.sources.2.weight: training.sources is a li"),
         ("--lighthouse.scorer foo", "invalid choice 'foo' for argument '--lighthouse.scorer'. Exp"),
     ],
 )
