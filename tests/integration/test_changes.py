@@ -74,6 +74,7 @@ def test_a_longer_schedule_that_agrees_needs_no_word(copy: Path, tmp_path: Path)
     assert longer.losses() == whole.losses()
 
 
+@pytest.mark.thorough
 def test_text_behind_the_place_of_each_rank(tmp_path: Path) -> None:
     """Added, it needs no word; touched, it is said to be taken as it was."""
     text = tmp_path / "text"
