@@ -67,6 +67,7 @@ def test_other_betas_are_those_of_the_steps_to_come(copy: Path, tmp_path: Path) 
     assert one.losses()[5] == same.losses()[5] and one.losses()[6] != same.losses()[6]
 
 
+@pytest.mark.thorough
 def test_a_longer_schedule_that_agrees_needs_no_word(copy: Path, tmp_path: Path) -> None:
     longer = train(copy, "--training.steps=6", "--lr_scheduler.total_steps=50", base=BASE)
     assert "lr_scheduler.total_steps = 50 (was 8); no step taken is another" in longer.output

@@ -103,7 +103,7 @@ def test_two_processes_agree_with_one(
         assert run.tensorboard(tag) == pytest.approx(expected, rel=tolerance), tag
 
 
-@pytest.mark.parametrize("layout", ["fsdp", "tp"])
+@pytest.mark.parametrize("layout", tiers(LAYOUTS, "tp"))
 def test_shards_draw_distinct_weights(tmp_path: Path, layout: str) -> None:
     options = [CHECKPOINT, "--checkpoint.interval=1", "--training.steps=1", "--optimizer.lr=1e-9"]
     run = train(tmp_path, *LAYOUTS[layout], *options, processes=2)

@@ -57,7 +57,6 @@ QUICK = [
     "hsdp, memory budget, compile",
     "tp, selective 2, accumulation",
     "cp, hsdp, selective op",
-    "cp without balancing",
 ]
 
 

@@ -30,6 +30,7 @@ def in_both_ways(folder: Path, args: list[str]) -> tuple[Run, Run]:
     return plain, train(folder / "offload", *COMMON, *args, offload)
 
 
+@pytest.mark.thorough
 def test_stages_rehearsed_and_validated_have_the_same_losses(tmp_path: Path) -> None:
     file = tmp_path / "stages.toml"
     file.write_text(STAGES)
