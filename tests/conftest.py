@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.support.processes import start_python
+
 # What is imported and collected stays: it need not be gone through for garbage, now or later.
 gc.disable()
 
@@ -28,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device; see tests/gpu_record.md")
     config.addinivalue_line("markers", "thorough: runs with --thorough alone; see CONTRIBUTING.md")
+    # For all processes of pytest-xdist one Python is forked, which imports while they collect.
+    if config.getoption("numprocesses", None) and not torch.cuda.is_available():
+        start_python()
 
 
 def pytest_collection_finish() -> None:
