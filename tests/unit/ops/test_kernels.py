@@ -70,7 +70,7 @@ SHAPES_AND_DTYPES = [
     for dtype in (DTYPES if DEVICE == "cuda" else [DTYPES[i % 3]])
 ]
 # They take the interpreter long. What is in them, smaller ones have too, or `test_whole` does.
-LONG_SHAPES = ["multi-query", "grouped chunks", "four chunks"]
+LONG_SHAPES = ["multi-query", "grouped chunks"]
 
 
 def case(name: str, *more: object, thorough: bool = False) -> Any:

@@ -155,7 +155,7 @@ ADDED: dict[str, tuple[int, Callable[[Path], object], int]] = {
 
 
 @pytest.mark.parametrize(
-    "case", tiers(ADDED, "lines in turn", "the last file of one", "other shares")
+    "case", tiers(ADDED, "rows in turn", "lines in turn", "the last file of one", "other shares")
 )
 def test_of_several_ranks_each_has_a_place(tmp_path: Path, case: str) -> None:
     """What is said to be unread gives what the new text gives from its first token on."""
