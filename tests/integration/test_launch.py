@@ -86,7 +86,7 @@ def test_text_that_is_too_short_for_one_rank_is_refused(launcher: str, tmp_path:
     assert_refused(launcher, code, lines, sentence)
 
 
-@EACH_LAUNCHER
+@TORCHRUN_TOO
 def test_a_finished_run_has_nothing_left_to_train(launcher: str, finished: Run) -> None:
     before = finished.lines()
     code, lines = launch(launcher, *options(finished.folder))

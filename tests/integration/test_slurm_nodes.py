@@ -97,6 +97,7 @@ def test_a_refusal_on_two_nodes_is_the_last_line(cluster: Cluster, tmp_path: Pat
     assert not (tmp_path / "a run" / "LAST_WORD").exists()
 
 
+@pytest.mark.thorough
 def test_a_sweep_of_runs_on_two_nodes(cluster: Cluster, two_ranks: Run, tmp_path: Path) -> None:
     run = submit(cluster, tmp_path, "")
     wait_for(lambda: run.done, PATIENCE)

@@ -253,7 +253,8 @@ def one_process(folder: Path, whole: Run) -> Run:
     return two_stages(folder, whole, "one", 8, 2)
 
 
-@pytest.mark.parametrize("layout", tiers(LAYOUTS, "cp"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_processes_agree_with_one(folder: Path, whole: Run, one_process: Run, layout: str) -> None:
     if layout == "cp" and torch.cuda.is_available():
         pytest.skip("float32 has no ring on GPUs")

@@ -703,8 +703,8 @@ def test_activation_checkpointing() -> None:
 @pytest.mark.parametrize(
     "scorer, dynamic",
     [
-        ("norm", False),
         ("norm", True),
+        pytest.param("norm", False, marks=pytest.mark.thorough),
         pytest.param("dilated", False, marks=pytest.mark.thorough),
         pytest.param("gla", False, marks=pytest.mark.thorough),
     ],

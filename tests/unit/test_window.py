@@ -213,6 +213,7 @@ def test_the_past_ends_with_the_window() -> None:
         ]
 
 
+@pytest.mark.thorough
 def test_gradcheck() -> None:
     window, (q, k, v) = make("less in front, shorter last block")
     call = partial(window_attention, window=window)
@@ -238,7 +239,7 @@ def test_outputs_and_gradients_are_ordered_in_memory_as_queries_are() -> None:
 
 
 @pytest.mark.parametrize("name", tiers(["blocks", IN_FRONT], IN_FRONT))
-@pytest.mark.parametrize("token_major", [False, True])
+@pytest.mark.parametrize("token_major", tiers([False, True], True))
 def test_operators(name: str, token_major: bool) -> None:
     window, inputs = make(name)
     ops = torch.ops.lighthouse

@@ -255,7 +255,12 @@ def test_selection_among_more_candidates_than_a_block(
 
 
 @pytest.mark.parametrize(
-    "scores, cover_prefix", [(distinct_scores, True), (tied_scores, True), (tied_scores, False)]
+    "scores, cover_prefix",
+    [
+        (distinct_scores, True),
+        (tied_scores, True),
+        pytest.param(tied_scores, False, marks=pytest.mark.thorough),
+    ],
 )
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_selection_with_documents(
@@ -562,7 +567,13 @@ def assert_whole(config: LighthouseConfig, inputs: QKV) -> tuple[Tensor, ...]:
     return got
 
 
-@pytest.mark.parametrize("name, dtype", list(zip(SMALL_SHAPES, DTYPES * 2, strict=False)))
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        pytest.param(*given, marks=() if i < 3 else pytest.mark.thorough)
+        for i, given in enumerate(zip(SMALL_SHAPES, DTYPES * 2, strict=False))
+    ],
+)
 def test_whole(name: str, dtype: torch.dtype, poisoned_memory: None) -> None:
     """Two runs are bitwise the same, and one without gradients: the published code has atomics."""
     config, inputs = make(name, dtype)
@@ -745,7 +756,7 @@ def assert_same(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointed", tiers([False, True], True))
 def test_compiles_without_a_graph_break(checkpointed: bool, backend: str) -> None:
     """Under activation checkpointing too, where the published code recomputes something else."""
     module, inputs = module_and_inputs("small")

@@ -94,7 +94,8 @@ def test_validation_begins_anew_each_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dataset", ["local", "streamed"])
 @pytest.mark.parametrize(
-    ("ranks", "batch", "workers"), [(1, 1, 3), (2, 1, 0), (2, 3, 0), (3, 2, 1)]
+    ("ranks", "batch", "workers"),
+    [pytest.param(1, 1, 3, marks=pytest.mark.thorough), (2, 1, 0), (2, 3, 0), (3, 2, 1)],
 )
 def test_validation_has_one_list_of_sequences_for_any_layout(
     registered: str, tmp_path: Path, dataset: str, ranks: int, batch: int, workers: int
