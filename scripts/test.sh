@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Set up, check and test everything. Arguments go to pytest: scripts/test.sh tests/unit -k pyramid
+# Set up, check, and run the quick tests; with --thorough all of them. Arguments go to pytest:
+# scripts/test.sh tests/unit -k pyramid
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PIP_NO_COMPILE=1 # what is imported is compiled then, a small part of what is installed

@@ -48,6 +48,7 @@ def rank_of(traced: bool) -> dict[str, float]:
     return {"span_ms": 10.0, "communication_ms": 1.0, "exposed_communication_ms": 0.5}
 
 
+@pytest.mark.thorough
 def test_what_was_measured_before_a_failure_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "summarise", lambda trace: rank_of(True))
     fails = "--experimental.custom_import tests.support.fail_at_length"

@@ -67,6 +67,7 @@ def test_other_betas_are_those_of_the_steps_to_come(copy: Path, tmp_path: Path) 
     assert one.losses()[5] == same.losses()[5] and one.losses()[6] != same.losses()[6]
 
 
+@pytest.mark.thorough
 def test_a_longer_schedule_that_agrees_needs_no_word(copy: Path, tmp_path: Path) -> None:
     longer = train(copy, "--training.steps=6", "--lr_scheduler.total_steps=50", base=BASE)
     assert "lr_scheduler.total_steps = 50 (was 8); no step taken is another" in longer.output
@@ -101,6 +102,7 @@ def test_a_shuffled_order_and_its_seed(tmp_path: Path) -> None:
     assert other.losses()[2] == whole.losses()[2] and other.losses()[3] != whole.losses()[3]
 
 
+@pytest.mark.thorough
 def test_text_behind_the_place_of_each_rank(tmp_path: Path) -> None:
     """Added, it needs no word; touched, it is said to be taken as it was."""
     text = tmp_path / "text"

@@ -15,6 +15,7 @@ from torchtitan.models.llama3 import llama3_args
 from lighthouse.toml_types import under_dotted_keys
 from tests.support import ROOT, processes
 from tests.support.processes import python, run_module
+from tests.support.tiers import tiers
 from tests.support.trainer import Run
 
 DATA = ROOT / "tests" / "data" / "v1"
@@ -114,7 +115,7 @@ def test_every_key_of_a_resolved_configuration_is_read(v1, run, monkeypatch):
     assert {key: now.get(key) for key in before} == before
 
 
-@pytest.mark.parametrize("run", ["run", "whole"])
+@pytest.mark.parametrize("run", tiers(["run", "whole"], "run"))
 def test_a_report(v1, run):
     (v1 / run / "report.json").unlink()
     code, printed = run_module("lighthouse.report", run, environment=environment(v1), path=v1)

@@ -9,13 +9,14 @@ import torch
 
 from tests.support.processes import run_module
 from tests.support.text import write_jsonl
+from tests.support.tiers import tiers
 from tests.support.trainer import train
 
 GPUS = torch.cuda.device_count()
 DEGREES = [degree for degree in (2, 4) if not GPUS or degree <= GPUS]
 
 
-@pytest.mark.parametrize("ranks", DEGREES)
+@pytest.mark.parametrize("ranks", tiers(DEGREES, *DEGREES[:1]))
 def test_layers_equal_those_of_one_device(ranks: int) -> None:
     """All scorers, windows of any length, documents, grouped-query heads, balanced or not."""
     code, output = run_module("tests.support.ring", "cuda" if GPUS else "cpu", ranks=ranks)
@@ -31,7 +32,7 @@ DOCUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("documents", [[], DOCUMENTS], ids=["", "documents"])
+@pytest.mark.parametrize("documents", tiers([[], DOCUMENTS], DOCUMENTS), ids=["", "documents"])
 def test_a_run_goes_on_at_any_degree(tmp_path: Path, documents: list[str]) -> None:
     """Two steps each on different numbers of ranks, through the switch, are six steps on one.
 

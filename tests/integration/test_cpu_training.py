@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from tests.support.tiers import tiers
 from tests.support.trainer import Run, Sources, train, write_sources
 
 # All arithmetic in float32, so that layouts differ by the order of sums alone.
@@ -76,7 +77,7 @@ def test_profiler_writes_a_trace(one_process: Run) -> None:
     assert list((one_process.folder / "profile_traces").rglob("rank0_trace.json"))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", tiers(LAYOUTS, "fsdp"))
 def test_two_processes_agree_with_one(
     tmp_path: Path,
     sources: Sources,
@@ -102,7 +103,7 @@ def test_two_processes_agree_with_one(
         assert run.tensorboard(tag) == pytest.approx(expected, rel=tolerance), tag
 
 
-@pytest.mark.parametrize("layout", ["fsdp", "tp"])
+@pytest.mark.parametrize("layout", tiers(LAYOUTS, "tp"))
 def test_shards_draw_distinct_weights(tmp_path: Path, layout: str) -> None:
     options = [CHECKPOINT, "--checkpoint.interval=1", "--training.steps=1", "--optimizer.lr=1e-9"]
     run = train(tmp_path, *LAYOUTS[layout], *options, processes=2)

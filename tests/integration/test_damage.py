@@ -61,6 +61,7 @@ def test_weights_that_are_no_numbers_are_refused_without_checksums_too(nan):
     assert run.refusal().endswith("by checkpoint.accept_changes = ['nonfinite']")
 
 
+@pytest.mark.thorough
 def test_weights_that_are_no_numbers_go_on_where_that_is_accepted(whole, tmp_path):
     """Those of tokens that the text has not; others end the run with the first loss."""
     nan = damaged(whole, tmp_path, "tok_embeddings.weight")

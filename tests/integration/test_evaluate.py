@@ -66,6 +66,7 @@ def test_loss_by_position_has_no_lengths_and_says_nothing_of_libraries(
     assert "left out" not in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_the_study_compares_a_run_that_was_not_validated_with_its_export(
     run: Run, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

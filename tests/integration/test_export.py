@@ -14,6 +14,7 @@ from lighthouse.titan.checkpoint.seal import SealingWriter
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.export import Exported, export, main
 from lighthouse.titan.llama3.model_args import model_args_of
+from tests.support.tiers import tiers
 
 SIZE = {"dim": 64, "n_layers": 2, "n_heads": 4, "multiple_of": 32, "vocab_size": 264}
 
@@ -92,7 +93,7 @@ def test_a_checkpoint_that_is_a_link(run: Path, tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "begun_with.json", "generation_config.json"])
-@pytest.mark.parametrize("text", ["", "[1]", "[" * 9999])
+@pytest.mark.parametrize("text", tiers(["", "[1]", "[" * 9999], ""))
 def test_what_a_run_began_with_is_damaged(run: Path, tmp_path: Path, capsys, name, text) -> None:
     (run / "assets").mkdir()
     (run / "assets" / "config.json").write_text("{}")

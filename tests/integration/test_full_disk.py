@@ -33,7 +33,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     ("left", "mode", "noticed"),
-    [(2**20, "disabled", 6), (2**20, "async", 8), (0, "disabled", 6)],
+    [
+        pytest.param(2**20, "disabled", 6, marks=pytest.mark.thorough),
+        (2**20, "async", 8),
+        pytest.param(0, "disabled", 6, marks=pytest.mark.thorough),
+    ],
     ids=["in a save", "in the background", "before a save"],
 )
 def test_a_disk_fills_up(

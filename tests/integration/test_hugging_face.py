@@ -14,6 +14,7 @@ from lighthouse.titan.data.loaders import build_dataloader
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 from tests.support.llamas import YARN, save_llama
 from tests.support.processes import run_module
+from tests.support.tiers import tiers
 from tests.support.trainer import TINY, Options, flags, train
 
 SEQ_LEN = 128
@@ -32,7 +33,7 @@ def from_folder(folder: Path) -> Options:
     }
 
 
-@pytest.mark.parametrize("chunk", [0, 50])
+@pytest.mark.parametrize("chunk", tiers([0, 50], 50))
 def test_sharded_step_one_is_that_of_transformers(tmp_path: Path, chunk: int) -> None:
     """Weights in two shards each, of which one is applied twice, and fewer heads than ranks."""
     change = {"tie_word_embeddings": True, "num_key_value_heads": 1, "rope_scaling": YARN}

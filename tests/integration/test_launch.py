@@ -8,6 +8,7 @@ import pytest
 import titan_tree
 from tests.support import ROOT
 from tests.support.processes import python, run
+from tests.support.tiers import tiers
 from tests.support.trainer import TINY, Run, flags, train
 
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=2 -m torchtitan.train"
@@ -17,6 +18,7 @@ LAUNCHERS = {
 }
 SAVES = "--checkpoint.enable --checkpoint.no-last_save_model_only --training.steps 2".split()
 EACH_LAUNCHER = pytest.mark.parametrize("launcher", LAUNCHERS)
+TORCHRUN_TOO = pytest.mark.parametrize("launcher", tiers(LAUNCHERS, "launcher"))
 
 
 def launch(launcher: str, *arguments: str) -> tuple[int, list[str]]:
@@ -48,7 +50,7 @@ def assert_refused(launcher: str, code: int, lines: list[str], sentence: str) ->
         assert [line for line in lines[-15:] if line.endswith(f" : {said}")]
 
 
-@EACH_LAUNCHER
+@TORCHRUN_TOO
 def test_a_missing_file_is_refused_by_its_key(launcher: str) -> None:
     code, lines = launch(launcher, "--job.config_file", "nowhere.toml")
     sentence = "job.config_file = 'nowhere.toml': can't be read"
@@ -56,7 +58,7 @@ def test_a_missing_file_is_refused_by_its_key(launcher: str) -> None:
     assert not any("Traceback" in line for line in lines) or launcher == "torchrun"
 
 
-@EACH_LAUNCHER
+@TORCHRUN_TOO
 def test_an_unknown_flag_is_refused(launcher: str, tmp_path: Path) -> None:
     code, lines = launch(launcher, *options(tmp_path, "--lighthouse.top_k", "3"))
     assert_refused(launcher, code, lines, "Unrecognized options: --lighthouse.top_k, 3; perhaps ")
@@ -72,7 +74,7 @@ def test_a_checkpoint_of_another_job_is_refused(launcher: str, finished: Run) ->
     assert not any("Traceback" in line for line in lines) or launcher == "torchrun"
 
 
-@EACH_LAUNCHER
+@TORCHRUN_TOO
 def test_text_that_is_too_short_for_one_rank_is_refused(launcher: str, tmp_path: Path) -> None:
     """By that rank alone, while the other one waits for it; and from a loader's worker."""
     (tmp_path / "text").mkdir()
@@ -84,7 +86,7 @@ def test_text_that_is_too_short_for_one_rank_is_refused(launcher: str, tmp_path:
     assert_refused(launcher, code, lines, sentence)
 
 
-@EACH_LAUNCHER
+@TORCHRUN_TOO
 def test_a_finished_run_has_nothing_left_to_train(launcher: str, finished: Run) -> None:
     before = finished.lines()
     code, lines = launch(launcher, *options(finished.folder))

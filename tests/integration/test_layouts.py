@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.support.layouts import CP, FSDP, HSDP, ON_ONE_RANK, TP, columns, layout_options
+from tests.support.tiers import tiers
 from tests.support.trainer import Run, train
 
 AC = "--activation_checkpoint"
@@ -50,6 +51,13 @@ LAYOUTS = {
     ],
     "cp, tp, accumulation": [CP, TP],
 }
+# Each kind of sharding, a compiled run, and each mode of checkpointing.
+QUICK = [
+    "fsdp, full, offload, ffn chunks, accumulation",
+    "hsdp, memory budget, compile",
+    "tp, selective 2, accumulation",
+    "cp, hsdp, selective op",
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +70,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory, options: list[str]) ->
     return train(tmp_path_factory.mktemp("one"), *options, "--training.local_batch_size=4")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", tiers(LAYOUTS, *QUICK))
 def test_processes_agree_with_one(
     tmp_path: Path, options: list[str], one_process: Run, layout: str
 ) -> None:

@@ -37,7 +37,7 @@ def on_gpus(number: int, *layout: str) -> object:
     ("processes", "layout"),
     [
         (2, (FSDP,)),
-        (2, (TP,)),
+        pytest.param(2, (TP,), marks=pytest.mark.thorough),
         on_gpus(2, HSDP),
         on_gpus(4, HSDP, FSDP, "--training.local_batch_size=1"),
         on_gpus(4, TP, CP),

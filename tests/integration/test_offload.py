@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.trainer import Run, train
 
 STAGES = """
@@ -28,6 +30,7 @@ def in_both_ways(folder: Path, args: list[str]) -> tuple[Run, Run]:
     return plain, train(folder / "offload", *COMMON, *args, offload)
 
 
+@pytest.mark.thorough
 def test_stages_rehearsed_and_validated_have_the_same_losses(tmp_path: Path) -> None:
     file = tmp_path / "stages.toml"
     file.write_text(STAGES)
@@ -39,6 +42,7 @@ def test_stages_rehearsed_and_validated_have_the_same_losses(tmp_path: Path) -> 
     assert offloading.losses() == plain.losses()
 
 
+@pytest.mark.thorough
 def test_a_compiled_and_sharded_run_has_the_same_losses(tmp_path: Path) -> None:
     """One rank is enough to shard for; of several test_layouts.py says that they agree."""
     args = "--compile.enable --compile.backend aot_eager_decomp_partition --training.steps 2"

@@ -40,6 +40,7 @@ def test_the_switch_changes_the_loss(undisturbed, stage1, tmp_path):
     assert on.losses()[6] != undisturbed.losses()[6]
 
 
+@pytest.mark.thorough
 def test_two_resumes_in_a_row(undisturbed, tmp_path):
     for steps in (2, 4, 8):
         run = train(tmp_path, *ONE_RUN, "--training.steps", str(steps))
@@ -70,6 +71,7 @@ def test_killed_in_the_middle_of_a_save(undisturbed, tmp_path):
     assert (resumed.checkpoint(6) / ".metadata").exists()
 
 
+@pytest.mark.thorough
 def test_killed_in_the_middle_of_the_first_save(undisturbed, tmp_path):
     train(
         tmp_path,
@@ -104,6 +106,7 @@ def test_a_finished_run_says_so_and_changes_nothing(stage1, stage1_copy):
     assert run.lines() == stage1.lines()
 
 
+@pytest.mark.thorough
 def test_a_changed_data_parallel_degree(stage1_copy):
     more = (*SAVES, "--training.steps", "8")
     run = train(stage1_copy, *more, processes=2, ok=False)

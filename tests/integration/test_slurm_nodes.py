@@ -97,6 +97,7 @@ def test_a_refusal_on_two_nodes_is_the_last_line(cluster: Cluster, tmp_path: Pat
     assert not (tmp_path / "a run" / "LAST_WORD").exists()
 
 
+@pytest.mark.thorough
 def test_a_sweep_of_runs_on_two_nodes(cluster: Cluster, two_ranks: Run, tmp_path: Path) -> None:
     run = submit(cluster, tmp_path, "")
     wait_for(lambda: run.done, PATIENCE)
@@ -104,6 +105,7 @@ def test_a_sweep_of_runs_on_two_nodes(cluster: Cluster, two_ranks: Run, tmp_path
     assert Run(run.folder, 0, "").losses() == two_ranks.losses()
 
 
+@pytest.mark.thorough
 def test_a_refusal_on_two_nodes_is_not_tried_again(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / f"refuse-{STEPS}").touch()
     run = submit(cluster, tmp_path, 'experimental.custom_import = "tests.support.held"\n')

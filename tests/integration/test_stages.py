@@ -12,6 +12,7 @@ import torch
 from lighthouse.report import main as report
 from lighthouse.titan.trained import load_run
 from tests.support import ROOT
+from tests.support.tiers import tiers
 from tests.support.trainer import Run, train
 
 LR = 0.002
@@ -160,7 +161,9 @@ RESUMED = (
 )
 
 
-@pytest.mark.parametrize("step", [1, 2, 4], ids=["before a boundary", "on it", "inside a stage"])
+@pytest.mark.parametrize(
+    "step", tiers([1, 2, 4], 2), ids=["before a boundary", "on it", "inside a stage"]
+)
 def test_killed_it_goes_on(folder: Path, whole: Run, step: int) -> None:
     resumed = run(folder, killed_after(whole, step).name, *RESUMED)
     assert f"Training starts at step {step + 1}" in resumed.output
@@ -180,6 +183,7 @@ def test_stages_ahead_may_change(folder: Path, whole: Run) -> None:
     assert behind == {step: whole.losses()[step] for step in behind}
 
 
+@pytest.mark.thorough
 def test_compiled_it_goes_on_on_a_boundary(folder: Path) -> None:
     """Of this compiler there is no code to build."""
     options = [
@@ -249,6 +253,7 @@ def one_process(folder: Path, whole: Run) -> Run:
     return two_stages(folder, whole, "one", 8, 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_processes_agree_with_one(folder: Path, whole: Run, one_process: Run, layout: str) -> None:
     if layout == "cp" and torch.cuda.is_available():

@@ -13,6 +13,7 @@ import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
 from lighthouse.runs.owner import hold, let_go
+from tests.chaos import chaos
 from tests.support import ROOT
 from tests.support.processes import python
 from tests.support.trainer import TINY, Run, flags, train
@@ -100,6 +101,14 @@ def test_a_launcher_that_is_killed_before_its_workers_meet_leaves_nobody_behind(
     wait_until(lambda: not workers_of(folder))
     run = train(folder, *OPTIONS, env={"WANDB_MODE": "disabled"})
     assert list(run.losses()) == list(range(1, 9))
+
+
+@pytest.mark.thorough
+def test_a_run_that_is_hit_at_random_moments_ends_as_an_undisturbed_one(tmp_path):
+    """A short plan of what tests/chaos.py does to a run."""
+    found = chaos(tmp_path / "chaos", events=4, seed=2, say=print)
+    assert sum(found["events"].values()) == 4
+    assert found["runs_ended_as_undisturbed"] >= 1
 
 
 def workers_of(folder: Path) -> list[int]:

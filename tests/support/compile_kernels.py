@@ -1,7 +1,12 @@
 """Compile every kernel for an H100, which needs no GPU: the interpreter accepts more than Triton.
 
-Run in a process without TRITON_INTERPRET; exits with the compiler's error.
+    python -m tests.support.compile_kernels bf16 fp32
+
+compiles those of these types. Run in a process without TRITON_INTERPRET; exits with the compiler's
+error.
 """
+
+import sys
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -33,11 +38,15 @@ def compile_kernel(kernel, pointers: dict[str, str], constants: dict[str, object
     print(kernel.__name__, constants)
 
 
-for (levels, p), chunks, dtype, dim in (
-    ((3, 4), 1, "bf16", 128),
-    ((2, 3), 2, "fp32", 48),
-    ((3, 2), 1, "fp16", 256),
-):
+# By the type of values: levels and pooling factor, chunks, head dimension.
+CASES = {
+    "bf16": ((3, 4), 1, 128),
+    "fp32": ((2, 3), 2, 48),
+    "fp16": ((3, 2), 1, 256),
+}
+
+for dtype in sys.argv[1:]:
+    (levels, p), chunks, dim = CASES[dtype]
     rows = dict.fromkeys(("x", "rows", "coarsest"), f"*{dtype}")
     rows |= {"index": "*i32", "slot": "*i32", "maxima": "*fp32", "first_token": "*i32"}
     block = {"D": dim, "BLOCK_D": triton.next_power_of_2(dim), "BLOCK_E": 8}

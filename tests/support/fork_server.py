@@ -100,8 +100,7 @@ def main(folder: Path) -> None:
     listening.listen(64)
     client = folder / "python"
     client.write_text(CLIENT.format(python=sys.executable, address=address))
-    client.chmod(0o755)
-    print("ready", flush=True)
+    client.chmod(0o755)  # now others may call it
 
     woken, wakes = os.pipe()
     for end in (woken, wakes):

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,30 +22,47 @@ from tests.support import ROOT
 TIMEOUT = 300.0  # seconds
 
 
+FOLDER = "TESTS_PYTHON_FOLDER"
+"""Environment variable: where the Python is that a process has started for all that it starts."""
+
+
+def start_python() -> None:
+    """Start the process that is forked, for this one and those that it starts, and don't wait."""
+    folder = tempfile.mkdtemp(prefix="python-")
+    # Without the tests' PYTHONPATH, which each process has from its own environment.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("fork_server.py")), folder],
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+    )
+    assert server.stdin is not None
+    os.environ[FOLDER] = folder
+
+    def end() -> None:
+        server.stdin.close()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:  # it still imports
+            server.kill()
+        shutil.rmtree(folder)
+
+    atexit.register(end)
+
+
 @functools.cache
 def python() -> str:
     """A Python that starts at once, and so do the processes that it starts as its own kind."""
     if torch.cuda.is_available():
         return sys.executable
-    folder = Path(tempfile.mkdtemp(prefix="python-"))
-    # Without the tests' PYTHONPATH, which each process has from its own environment.
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(folder)],
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert server.stdout is not None and server.stdin is not None
-    assert server.stdout.readline() == b"ready\n"
-
-    def end() -> None:
-        server.stdin.close()
-        server.wait(10)
-        shutil.rmtree(folder)
-
-    atexit.register(end)
-    return str(folder / "python")
+    if FOLDER not in os.environ:
+        start_python()
+    client = Path(os.environ[FOLDER], "python")
+    end = time.monotonic() + TIMEOUT
+    while not os.access(client, os.X_OK):
+        assert time.monotonic() < end, f"{client} is not made"
+        time.sleep(0.02)
+    return str(client)
 
 
 def run(

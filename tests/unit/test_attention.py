@@ -230,12 +230,18 @@ def test_gradients_equal_the_oracle(name: str, poisoned_memory: None) -> None:
 @pytest.mark.parametrize(
     "tokens, heads, config",
     [
-        pytest.param(16, (1, 1), build(2, 2, 4), id="plain"),
+        pytest.param(16, (1, 1), build(2, 2, 4), id="plain", marks=pytest.mark.thorough),
         pytest.param(18, (2, 1), build(3, 3, 2), id="grouped"),
-        pytest.param(24, (2, 2), build(3, 2, 4, num_chunks=2), id="chunks"),
+        pytest.param(
+            24, (2, 2), build(3, 2, 4, num_chunks=2), id="chunks", marks=pytest.mark.thorough
+        ),
         pytest.param(20, (1, 1), build(2, 5, 2, cover_prefix=False), id="no prefix"),
-        pytest.param(16, (2, 1), build(2, 2, 4, scorer="dilated"), id="dilated"),
-        pytest.param(16, (2, 1), build(2, 2, 4, scorer="gla"), id="gla"),
+        pytest.param(
+            16, (2, 1), build(2, 2, 4, scorer="dilated"), id="dilated", marks=pytest.mark.thorough
+        ),
+        pytest.param(
+            16, (2, 1), build(2, 2, 4, scorer="gla"), id="gla", marks=pytest.mark.thorough
+        ),
     ],
 )
 def test_gradcheck(tokens: int, heads: tuple[int, int], config: LighthouseConfig) -> None:
@@ -695,7 +701,13 @@ def test_activation_checkpointing() -> None:
 
 
 @pytest.mark.parametrize(
-    "scorer, dynamic", [("norm", False), ("norm", True), ("dilated", False), ("gla", False)]
+    "scorer, dynamic",
+    [
+        ("norm", True),
+        pytest.param("norm", False, marks=pytest.mark.thorough),
+        pytest.param("dilated", False, marks=pytest.mark.thorough),
+        pytest.param("gla", False, marks=pytest.mark.thorough),
+    ],
 )
 def test_compiles_without_a_graph_break(scorer: str, dynamic: bool) -> None:
     """Under activation checkpointing too, where the published code recomputes something else."""

@@ -21,6 +21,7 @@ from tests.support import ROOT
 from tests.support.commands import StandIns
 from tests.support.processes import python
 from tests.support.sweeps import make_run
+from tests.support.tiers import tiers
 
 SCRIPTS = ROOT / "scripts"
 LAUNCH = ["python", "-m", "lighthouse.launch"]
@@ -359,7 +360,9 @@ def test_slurm_needs_the_run_folder(slurm: Start, stand_ins: StandIns) -> None:
     ],
     ids=["stopped", "finished", "cancelled"],
 )
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", tiers([signal.SIGUSR1, signal.SIGTERM], signal.SIGUSR1), ids=lambda n: n.name
+)
 def test_a_notice_stops_and_requeues(
     slurm: Start,
     stand_ins: StandIns,

@@ -99,8 +99,9 @@ def test_the_spike_foreseen_is_the_last_one_measured() -> None:
         ('[lighthouse]\nselection = "published"', True),
         ('[lighthouse]\nselection = "causal"', False),
         ('[lighthouse]\nselection = "causal"\nlayer_overrides = ["2:selection=published"]', True),
-        ("[lighthouse]\nenable = true", True),  # from before there was a choice
-        (None, False),
+        # From before there was a choice.
+        ("[lighthouse]\nenable = true", True),
+        pytest.param(None, False, marks=pytest.mark.thorough),
     ],
 )
 def test_a_selection_that_sees_the_future_is_named(

@@ -9,6 +9,7 @@ from lighthouse import LighthouseConfig
 from lighthouse.scorers import level0_scores
 from tests.support import oracle
 from tests.support.inputs import QKV, in_projection_order, leaves, normal, to
+from tests.support.tiers import tiers
 
 SCORERS = ["norm", "dilated", "gla"]
 
@@ -118,7 +119,7 @@ def test_strides_do_not_matter(scorer: str) -> None:
         torch.testing.assert_close(got, want, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("scorer", ["dilated", "gla"])
+@pytest.mark.parametrize("scorer", tiers(["dilated", "gla"], "dilated"))
 def test_compiles_for_any_length(scorer: str) -> None:
     """Which is a symbol; by the norm all of attention is compiled so, in ``test_attention.py``."""
     config, inputs = make("chunks", scorer)

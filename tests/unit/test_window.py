@@ -19,6 +19,7 @@ from lighthouse.window_pieces import pieces
 from tests.support import oracle
 from tests.support.inputs import QKV, in_projection_order, leaves, normal, qkv, to
 from tests.support.operators import Calls, saving
+from tests.support.tiers import tiers
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -41,6 +42,7 @@ SHAPES = {
     "shorter than the window, and less in front": ((1, 5, 4), (2, 2), 4, 7),
 }
 EACH_SHAPE = pytest.mark.parametrize("name", SHAPES)
+IN_FRONT = "less in front, shorter last block"
 
 
 def make(name: str) -> tuple[int, QKV]:
@@ -211,6 +213,7 @@ def test_the_past_ends_with_the_window() -> None:
         ]
 
 
+@pytest.mark.thorough
 def test_gradcheck() -> None:
     window, (q, k, v) = make("less in front, shorter last block")
     call = partial(window_attention, window=window)
@@ -235,8 +238,8 @@ def test_outputs_and_gradients_are_ordered_in_memory_as_queries_are() -> None:
 # ---- operators, compilation, checkpoints
 
 
-@pytest.mark.parametrize("name", ["blocks", "less in front, shorter last block"])
-@pytest.mark.parametrize("token_major", [False, True])
+@pytest.mark.parametrize("name", tiers(["blocks", IN_FRONT], IN_FRONT))
+@pytest.mark.parametrize("token_major", tiers([False, True], True))
 def test_operators(name: str, token_major: bool) -> None:
     window, inputs = make(name)
     ops = torch.ops.lighthouse

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.data import Case, measure, table, write_sources
+from tests.support.tiers import tiers
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", tiers([0, 1], 0))
 def test_a_case_is_measured(tmp_path: Path, workers: int) -> None:
     written = write_sources(tmp_path, size=2 << 20)
     results = []

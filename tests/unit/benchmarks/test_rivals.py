@@ -164,6 +164,7 @@ def test_variants_are_compiled_together_and_timed_later() -> None:
     assert not tuner.cache and tuner.prune_configs({}) == tuner.configs
 
 
+@pytest.mark.thorough
 def test_moba_in_a_run_has_the_gradients_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """As an operator, compiled, with two query heads to a key head and two sequences."""
     monkeypatch.setattr(lighthouse.attention, "window_attention", None)

@@ -11,9 +11,13 @@ from benchmarks.training_trace import summarise
 from lighthouse.config import LighthouseConfig, WindowConfig
 from lighthouse.cost.rates import load_rates
 from lighthouse.titan.plan.job import machine_of, parse
+from tests.support.tiers import tiers
 
 
-@pytest.mark.parametrize("name", [name for name, case in cases().items() if case.stages])
+@pytest.mark.parametrize(
+    "name",
+    tiers((name for name, case in cases().items() if case.stages), "98k-growing", "8B-262k-cp2"),
+)
 def test_stages_are_a_job_on_gpus(name: str) -> None:
     case = cases()[name]
     seconds, lines = expectations(name, case, load_rates("h100"))
@@ -21,7 +25,12 @@ def test_stages_are_a_job_on_gpus(name: str) -> None:
     assert seconds > 10 * len(lines)
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize(
+    "name",
+    tiers(
+        cases(), "98k", "98k-growing", "524k-cp4", "8B-131k-cp2-float8", "1966080-L4-offload-ffn"
+    ),
+)
 def test_no_case_is_refused(name: str, tmp_path: Path) -> None:
     case = cases()[name]
     job_config = parse(arguments(case, tmp_path), machine_of("h100", case.gpus))

@@ -38,6 +38,7 @@ from tests.support.inputs import (
     to,
 )
 from tests.support.operators import Calls, assert_keeps_its_inputs_alone, saving
+from tests.support.tiers import tiers
 
 Values = tuple[Tensor, ...]
 
@@ -68,7 +69,19 @@ SHAPES_AND_DTYPES = [
     for i, name in enumerate(SHAPES)
     for dtype in (DTYPES if DEVICE == "cuda" else [DTYPES[i % 3]])
 ]
-EACH_SHAPE_AND_DTYPE = pytest.mark.parametrize("name, dtype", SHAPES_AND_DTYPES, ids=str)
+# They take the interpreter long. What is in them, smaller ones have too, or `test_whole` does.
+LONG_SHAPES = ["multi-query", "grouped chunks"]
+
+
+def case(name: str, *more: object, thorough: bool = False) -> Any:
+    """A test's parameters, thorough where they or their shape take long."""
+    marks = pytest.mark.thorough if thorough or name in LONG_SHAPES else ()
+    return pytest.param(name, *more, marks=marks)
+
+
+EACH_SHAPE_AND_DTYPE = pytest.mark.parametrize(
+    "name, dtype", [case(*given) for given in SHAPES_AND_DTYPES], ids=str
+)
 # Those whose selection takes the interpreter few steps.
 SMALL_SHAPES = ["plain", "multi-query", "chunks", "head dimension one", "no prefix"]
 
@@ -242,7 +255,12 @@ def test_selection_among_more_candidates_than_a_block(
 
 
 @pytest.mark.parametrize(
-    "scores, cover_prefix", [(distinct_scores, True), (tied_scores, True), (tied_scores, False)]
+    "scores, cover_prefix",
+    [
+        (distinct_scores, True),
+        (tied_scores, True),
+        pytest.param(tied_scores, False, marks=pytest.mark.thorough),
+    ],
 )
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_selection_with_documents(
@@ -291,8 +309,8 @@ def summarized(ops: ModuleType, inputs: QKV, config: LighthouseConfig) -> Values
 @pytest.mark.parametrize(
     "name, dtype, enough_programs",
     [
-        *((name, dtype, 1) for name, dtype in SHAPES_AND_DTYPES),
-        *((name, torch.bfloat16, 2048) for name in SMALL_SHAPES),
+        *(case(name, dtype, 1) for name, dtype in SHAPES_AND_DTYPES),
+        *(case(x, torch.bfloat16, 2048, thorough=x != "no prefix") for x in SMALL_SHAPES),
     ],
 )
 def test_summarize(
@@ -372,7 +390,7 @@ def test_gather(name: str, dtype: torch.dtype, poisoned_memory: None) -> None:
         assert token_major(grad)
 
 
-@pytest.mark.parametrize("asked", [(0,), (1, 2), (0, 2)], ids=str)
+@pytest.mark.parametrize("asked", tiers([(0,), (1, 2), (0, 2)], (1, 2)), ids=str)
 def test_gradients_of_some(asked: tuple[int, ...], poisoned_memory: None) -> None:
     """Those of frozen inputs, and of rows that nothing was made of, are not computed."""
     config, inputs = make("grouped", torch.float32)
@@ -406,8 +424,8 @@ def test_gradients_of_gradients_are_refused() -> None:
 @pytest.mark.parametrize(
     "name, dtype, documents",
     [
-        *((name, dtype, False) for name, dtype in SHAPES_AND_DTYPES),
-        *((name, torch.bfloat16, True) for name in SHAPES),
+        *(case(name, dtype, False) for name, dtype in SHAPES_AND_DTYPES),
+        *(case(name, torch.bfloat16, True) for name in SHAPES),
     ],
 )
 def test_scatter(name: str, dtype: torch.dtype, documents: bool, poisoned_memory: None) -> None:
@@ -450,7 +468,7 @@ def columns_apart(x: Tensor) -> Tensor:
     return x.mT.contiguous().mT
 
 
-@pytest.mark.parametrize("name", ["odd everything", "grouped chunks"])
+@pytest.mark.parametrize("name", [case("odd everything"), case("grouped chunks")])
 def test_strides_do_not_matter(name: str) -> None:
     """Not in one bit."""
     config, inputs = make(name, torch.bfloat16)
@@ -476,7 +494,7 @@ def test_strides_do_not_matter(name: str) -> None:
             assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("name", ["odd everything", "grouped chunks"])
+@pytest.mark.parametrize("name", [case("odd everything"), case("grouped chunks")])
 def test_memory_order_is_that_of_the_input(name: str) -> None:
     config, inputs = make(name, torch.float32)
     selection = reference_selection(name, inputs)
@@ -491,7 +509,7 @@ def test_memory_order_is_that_of_the_input(name: str) -> None:
         assert in_order(scattered(triton, rows[:1], [x], selection, config)[0])
 
 
-@pytest.mark.parametrize("name", ["odd everything", "chunks"])
+@pytest.mark.parametrize("name", tiers(["odd everything", "chunks"], "chunks"))
 def test_expanded_tensors(name: str) -> None:
     """Strides of zero: the gradient of a sum, or one head, token or row used for all."""
     config, inputs = make(name, torch.float32)
@@ -549,7 +567,13 @@ def assert_whole(config: LighthouseConfig, inputs: QKV) -> tuple[Tensor, ...]:
     return got
 
 
-@pytest.mark.parametrize("name, dtype", list(zip(SMALL_SHAPES, DTYPES * 2, strict=False)))
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        pytest.param(*given, marks=() if i < 3 else pytest.mark.thorough)
+        for i, given in enumerate(zip(SMALL_SHAPES, DTYPES * 2, strict=False))
+    ],
+)
 def test_whole(name: str, dtype: torch.dtype, poisoned_memory: None) -> None:
     """Two runs are bitwise the same, and one without gradients: the published code has atomics."""
     config, inputs = make(name, dtype)
@@ -732,7 +756,7 @@ def assert_same(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointed", tiers([False, True], True))
 def test_compiles_without_a_graph_break(checkpointed: bool, backend: str) -> None:
     """Under activation checkpointing too, where the published code recomputes something else."""
     module, inputs = module_and_inputs("small")

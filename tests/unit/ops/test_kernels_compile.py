@@ -5,13 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import ROOT
+from tests.support.tiers import tiers
 
 
-def test_kernels_compile_for_an_h100(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtypes", tiers(["bf16 fp32", "fp16"], "bf16 fp32"))
+def test_kernels_compile_for_an_h100(tmp_path: Path, dtypes: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run(
-        [sys.executable, "-m", "tests.support.compile_kernels"],
+        [sys.executable, "-m", "tests.support.compile_kernels", *dtypes.split()],
         cwd=ROOT,
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,

@@ -11,6 +11,7 @@ from lighthouse.sweep.state import DONE, NOT_STARTED, UNREADABLE, queued_tasks, 
 from lighthouse.sweep.submit import unfinished
 from tests.support.locked import lock
 from tests.support.sweeps import log_metrics, make_run
+from tests.support.tiers import tiers
 
 
 def closed(run, monkeypatch):
@@ -30,7 +31,7 @@ def no_file(run, monkeypatch):
 
 
 @pytest.mark.parametrize("sweep", ["grid", None], ids=["by name", "by folder"])
-@pytest.mark.parametrize("harm", [closed, damaged, no_file])
+@pytest.mark.parametrize("harm", tiers([closed, damaged, no_file], damaged))
 def test_one_run_that_cannot_be_read(tmp_path, monkeypatch, capsys, harm, sweep):
     output = tmp_path / "out"
     runs = [make_run(output, name) for name in ("a", "b", "c")]

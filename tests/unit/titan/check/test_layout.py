@@ -10,6 +10,7 @@ from torchtitan.config import ConfigManager
 from torchtitan.models.llama3 import llama3_args
 
 from lighthouse.titan.check.job import Machine
+from tests.support.tiers import tiers
 
 LIGHTHOUSE = "--lighthouse.enable --lighthouse.topk 16 --lighthouse.stratum 8"
 
@@ -154,7 +155,7 @@ def test_a_registered_flavor_cannot_bring_a_document_mask(
         parse(f"{LIGHTHOUSE} --experimental.custom_import registers --model.flavor mine")
 
 
-@pytest.mark.parametrize("told", [None, "", "0", "two"])
+@pytest.mark.parametrize("told", tiers([None, "", "0", "two"], None, "two"))
 @pytest.mark.parametrize("mode", ["fake_backend", "local_tensor"])
 def test_processes_that_are_not_there_are_numbered(mode, told, monkeypatch):
     monkeypatch.setenv("NGPU", "2")

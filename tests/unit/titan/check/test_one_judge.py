@@ -15,6 +15,7 @@ from lighthouse.sweep.spec import read_spec
 from lighthouse.titan.plan.__main__ import main
 from lighthouse.titan.plan.job import machine_of as machine
 from lighthouse.titan.plan.job import parse
+from tests.support.tiers import tiers
 from tests.support.trainer import flags
 
 GPUS = 2
@@ -63,6 +64,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a window that nothing sees": ({"lighthouse.window": 64}, "lighthouse.window = 64: no layer "),
     "a missing module": ({"experimental.custom_import": "nope"}, "experimental.custom_import = "),
 }
+# One of each kind: a schedule, a layout, processes, a file, a folder, the method, a module.
+QUICK = [
+    "a rising decay",
+    "a ring in float32",
+    "a layout of more processes",
+    "a missing text",
+    "a missing checkpoint",
+    "an odd topk",
+    "a missing module",
+]
 
 
 @pytest.fixture
@@ -107,7 +118,7 @@ def refusal(
     return of
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", tiers(REFUSED, *QUICK))
 def test_a_job_is_refused_by_all_in_the_same_words(
     case: str, refusal: Callable[[dict[str, Any]], str]
 ) -> None:

@@ -13,6 +13,7 @@ from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.unread_text import why_read
 from lighthouse.titan.data.text_files import forget_files
 from tests.support.text import config_for, loader, rows, texts, write_jsonl
+from tests.support.tiers import tiers
 from tests.unit.titan.data.test_rows import lines
 
 DOCUMENTS = texts(24)
@@ -77,7 +78,11 @@ def unread(checkpoint: Path, was: Any, now: Any) -> bool:
 
 @pytest.mark.parametrize(
     ("case", "workers"),
-    [*((case, 0) for case in CHANGES), ("lines of the last file", 1), ("a file before", 1)],
+    [
+        *((case, 0) for case in CHANGES),
+        pytest.param("lines of the last file", 1, marks=pytest.mark.thorough),
+        ("a file before", 1),
+    ],
 )
 def test_no_step_taken_is_another_one(tmp_path: Path, case: str, workers: int) -> None:
     change, begun, later = CHANGES[case]
@@ -149,7 +154,9 @@ ADDED: dict[str, tuple[int, Callable[[Path], object], int]] = {
 }
 
 
-@pytest.mark.parametrize("case", ADDED)
+@pytest.mark.parametrize(
+    "case", tiers(ADDED, "rows in turn", "lines in turn", "the last file of one", "other shares")
+)
 def test_of_several_ranks_each_has_a_place(tmp_path: Path, case: str) -> None:
     """What is said to be unread gives what the new text gives from its first token on."""
     count, change, read_from = ADDED[case]

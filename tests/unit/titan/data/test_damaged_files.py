@@ -12,6 +12,7 @@ from lighthouse.titan.data import sources
 from lighthouse.titan.data.file_checks import check_file
 from lighthouse.titan.data.rows import BadRow, Block, read_rows
 from tests.support.text import BOS, assert_resumes_exactly, config_for, loader, rows, write_jsonl
+from tests.support.tiers import tiers
 from tests.unit.titan.data.test_rows import COMPRESS, DOCUMENTS, lines, write_parquet
 
 
@@ -58,7 +59,7 @@ def test_a_file_that_is_cut_off_is_read_up_to_there(tmp_path: Path, suffix: str)
         assert isinstance(bad, BadRow) and f"a.jsonl{suffix}, line {len(read) + 1} " in str(bad)
 
 
-@pytest.mark.parametrize("order", ["files", "shuffled"])
+@pytest.mark.parametrize("order", tiers(["files", "shuffled"], "files"))
 def test_of_a_damaged_row_group_all_else_is_read(tmp_path: Path, order: str) -> None:
     file = tmp_path / "a.parquet"
     documents = [f"<{i * 7919 % 100003}>" for i in range(900)]
@@ -82,7 +83,7 @@ def test_of_a_damaged_row_group_all_else_is_read(tmp_path: Path, order: str) -> 
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
-@pytest.mark.parametrize("order", ["files", "shuffled"])
+@pytest.mark.parametrize("order", tiers(["files", "shuffled"], "files"))
 def test_a_run_resumes_behind_where_a_file_is_cut_off(
     tmp_path: Path, suffix: str, order: str
 ) -> None:

@@ -17,6 +17,7 @@ from lighthouse.titan.data.tally import OF_DOCUMENTS, PairsLeft, Tally
 from lighthouse.titan.data.tokenizer import ByteTokenizer
 from lighthouse.titan.llama3.chunked_loss import IGNORE_INDEX
 from tests.support.text import SEQ_LEN, Letters, config_for, loader, stream, texts, write_jsonl
+from tests.support.tiers import tiers
 
 EMBEDDED = {"topk": 2, "stratum": 2, "num_levels": 2, "pooling_factor": 5}
 """Lighthouse layers under which documents begin at multiples of 5."""
@@ -141,7 +142,7 @@ def replace_max(config: JobConfig, most: int) -> JobConfig:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("cuts", [(7,), (3, 1), (0, 4, 4)])
+@pytest.mark.parametrize("cuts", tiers([(7,), (3, 1), (0, 4, 4)], (0, 4, 4)))
 def test_resumes_exactly_and_again(tmp_path: Path, workers: int, cuts: tuple[int, ...]) -> None:
     folder = tmp_path / "a"
     folder.mkdir()

@@ -30,6 +30,7 @@ from tests.support.text import (
     write_jsonl,
     write_txt,
 )
+from tests.support.tiers import tiers
 
 
 @pytest.fixture
@@ -62,7 +63,9 @@ def test_upstreams_dataset_with_bytes_is_packed(registered: str) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("tokenizer", [Letters(), ByteTokenizer()])
+@pytest.mark.parametrize(
+    "tokenizer", [Letters(), pytest.param(ByteTokenizer(), marks=pytest.mark.thorough)]
+)
 def test_streamed_dataset_resumes_twice_in_a_later_epoch(
     registered: str, tokenizer: BaseTokenizer, workers: int
 ) -> None:
@@ -91,7 +94,8 @@ def test_validation_begins_anew_each_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dataset", ["local", "streamed"])
 @pytest.mark.parametrize(
-    ("ranks", "batch", "workers"), [(1, 1, 3), (2, 1, 0), (2, 3, 0), (3, 2, 1)]
+    ("ranks", "batch", "workers"),
+    [pytest.param(1, 1, 3, marks=pytest.mark.thorough), (2, 1, 0), (2, 3, 0), (3, 2, 1)],
 )
 def test_validation_has_one_list_of_sequences_for_any_layout(
     registered: str, tmp_path: Path, dataset: str, ranks: int, batch: int, workers: int
@@ -152,7 +156,7 @@ def test_upstreams_loader_reads_on_in_the_next_stage(registered: str) -> None:
 
 
 @pytest.mark.parametrize("order", ["files", "shuffled"])
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("apart", tiers([False, True], True))
 def test_none_and_one_worker_go_on_from_each_other(tmp_path: Path, order: str, apart: bool) -> None:
     write_jsonl(tmp_path / "a.jsonl", texts(30))
     config = config_for("local", tmp_path, dataset_order=order, document_mask=apart)

@@ -16,6 +16,7 @@ from lighthouse.titan.config.resolved_toml import to_toml
 from lighthouse.titan.data.text_checks import check_texts
 from lighthouse.titan.data.text_files import forget_files
 from tests.support.text import assert_resumes_exactly, config_for, loader, rows, write_jsonl
+from tests.support.tiers import tiers
 
 WEIGHTS = {"a": 2.0, "b": 1.0, "c": 0.25}
 LONGEST = 130
@@ -62,7 +63,7 @@ def test_shares_hold_at_every_moment(folder: Path, order: str, rank: int, ranks:
     assert seen["b"] > 3 * 30 * LONGEST / 2  # some epochs of it, within the first one of "a"
 
 
-@pytest.mark.parametrize("order", ["files", "shuffled"])
+@pytest.mark.parametrize("order", tiers(["files", "shuffled"], "files"))
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resumes_exactly_and_again(folder: Path, order: str, workers: int) -> None:
     config = config_of(folder, dataset_order=order)

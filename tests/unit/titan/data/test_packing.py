@@ -25,6 +25,7 @@ from tests.support.text import (
     write_jsonl,
     write_txt,
 )
+from tests.support.tiers import tiers
 
 
 def test_sequences_continue_without_a_gap(tmp_path: Path) -> None:
@@ -52,8 +53,8 @@ def test_infinite_repeats_the_same_order(tmp_path: Path) -> None:
     assert [token for row in got for token in row[:-1]] == expected[: 30 * SEQ_LEN]
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-@pytest.mark.parametrize("cuts", [(7,), (3, 1), (0, 4, 4), (19, 25)])
+@pytest.mark.parametrize("workers", tiers([0, 1, 2], 0, 2))
+@pytest.mark.parametrize("cuts", tiers([(7,), (3, 1), (0, 4, 4), (19, 25)], (0, 4, 4), (19, 25)))
 def test_resumes_exactly_and_again(tmp_path: Path, workers: int, cuts: tuple[int, ...]) -> None:
     # 16 documents of some 60 tokens: each stream is more than one epoch long.
     config = config_for("local", write_txt(tmp_path / "a", texts(16)))

@@ -65,7 +65,10 @@ def test_no_token_is_lost_or_read_twice(tmp_path: Path, workers: int) -> None:
     assert tokens == stream(documents)[: len(tokens)]
 
 
-@pytest.mark.parametrize(("workers", "saved_after"), [(0, 1), (0, 3), (1, 3), (1, 6)])
+@pytest.mark.parametrize(
+    ("workers", "saved_after"),
+    [(0, 1), (0, 3), (1, 3), pytest.param(1, 6, marks=pytest.mark.thorough)],
+)
 def test_a_saved_place_goes_on(tmp_path: Path, workers: int, saved_after: int) -> None:
     """Inside a stage, and on a boundary: after steps 3, 4 and 6."""
     job = job_of(tmp_path, workers, texts(40))

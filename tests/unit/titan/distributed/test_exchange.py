@@ -111,6 +111,7 @@ def test_a_compiled_checkpoint_keeps_its_inputs_alone() -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.thorough
 def test_documents_compile_in_a_checkpoint() -> None:
     """On rank 0, whose first chunk begins where the sequence does: with 0 taken from an input.
 

@@ -16,6 +16,7 @@ from lighthouse.titan.llama3.chunked_ffn import (
     apply_in_chunks,
     gradients_in_chunks,
 )
+from tests.support.tiers import tiers
 
 BATCH, TOKENS, DIM, WIDTH = 2, 37, 16, 48
 
@@ -84,7 +85,9 @@ def test_names_and_weights_are_those_of_the_whole() -> None:
         assert torch.equal(chunked.state_dict()[name], weight)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager_decomp_partition", "inductor"])
+@pytest.mark.parametrize(
+    "backend", tiers(["aot_eager_decomp_partition", "inductor"], "aot_eager_decomp_partition")
+)
 def test_a_compiled_checkpointed_block(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One graph, the same results, and forward does not run again: backward has its own way."""
     torch._dynamo.reset()

@@ -16,6 +16,7 @@ from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage
 SEQ_LEN = 64
 
 
+@pytest.mark.thorough
 # As small for these 10 variants as the default of 8 is for those of a larger model.
 @torch._dynamo.config.patch(recompile_limit=4)
 def test_all_variants_of_a_block_are_compiled() -> None:
