@@ -22,7 +22,8 @@ if ! { supported .venv/bin/python && .venv/bin/python -m pip --version >/dev/nul
     echo "setup: creating .venv with $("$python" -V)"
     "$python" -m venv --clear .venv
     # The one that Python brings takes twice as long to find out what goes together.
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip \
+        --constraint constraints.txt
 fi
 
 # What was installed, and where from: one file for each set of extras, since they add up.
