@@ -19,6 +19,8 @@ What is fitted, by least squares of relative errors:
   machine. It is what the ring costs in fact; a device without such steps gets the same share of its
   specification.
 - How much memory activations take, from the peaks of one process; the reference's if none.
+- What float8 products and their casts take, from the steps of ``float8_*.json`` that have each
+  norm's gradients apart; the same share of bfloat16's for all devices.
 
 Steps with another scorer than ``norm`` are never fitted, only compared.
 """
