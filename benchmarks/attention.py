@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.ceilings import copy_rate, matmul_rate
 from benchmarks.provenance import gpu
 from lighthouse import LighthouseConfig, lighthouse_attention
 from lighthouse.documents import first_tokens, row_starts
@@ -100,19 +101,6 @@ def median_ms(call: Callable[[], Any], graph: bool = True, budget_ms: float = 40
         end.synchronize()
         times.append(start.elapsed_time(end))
     return statistics.median(times)
-
-
-def ceilings() -> dict[str, float]:
-    """Measured copy bandwidth (read and write counted) and matrix product rate."""
-    x = torch.randn(2**29, device="cuda").bfloat16()
-    y = torch.empty_like(x)
-    copy = median_ms(lambda: torch.neg(x, out=y))  # a kernel: faster than the copy engine
-    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
-    product = median_ms(lambda: a @ b)
-    return {
-        "copy_tb_per_s": 2 * x.nbytes / copy / 1e9,
-        "matmul_tflops": 2 * 8192**3 / product / 1e9,
-    }
 
 
 def floor_ms(inputs: Inputs, config: LighthouseConfig, tb_per_s: float, backward: bool) -> float:
@@ -379,7 +367,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    top = ceilings()
+    top = {"copy_tb_per_s": copy_rate(), "matmul_tflops": matmul_rate()}
     report: dict[str, Any] = {
         **gpu(),
         "statistic": "median of CUDA graph replays, L2 flushed; [forward, forward + backward]",

@@ -71,7 +71,7 @@ SPECIFICATIONS: dict[str, dict[str, Any]] = {
         "bandwidth": 4.8 / 3.35,
     },
 }
-FLOAT8 = ("float8_apart_*.json", "float8_8b_*.json")
+FLOAT8_RESULTS = ("float8_apart_*.json", "float8_8b_*.json")
 """Results with each norm's two gradients apart."""
 
 COMPUTE = ("matmul", "attention_forward", "attention_backward", "dilated")
@@ -272,7 +272,7 @@ def fit_memory(rates: Rates, runs: list[Run]) -> Rates:
 def float8_runs() -> list[tuple[str, Run]]:
     """Device and step of each run with float8 products as they are now."""
     names = {specification["name"]: device for device, specification in SPECIFICATIONS.items()}
-    files = [file for pattern in FLOAT8 for file in read(pattern)]
+    files = [file for pattern in FLOAT8_RESULTS for file in read(pattern)]
     return [(names[file["device"]], run) for file in files for run in file["results"]]
 
 

@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.attention import median_ms
+from benchmarks.ceilings import copy_rate
 from benchmarks.provenance import gpu
 from benchmarks.rows import add_row
-from benchmarks.training import copy_rate
 
 SHAPES = ((98304, 1024), (65536, 4096), (131072, 4096), (262144, 4096), (131072, 8192))
 """Rows and channels: of ``530M_byte``, of Llama-3-8B on one and more GPUs, of Llama-3-70B."""

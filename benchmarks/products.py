@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.attention import median_ms
+from benchmarks.ceilings import matmul_rate
 from benchmarks.norms import EPSILON, difference
 from benchmarks.provenance import gpu
 from benchmarks.rows import add_row
-from benchmarks.training import matmul_rate
 
 SIZES: dict[str, tuple[int, int, tuple[int, ...]]] = {
     "530M": (98304, 1024, (1024, 1024, 1024)),

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import layer_table, table, training_table
 from benchmarks.floor import Alone
 from benchmarks.training_cases import named, sizes, tokens_per_step
-from benchmarks.training_table import RESULTS, by_case, load
+from benchmarks.training_table import RESULTS, by_case, load, over_floor, step_ms
 from lighthouse.cost.rates import load_rates
 from lighthouse.cost.step import cost
 
@@ -133,9 +133,10 @@ def two_thousand() -> dict[str, Any]:
     """The values of what was tried for the recipe's shortest stage."""
     growing, busy = load("growing_h200.json"), load("growing_2k_h200.json")
     before, h100_copy = load("growing_complex_h100.json"), load("attention_h100.json")
+    stage = by_case(busy)["98k-growing:2k"]
     copy, rate = busy["copy_tb_per_s"], busy["busy_matmul_tflops"]
     over = [
-        training_table.over_floor(run, h100_copy["copy_tb_per_s"], before["matmul_tflops"])
+        over_floor(run, step_ms(run), h100_copy["copy_tb_per_s"], before["matmul_tflops"])
         for run in by_case(before).values()
     ]
     return {
@@ -145,7 +146,7 @@ def two_thousand() -> dict[str, Any]:
         ),
         "busy": rate,
         "fresh": growing["matmul_tflops"],
-        "over_busy": training_table.over_floor(by_case(busy)["98k-growing:2k"], copy, rate),
+        "over_busy": over_floor(stage, step_ms(stage), copy, rate),
         "products": layer_table.products_table(load("products_h200.json")),
         "norms": layer_table.norms_table(load("norms_h200.json")),
         "complex": f"{over[0]:.0%}, {over[1]:.0%} and {over[2]:.0%}",

@@ -31,7 +31,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from benchmarks.ceilings import copy_rate, matmul_rate
 from benchmarks.provenance import gpu
 from benchmarks.training_cases import BASE, Case, Run, named
 from benchmarks.training_plan import expectations, planned
@@ -185,39 +185,6 @@ def machine() -> dict[str, Any]:
         "busy_matmul_tflops": round(matmul_rate(BUSY_SECONDS), 1),
         "copy_tb_per_s": round(copy_rate(), 2),
     }
-
-
-def matmul_rate(busy_seconds: float = 0.0) -> float:
-    """TFLOP/s of a large bf16 product, the ceiling of the model's.
-
-    Args:
-        busy_seconds: of such products before; a GPU that reaches its power lowers its clock.
-    """
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    end = time.monotonic() + busy_seconds
-    while time.monotonic() < end:
-        torch.mm(a, a)
-        torch.cuda.synchronize()
-    return 2 * 8192**3 / _median_ms(lambda: a @ a) / 1e9
-
-
-def copy_rate() -> float:
-    """TB/s that are read and written by a kernel which does little else."""
-    x = torch.randn(2**29, device="cuda", dtype=torch.bfloat16)
-    y = torch.empty_like(x)
-    return 2 * x.nbytes / _median_ms(lambda: torch.neg(x, out=y)) / 1e9
-
-
-def _median_ms(call: Callable[[], Any]) -> float:
-    times = []
-    for _ in range(20):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
 
 
 def main() -> None:

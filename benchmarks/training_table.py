@@ -109,7 +109,7 @@ def floor_table(reports: Sequence[dict[str, Any]], alone: Alone) -> str:
     }
     for case, words in FLOORS.items():
         run, matmul_tflops = found[case]
-        ms = 1e3 * tokens_per_step(run) / run["tokens_per_second"]
+        ms = step_ms(run)
         floor = sum(floor_ms(run, alone, matmul_tflops).values())
         lines.append(f"| {words} | {ms:.0f} | {floor:.0f} | {ms / floor - 1:.0%} |")
     return "\n".join(lines)
@@ -133,9 +133,9 @@ def growing_table(report: dict[str, Any], copy_tb_per_s: float) -> str:
         kinds = run["profile"][0]["by_kind_ms"]
         attention = attention_ms(run)
         rest = sum(kinds[kind] for kind in ("compiled elementwise", "other", "copies"))
-        ms = 1e3 * tokens_per_step(run) / run["tokens_per_second"]
+        ms = step_ms(run)
         floor = floor_around_attention(run, copy_tb_per_s, report["matmul_tflops"])
-        over = over_floor(run, copy_tb_per_s, report["matmul_tflops"])
+        over = over_floor(run, ms, copy_tb_per_s, report["matmul_tflops"])
         lines.append(
             f"| {words} | {attention:.0f} | {kinds['matmul']:.0f}, floor {floor[PRODUCTS]:.0f} "
             f"| {rest:.0f}, floor {floor[ELEMENTWISE]:.0f} | {ms:.0f} | {over:.0%} |"
@@ -143,9 +143,13 @@ def growing_table(report: dict[str, Any], copy_tb_per_s: float) -> str:
     return "\n".join(lines)
 
 
-def over_floor(run: dict[str, Any], copy_tb_per_s: float, matmul_tflops: float) -> float:
-    """A step over a floor with its own attention, less one."""
-    ms = 1e3 * tokens_per_step(run) / run["tokens_per_second"]
+def step_ms(run: dict[str, Any]) -> float:
+    """A step on one GPU."""
+    return 1e3 * tokens_per_step(run) / run["tokens_per_second"]
+
+
+def over_floor(run: dict[str, Any], ms: float, copy_tb_per_s: float, matmul_tflops: float) -> float:
+    """A step of so many milliseconds over a floor with its own attention, less one."""
     around = floor_around_attention(run, copy_tb_per_s, matmul_tflops)
     return ms / (attention_ms(run) + sum(around.values())) - 1
 
@@ -207,8 +211,8 @@ def llama_table(reports: Sequence[dict[str, Any]], case: str, copy_tb_per_s: flo
         report = found[-1]
         r = by_case(report)[f"{case}:{stage}"]
         speed, memory = (-r["measured_over_planned_percent"][key] for key in PLANNED)
-        around = floor_around_attention(r, copy_tb_per_s, report["matmul_tflops"])
-        over = r["profile"][0]["span_ms"] / (attention_ms(r) + sum(around.values())) - 1
+        ms = r["profile"][0]["span_ms"]
+        over = over_floor(r, ms, copy_tb_per_s, report["matmul_tflops"])
         lines.append(
             f"| {words} | {r['tokens_per_second']:,} | {r['causal_mfu_percent']:.0f}% "
             f"| {r['communication_percent']:.1f}%, {r['exposed_communication_percent']:.1f}% "
