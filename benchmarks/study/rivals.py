@@ -152,8 +152,8 @@ AT_98K = Setting(
     short_steps=1667,
     topk=1536,
 )
-# Four times the parameters, 107 million, for the winner, its strongest rival and dense. About 270
-# seconds each, after as many short steps as it should take to learn to copy.
+# Four times the parameters, 107 million, for the winner, its strongest rival, Lighthouse and dense.
+# About 270 seconds each, after as many short steps as the smaller one has.
 LARGER = Setting(
     65536,
     131072,
@@ -165,8 +165,8 @@ LARGER = Setting(
             _of("window", 85, window=8192),
             _of("dense", 50),
         ),
+        "causal": (_of("lighthouse", 320), _of("dense", 138)),
     },
-    short_steps=2000,
     model={"dim": 768, "n_layers": 14, "n_heads": 6, "ffn_dim": 2304},
 )
 # At equal steps: what the published comparison is.

@@ -41,6 +41,7 @@ from lighthouse.titan.llama3.flops import flops_per_token
 from lighthouse.titan.llama3.layers import apply_lighthouse, set_stage, stage_metrics
 from lighthouse.titan.llama3.model_args import model_args_of, told_args
 from lighthouse.titan.llama3.offload import apply_offload
+from lighthouse.titan.llama3.residual import keep_residual_sums
 from lighthouse.titan.llama3.tied import apply_tied
 from lighthouse.titan.plan.host_memory import check_host_memory
 from lighthouse.titan.run.assets import keep_assets, weights_left_out
@@ -149,6 +150,7 @@ class RunHooks:
         apply_chunked_loss(model, self._job_config)
         apply_chunked_ffn(model, self._job_config)
         compile_each_stage(self._job_config)
+        keep_residual_sums(self._job_config)
         check_space(self._job_config, sum(p.numel() for p in model.parameters()))
 
     def ready(self, trainer: Any) -> None:
