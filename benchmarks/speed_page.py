@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import layer_table, table, training_table
-from benchmarks.floor import Alone
+from benchmarks.floor import Alone, floor_ms
 from benchmarks.training_cases import named, sizes, tokens_per_step
 from benchmarks.training_table import RESULTS, by_case, load, over_floor, step_ms
 from lighthouse.cost.rates import load_rates
@@ -96,6 +96,7 @@ def eight_billion(
     results = {case: run for report in reports for case, run in by_case(report).items()}
     speed = {case: run["tokens_per_second"] for case, run in results.items()}
     (float8,) = by_case(float8_report).values()
+    (longest,) = load("longest_8b_h200_x2.json")["results"]
     long = "8B-524k-cp2-offload"
     dense_524k = planned_speed("8B-524k-cp2:dense")
 
@@ -111,6 +112,11 @@ def eight_billion(
         "planned_524k": dense_524k,
         "planned_524k_minutes": 524288 / 2 / dense_524k / 60,
         "before_524k": by_case(reports[0])[f"{long}:lighthouse"]["tokens_per_second"],
+        "speed_786k": longest["tokens_per_second"],
+        "gib_786k": longest["memory_gib"],
+        "plan_786k": longest["planned"]["tokens_per_second"],
+        "plan_gib_786k": longest["planned"]["memory_gib"],
+        "host_786k": longest["planned"]["host_gib"],
         "published": beside_published(speed, float8["tokens_per_second"]),
         "float8": float8["tokens_per_second"],
         "float8_gain": float8["tokens_per_second"] / speed["8B-131k-cp2:lighthouse"],
@@ -129,27 +135,34 @@ def norm_ms(run: dict[str, Any]) -> float:
     )
 
 
-def two_thousand() -> dict[str, Any]:
-    """The values of what was tried for the recipe's shortest stage."""
-    growing, busy = load("growing_h200.json"), load("growing_2k_h200.json")
-    before, h100_copy = load("growing_complex_h100.json"), load("attention_h100.json")
-    stage = by_case(busy)["98k-growing:2k"]
-    copy, rate = busy["copy_tb_per_s"], busy["busy_matmul_tflops"]
-    over = [
-        over_floor(run, step_ms(run), h100_copy["copy_tb_per_s"], before["matmul_tflops"])
-        for run in by_case(before).values()
+def stages_beside_floors() -> dict[str, Any]:
+    """The values of the stages' steps, and of what was tried for the shortest."""
+    growing, lighthouse = load("growing_h200.json"), load("training_stages_h200.json")
+    reports, kept = (growing, lighthouse), load("residual_h200.json")
+    # One GPU, warmer each time.
+    rate = max(report["matmul_tflops"] for report in reports)
+    copy, busy = growing["copy_tb_per_s"], growing["busy_matmul_tflops"]
+    stages = [run for report in reports for run in by_case(report).values()]
+    before = [
+        over_floor(run, step_ms(run), load("attention_h100.json")["copy_tb_per_s"], rate)
+        for name in ("growing_complex_h100.json", "growing_h100.json")
+        for rate in [load(name)["matmul_tflops"]]
+        for run in by_case(load(name)).values()
     ]
+    shortest, *_ = stages
+    now, was, never = (run["tokens_per_second"] for run in kept["results"])
     return {
-        "growing": training_table.growing_table(growing, growing["copy_tb_per_s"]),
-        "growing_h100": training_table.growing_table(
-            load("growing_h100.json"), h100_copy["copy_tb_per_s"]
-        ),
-        "busy": rate,
-        "fresh": growing["matmul_tflops"],
-        "over_busy": over_floor(stage, step_ms(stage), copy, rate),
+        "stages": training_table.stage_table(stages, copy, rate),
+        "fresh": rate,
+        "busy": busy,
+        "over_busy": over_floor(shortest, step_ms(shortest), copy, busy),
+        "kept": f"{now:,}",
+        "kept_before": f"{was:,}",
+        "never": f"{never:,}",
         "products": layer_table.products_table(load("products_h200.json")),
         "norms": layer_table.norms_table(load("norms_h200.json")),
-        "complex": f"{over[0]:.0%}, {over[1]:.0%} and {over[2]:.0%}",
+        "words": "{:.0%}, {:.0%} and {:.0%}".format(*before[3:]),
+        "complex": "{:.0%}, {:.0%} and {:.0%}".format(*before[:3]),
     }
 
 
@@ -204,6 +217,7 @@ def page() -> str:
     attention, h100 = load("attention_h100.json"), load("training_h100.json")
     h200_x2, llama = load("training_h200_x2.json"), load("training_h200_x4.json")
     alone = Alone(attention, load("windows_h100.json"))
+    dense = by_case(h100)["98k-dense"]
     joint, host = load("joint_operators_h200.json"), load("host_time_cpu.json")
     h200_copy, rows_of_norms = joint["copy_tb_per_s"], load("norm_rows_h200.json")["results"]
     data = json.loads((RESULTS / "data_cpu.json").read_text())["results"]
@@ -222,8 +236,9 @@ def page() -> str:
         gains=training_table.gains(h100),
         matmul=h100["matmul_tflops"],
         step=training_table.step_table(h100, alone),
-        floors=training_table.floor_table([h100, load("training_windows_h100.json")], alone),
-        **two_thousand(),
+        dense_ms=step_ms(dense),
+        dense_over=step_ms(dense) / sum(floor_ms(dense, alone, h100["matmul_tflops"]).values()) - 1,
+        **stages_beside_floors(),
         lengths=training_table.length_table(
             load("training_h100_long.json"), load("offload_h100.json"), load("training_h200.json")
         ),

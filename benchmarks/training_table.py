@@ -1,7 +1,7 @@
 """Tables of training.py's results, for docs/speed.md."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,53 +91,39 @@ def step_table(report: dict[str, Any], alone: Alone) -> str:
     return "\n".join(lines)
 
 
-FLOORS = {
-    "98k": "Lighthouse, first and last two layers dense",
-    "98k-windows": "Lighthouse, first and last two layers windows of 4,096",
-    "98k-all": "Lighthouse",
-    "98k-dense": "dense",
-}
-
-
-def floor_table(reports: Sequence[dict[str, Any]], alone: Alone) -> str:
-    """Steps without checkpointing beside their floors; of a case the newest report that has it."""
-    lines = ["| layers | step, ms | floor, ms | over it |", "| --- | --- | --- | --- |"]
-    found = {
-        case: (run, report["matmul_tflops"])
-        for report in reports
-        for case, run in by_case(report).items()
-    }
-    for case, words in FLOORS.items():
-        run, matmul_tflops = found[case]
-        ms = step_ms(run)
-        floor = sum(floor_ms(run, alone, matmul_tflops).values())
-        lines.append(f"| {words} | {ms:.0f} | {floor:.0f} | {ms / floor - 1:.0%} |")
-    return "\n".join(lines)
-
-
 def attention_ms(run: dict[str, Any]) -> float:
     """What attention took of the first rank's profiled step, with all around it."""
     kinds = run["profile"][0]["by_kind_ms"]
     return sum(kinds.get(kind, 0.0) for kind in ("attention", "lighthouse", "window"))
 
 
-def growing_table(report: dict[str, Any], copy_tb_per_s: float) -> str:
-    """Stages of the recommended recipe, by kind of kernel, beside a floor with their attention."""
-    names = {"2k": "dense, 2,048", "8k": "dense, 8,192", "window": "windows of 8,192, 98,304"}
+STEPS = {
+    "98k-growing:2k": "dense, 2,048",
+    "98k-growing:8k": "dense, 8,192",
+    "98k-growing:window": "windows of 8,192, 98,304",
+    "98k": "Lighthouse, first and last two layers dense",
+    "98k-windows": "Lighthouse, first and last two layers windows of 4,096",
+    "98k-all": "Lighthouse",
+}
+
+
+def stage_table(
+    results: Iterable[dict[str, Any]], copy_tb_per_s: float, matmul_tflops: float
+) -> str:
+    """Steps of stages by kind of kernel, beside a floor with their own attention."""
     lines = [
         "| stage | attention, ms | products | elementwise, loss, copies | step | over the floor |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for stage, words in names.items():
-        run = by_case(report)[f"98k-growing:{stage}"]
+    for run in results:
         kinds = run["profile"][0]["by_kind_ms"]
-        attention = attention_ms(run)
         rest = sum(kinds[kind] for kind in ("compiled elementwise", "other", "copies"))
         ms = step_ms(run)
-        floor = floor_around_attention(run, copy_tb_per_s, report["matmul_tflops"])
-        over = over_floor(run, ms, copy_tb_per_s, report["matmul_tflops"])
+        floor = floor_around_attention(run, copy_tb_per_s, matmul_tflops)
+        over = over_floor(run, ms, copy_tb_per_s, matmul_tflops)
         lines.append(
-            f"| {words} | {attention:.0f} | {kinds['matmul']:.0f}, floor {floor[PRODUCTS]:.0f} "
+            f"| {STEPS[run['case']]} | {attention_ms(run):.0f} "
+            f"| {kinds['matmul']:.0f}, floor {floor[PRODUCTS]:.0f} "
             f"| {rest:.0f}, floor {floor[ELEMENTWISE]:.0f} | {ms:.0f} | {over:.0%} |"
         )
     return "\n".join(lines)

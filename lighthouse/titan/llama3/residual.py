@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 def keep_residual_sums(job_config: "JobConfig") -> None:
     """Have it so in a run that compiles blocks and computes nothing again."""
     again = job_config.activation_checkpoint.mode != "none"
-    # A pass of somebody's own (experimental.custom_import) stays.
-    if job_config.compile.enable and not again and inductor.joint_custom_pre_pass is None:
+    if job_config.compile.enable and not again:
         inductor.joint_custom_pre_pass = KeepResidualSum()
 
 

@@ -69,15 +69,3 @@ def test_sums_are_kept_where_blocks_are_compiled_and_nothing_runs_again(
     config.compile.enable, config.activation_checkpoint.mode = compiled, checkpointing
     keep_residual_sums(config)
     assert isinstance(torch._inductor.config.joint_custom_pre_pass, KeepResidualSum) == kept
-
-
-@torch._inductor.config.patch({"joint_custom_pre_pass": None})
-def test_another_pass_stays() -> None:
-    class Own(KeepResidualSum):
-        pass
-
-    own = torch._inductor.config.joint_custom_pre_pass = Own()
-    config = JobConfig()
-    config.compile.enable, config.activation_checkpoint.mode = True, "none"
-    keep_residual_sums(config)
-    assert torch._inductor.config.joint_custom_pre_pass is own
