@@ -22,6 +22,7 @@ from lighthouse.titan.check.lighthouse import (
 )
 from lighthouse.titan.check.llama3 import check_llama3, check_split
 from lighthouse.titan.check.numbers import check_numbers, check_rate
+from lighthouse.titan.check.schedule import check_schedule
 from lighthouse.titan.check.unread import check_unread
 from lighthouse.titan.check.written import check_written
 from lighthouse.titan.config.stage_tables import OF_SCHEDULE, of_stage
@@ -80,6 +81,7 @@ def check_job(job_config: "JobConfig", machine: Machine) -> None:
     else:
         _check_stage(job_config, machine)
     check_written(job_config)
+    check_schedule(job_config)
     check_rate(job_config)
     check_hugging_face(job_config)
     _check_positions(job_config)

@@ -34,7 +34,6 @@ def check_numbers(job_config: "JobConfig") -> None:
             "training.nonfinite = 'skip': optimizer.early_step_in_backward = true updates weights "
             "before the gradient norm is known; use 'stop', or no early step"
         )
-    _check_schedule(job_config)
     _check_loaders(job_config)
     checkpoint, profiling = job_config.checkpoint, job_config.profiling
     if checkpoint.enable and checkpoint.keep_latest_k < 2 and checkpoint.keep_latest_k != 0:
@@ -195,24 +194,6 @@ def _check_batches(job_config: "JobConfig") -> None:
     if whole >= _MOST_TOKENS:
         raise ValueError(
             f"training.global_batch_size = {whole}: must be below {_MOST_TOKENS:,} sequences a step"
-        )
-
-
-def _check_schedule(job_config: "JobConfig") -> None:
-    schedule, steps = job_config.lr_scheduler, job_config.training.steps
-    if schedule.total_steps is not None and schedule.total_steps < steps:
-        raise ValueError(
-            f"lr_scheduler.total_steps = {schedule.total_steps}: the schedule would end before "
-            f"training.steps = {steps}, and has no learning rate after it; use {steps} or more, or "
-            "fewer steps"
-        )
-    # The warmup of a short try, and a default that nobody has set, upstream cuts and says so.
-    warmup, total = schedule.warmup_steps, schedule.total_steps
-    if total is not None and warmup > total and warmup != type(schedule)().warmup_steps:
-        raise ValueError(
-            f"lr_scheduler.warmup_steps = {warmup}: the schedule ends before, at "
-            f"lr_scheduler.total_steps = {total}, and never has optimizer.lr; use {total} or "
-            "fewer, or a longer schedule"
         )
 
 

@@ -291,6 +291,8 @@ def test_values_reach_the_trainer_as_they_are(tmp_path):
 
 
 STAGES = """
+[lr_scheduler]
+warmup_steps = 2
 [[stages]]
 steps = 4
 attention = "dense"

@@ -155,6 +155,20 @@ def test_numbers_that_torch_would_refuse_late(parse, key, value, wanted):
             "lr_scheduler.warmup_steps = 21: the schedule ends before, at lr_scheduler.total_steps",
         ),
         (
+            "--lr_scheduler.warmup_steps 6 --lr_scheduler.decay_ratio 0.5",
+            "lr_scheduler.warmup_steps = 6: lr_scheduler.decay_ratio = 0.5 of 10 steps begins the "
+            "decay behind step 5, within the warmup; use 5 or fewer, or a smaller ratio",
+        ),
+        (
+            "--lr_scheduler.warmup_steps 16 --lr_scheduler.decay_ratio 0.25 "
+            "--lr_scheduler.total_steps 20",
+            "lr_scheduler.warmup_steps = 16: lr_scheduler.decay_ratio = 0.25 of 20 steps begins",
+        ),
+        (
+            "--lr_scheduler.decay_ratio 0.2",
+            "lr_scheduler.warmup_steps = 200 (the default): lr_scheduler.decay_ratio = 0.2 of 10",
+        ),
+        (
             "--training.dataloader.num_workers 1000000",
             "training.dataloader.num_workers = 1000000: must be at least 0 and at most 1,024",
         ),
@@ -221,6 +235,13 @@ def test_what_would_train_nothing_or_be_passed_over(parse, arguments, sentence):
 
 def test_a_warmup_gives_way_in_a_short_try(parse):
     parse({"training.steps": 10, "lr_scheduler.warmup_steps": 2000})
+    parse({"training.steps": 10, "lr_scheduler.decay_ratio": 0.0})
+
+
+@pytest.mark.parametrize(("warmup", "ratio"), [(5, 0.5), (5, 1.0)])
+def test_a_warmup_and_a_decay_that_fit(parse, warmup, ratio):
+    """A decay over all steps begins behind the warmup."""
+    parse({"lr_scheduler.warmup_steps": warmup, "lr_scheduler.decay_ratio": ratio})
 
 
 @pytest.mark.parametrize(

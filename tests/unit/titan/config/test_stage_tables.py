@@ -115,6 +115,29 @@ CONTRADICTIONS = {
         "",
         r"lr_scheduler\.total_steps = 20: .*leave it out",
     ),
+    "a warmup into the decay": (
+        [{"stages": STAGES, "lr_scheduler": {"decay_from_stage": 2, "warmup_steps": 4}}],
+        "",
+        r"^lr_scheduler\.warmup_steps = 4: lr_scheduler\.decay_from_stage = 2 begins the decay "
+        r"behind step 3, within the warmup; use 3 or fewer, or a later stage \(",
+    ),
+    "the default warmup into the decay": (
+        [{"stages": STAGES, "lr_scheduler": {"decay_from_stage": 3}}],
+        "",
+        r"^lr_scheduler\.warmup_steps = 200 \(the default\): .* use 7 or fewer",
+    ),
+    "two warmups": (
+        [{**with_stage(2, warmup_steps=2), "lr_scheduler": {"warmup_steps": 4}}],
+        "",
+        r"^stages\.2\.warmup_steps = 2: lr_scheduler\.warmup_steps = 4 is not over before that "
+        r"stage, .* set lr_scheduler\.warmup_steps to at most 3, or leave the stage's out \(",
+    ),
+    "the default warmup and the first stage's": (
+        [with_stage(1, warmup_steps=2)],
+        "",
+        r"^stages\.1\.warmup_steps = 2: lr_scheduler\.warmup_steps = 200 \(the default\) .* at "
+        "most 0",
+    ),
     "a schedule that ends early": (
         [{"stages": STAGES, "lr_scheduler": {"total_steps": 8}}],
         "",
@@ -448,13 +471,22 @@ def test_other_arguments_are_left_alone() -> None:
     assert flags == "--stages.1.steps 5 --stages.2.dense_layers 0 1".split()
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_warmup_may_end_where_something_else_begins(parse, number: int) -> None:
+    """A decay, or a stage's own warmup; a decay over all steps begins behind the warmup."""
+    stage = with_stage(2, warmup_steps=4)
+    parse({**stage, "lr_scheduler": {"decay_from_stage": number, "warmup_steps": 3}})
+
+
 def test_the_decay_is_a_share_of_all_steps(parse) -> None:
-    job = parse({"stages": STAGES, "lr_scheduler": {"decay_from_stage": 2}})
+    schedule = {"decay_from_stage": 2, "warmup_steps": 2}
+    job = parse({"stages": STAGES, "lr_scheduler": schedule})
     assert round(job.lr_scheduler.decay_ratio * 9) == 6
 
 
 def test_written_and_read_again_it_is_the_same(parse, tmp_path: Path) -> None:
-    job = parse({"stages": STAGES, "lr_scheduler": {"decay_from_stage": 3}})
+    schedule = {"decay_from_stage": 3, "warmup_steps": 2}
+    job = parse({"stages": STAGES, "lr_scheduler": schedule})
     file = tmp_path / "config.toml"
     file.write_text(to_toml(job))
     arguments = ["--job.config_file", str(file)]
