@@ -164,13 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.positions < 2 or options.sequences < 2:
         parser.error("--positions and --sequences must be at least 2")
     output = options.output or options.folder
-    overrides = ["--validation.local_batch_size", "1"]
-    if options.text is not None:
-        overrides += ["--validation.enable", "--validation.dataset", "local"]
-        overrides += ["--validation.dataset_path", options.text]
+    one_at_a_time = ("--validation.local_batch_size", "1")
     try:
         device = device_of(options.device)
-        run = load_run(options.folder, options.step, device, *overrides)
+        run = load_run(options.folder, options.step, device, *one_at_a_time, text=options.text)
         text = held_out(run, options.sequences, device)
         check_writable(output)
         report = measure(run, text, options.positions)

@@ -34,13 +34,10 @@ def compare(run: Path, device: torch.device, text: Path | None = None) -> dict[s
         "--validation.local_batch_size",
         "1",
     ]
-    if text is not None:
-        overrides += ["--validation.enable", "--validation.dataset", "local"]
-        overrides += ["--validation.dataset_path", str(text)]
     # The trainer's own kernels take half precision: in float32 it would write out all scores.
     backends = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     ScaledDotProductAttentionWrapper.sdpa_backends = backends
-    ours, held_out = of_run(run, None, device, *overrides)
+    ours, held_out = of_run(run, None, device, *overrides, text=text)
     tokens = held_out(1, device)[0][0]
     with tempfile.TemporaryDirectory() as folder:
         export([str(run), f"{folder}/hf", "--dtype", "float32"])

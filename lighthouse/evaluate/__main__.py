@@ -232,14 +232,10 @@ def _run_and_text(
     options: Any, device: torch.device
 ) -> "tuple[Subject, list[tuple[Tensor, Tensor]]]":
     """A run's model, and its validation text or the text that is named."""
-    overrides: list[str] = []
-    if options.text is not None:
-        overrides += ["--validation.enable", "--validation.dataset", "local"]
-        overrides += ["--validation.dataset_path", str(options.text)]
+    overrides = ["--validation.local_batch_size", "1"]
     if options.seq_len is not None:
         overrides += ["--validation.seq_len", str(options.seq_len)]
-    overrides += ["--validation.local_batch_size", "1"]
-    subject, held_out = of_run(options.folder, options.step, device, *overrides)
+    subject, held_out = of_run(options.folder, options.step, device, *overrides, text=options.text)
     wanted = "positions" in options.measures
     return subject, held_out(options.sequences, device) if wanted else []
 

@@ -133,7 +133,11 @@ def _fetched_code(config: Any) -> str | None:
 
 
 def of_run(
-    folder: Path, step: int | None, device: torch.device, *overrides: str
+    folder: Path,
+    step: int | None,
+    device: torch.device,
+    *overrides: str,
+    text: Path | None = None,
 ) -> tuple[Subject, Callable[[int, torch.device], list[tuple[Tensor, Tensor]]]]:
     """The model of a run's folder at a step, dense in every layer, and its held-out text.
 
@@ -147,7 +151,7 @@ def of_run(
     from lighthouse.titan.trained import load_run
 
     # What is served has no borders between documents, and so no padding before them.
-    run = load_run(folder, step, device, "--training.no-document_mask", *overrides)
+    run = load_run(folder, step, device, "--training.no-document_mask", *overrides, text=text)
     for module in wrapped_modules([run.body]):
         module.dense = True
     tokenizer = run.tokenizer()

@@ -47,12 +47,14 @@ class Trained:
         step: of the weights.
         body: the model without its output layer, in the stage of ``step``.
         output: the output layer.
+        text_key: that named the held-out text, for messages.
     """
 
     job_config: "JobConfig"
     step: int
     body: nn.Module
     output: nn.Module
+    text_key: str
 
     @property
     def selecting(self) -> list[LighthouseConfig]:
@@ -106,7 +108,8 @@ class Trained:
         # Not imported above: it takes seconds, and a wrong folder is found out before.
         from lighthouse.titan.data.loaders import build_validation_dataloader
 
-        loader = build_validation_dataloader(1, 0, self.tokenizer(), self.job_config)
+        tokenizer, key = self.tokenizer(), self.text_key
+        loader = build_validation_dataloader(1, 0, tokenizer, self.job_config, key=key)
         return [
             (tokens["input"][0].to(device), labels[0].to(device))
             for tokens, labels in itertools.islice(loader, sequences)
@@ -118,7 +121,13 @@ class Trained:
         return torch.autocast(device, torch.bfloat16) if mixed else nullcontext()
 
 
-def load_run(folder: Path, step: int | None, device: torch.device, *overrides: str) -> Trained:
+def load_run(
+    folder: Path,
+    step: int | None,
+    device: torch.device,
+    *overrides: str,
+    text: str | Path | None = None,
+) -> Trained:
     """The model that a run's folder has at a step.
 
     Under the run's number of chunks, so that one device computes what its ranks did together; and
@@ -127,6 +136,7 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
     Args:
         step: of a finished checkpoint; None for the last.
         overrides: trainer flags that win over the run's configuration.
+        text: held-out files, of a command's ``--text``; None for the run's validation text.
 
     Raises:
         ValueError: no run, no such checkpoint, or flags that the trainer would refuse.
@@ -143,6 +153,10 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
     length = Stages.of(of_run).at(step).seq_len
     arguments += ["--validation.seq_len", str(length), *overrides]
     job_config = ConfigManager(checked=False).parse_args(arguments)
+    text_key, validation = "validation.dataset_path", job_config.validation
+    if text is not None:
+        validation.enable, validation.dataset, validation.dataset_path = True, "local", str(text)
+        text_key = "--text"
     model_args = model_args_of(job_config)
     model_args.update_from_config(job_config)
     weights = load_weights(checkpoint, model_args)
@@ -154,7 +168,7 @@ def load_run(folder: Path, step: int | None, device: torch.device, *overrides: s
     model.load_state_dict(weights)
     set_stage([model], Stages.of(job_config).at(step))
     output, model.output = model.output, None  # without one, the forward pass ends before it
-    return Trained(job_config, step, model.eval(), output)
+    return Trained(job_config, step, model.eval(), output, text_key)
 
 
 def job_of_run(folder: Path) -> "JobConfig":

@@ -88,6 +88,7 @@ def test_the_study_compares_a_run_that_was_not_validated_with_its_export(
         (["nowhere"], "nowhere has no config.toml: not the folder of a run"),
         (["RUN", "--step", "7"], "has no finished checkpoint of step 7"),
         (["RUN", "--measures", "positions"], "has no validation text: name held-out files"),
+        (["RUN", "--text", "/no/such"], "refused: --text = '/no/such': no such file or folder"),
         (["RUN", "--sequences", "1"], "--sequences must be at least 2"),
         (["RUN", "--lengths", "64", "-1"], "numbers of tokens, got -1"),
         (["RUN", "--seq-len", "0"], "numbers of tokens, got 0"),
@@ -106,6 +107,25 @@ def test_mistakes_are_named(
         main([str(run.folder) if word == "RUN" else word for word in arguments])
     said = capsys.readouterr().err
     assert message in said and "needle:" not in said
+
+
+def test_text_that_is_none_is_refused_by_what_the_command_has(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command has no keys of a run, neither for the column nor for passing over lines."""
+    for name, line, said in (
+        ("a", '{"body": "x"}', """line 1 has no string under "text", only ['body']"""),
+        ("b", "no JSON", "line 1 is not JSON"),
+    ):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text(line + "\n")
+        with pytest.raises(SystemExit):
+            main([str(run.folder), "--text", str(file)])
+        (refused,) = [
+            shown for shown in capsys.readouterr().err.splitlines() if shown.startswith("refused: ")
+        ]
+        assert refused.startswith(f"refused: --text = '{file}': {file}, {said}")
+        assert refused.endswith("; mend it, or name other files")
 
 
 def test_code_in_a_folder_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

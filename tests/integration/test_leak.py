@@ -61,7 +61,7 @@ def test_the_command_reports_a_run(run: Run, capsys: pytest.CaptureFixture[str])
     [
         (["--step", "8"], "dense stage"),
         (["--step", "5"], "finished are 4, 8"),
-        (["--text", "/no/such"], "/no/such"),
+        (["--text", "/no/such"], "refused: --text = '/no/such': no such file or folder"),
         (["--positions", "1"], "--positions"),
     ],
 )

@@ -117,19 +117,19 @@ class _Opener:
 
     def ordered(self, path: str | None, column: str, key: str) -> TokenStream:
         """Documents in the order in which they are stored."""
-        dataset, reader = self._section.dataset.lower(), self._reader(column)
+        dataset, reader = self._section.dataset.lower(), self._reader(column, key)
         documents, text_of = open_source(self._name, dataset, path, reader, key)
         return self._encoded(OrderedDocuments(documents, text_of, *self._rank))
 
     def shuffled(self, path: str, column: str, key: str, seed: int) -> TokenStream:
         """Local documents in another order in each epoch and for each seed."""
-        reader = self._reader(column)
+        reader = self._reader(column, key)
         files = checked_files(key, path, reader)
         return self._encoded(ShuffledDocuments(files, reader, seed, *self._rank))
 
-    def _reader(self, column: str) -> TextReader:
+    def _reader(self, column: str, key: str) -> TextReader:
         skip_bad = self._section.dataset_bad_rows == "skip"
-        return TextReader(self._name, column, skip_bad, self.tally)
+        return TextReader(key, column, skip_bad, self.tally)
 
     def _encoded(self, documents: DocumentStream) -> TokenStream:
         return Encoded(documents, self._texts_of, self._tokenizer)
@@ -230,8 +230,12 @@ def build_validation_dataloader(
     tokenizer: BaseTokenizer,
     job_config: JobConfig,
     infinite: bool = False,
+    key: str = "validation.dataset_path",
 ) -> ParallelAwareDataloader:
     """The loader of `validation.dataset`: each validation sees the same sequences, on any ranks.
+
+    Args:
+        key: that named its path, for messages.
 
     Raises:
         Refusal: an unknown dataset, or a path without usable files.
@@ -247,7 +251,7 @@ def build_validation_dataloader(
         texts_of = partial(_with_tasks, rate=0.0, longest=SHORTEST)
         opener = _Opener("validation", section, tokenizer, 1, 0, texts_of, apart)
         path, column = section.dataset_path, section.dataset_text
-        tokens = opener.ordered(path, column, "validation.dataset_path")
+        tokens = opener.ordered(path, column, key)
         seq_len, stages = section.seq_len, Stages.of(job_config)
         packing = Packing.of(job_config, stages, seq_len) if apart else None
         dataset = opener.packed(tokens, seq_len, infinite, packing)

@@ -69,7 +69,7 @@ class TextReader:
     """Texts of local files.
 
     Args:
-        section_name: ``training`` or ``validation``, for messages.
+        key: that named them, for messages.
         column: of parquet, and the key of a line's object.
         skip_bad: pass over rows that are no text, and count them.
         tally: counts those, and texts with broken UTF-8.
@@ -77,14 +77,14 @@ class TextReader:
 
     def __init__(
         self,
-        section_name: str,
+        key: str,
         column: str = "text",
         skip_bad: bool = False,
         tally: Tally | None = None,
     ) -> None:
         self.column = column
         self._tally = tally or Tally(workers=0)
-        self._key = f"{section_name}.dataset_path"
+        self._key = key
         self.skip_bad = skip_bad
 
     def documents(self, files: list[Path]) -> Iterator[dict[str, str]]:
@@ -178,7 +178,7 @@ def open_source(
                 f'{sysconfig.get_path("stdlib")}; choose "local" and a path'
             )
         return _from_generator(read_pieces, pieces=pieces), _text_column
-    reader = reader or TextReader(section_name)
+    reader = reader or TextReader(key)
     files = checked_files(key, str(dataset_path), reader)
     return _from_generator(reader.documents, files=files), _text_column
 

@@ -174,8 +174,10 @@ def refused_row(row: BadRow, key: str) -> str:
     """The sentence that a row is refused with.
 
     Args:
-        key: that named the path, or another of its section.
+        key: that named the path.
     """
+    if _is_option(key):
+        return f"{row}; mend it, or name other files"
     ways = ["mend it", *([_name_column(key)] if row.lacks_column else [])]
     section = key.partition(".")[0]
     return (
@@ -183,8 +185,15 @@ def refused_row(row: BadRow, key: str) -> str:
     )
 
 
+def _is_option(key: str) -> bool:
+    """Whether a command's option named the path: it has no others for what is in the files."""
+    return key.startswith("--")
+
+
 def _name_column(key: str) -> str:
     """How to name the column that holds the text of a path that a key names."""
+    if _is_option(key):
+        return "name other files"
     text_key = key.removesuffix("path") + "text" if key.endswith("path") else "--text"
     return f"name the one that holds the text by {text_key}"
 

@@ -50,7 +50,7 @@ ALL = {f"{language}{n}" for language in LANGUAGES for n in range(EACH)}
 def documents(
     folder: Path, rank: int = 0, ranks: int = 1, reader: Any = None, seed: int = 0
 ) -> ShuffledDocuments:
-    reader = reader or TextReader("training")
+    reader = reader or TextReader("training.dataset_path")
     return ShuffledDocuments(local_files(folder), reader, seed, rank, ranks, window=WINDOW, lanes=8)
 
 
@@ -77,7 +77,11 @@ def test_blocks_and_windows_follow_the_seed(folder: Path, tmp_path: Path) -> Non
     write_jsonl(one, [f"<{n}>" for n in range(9)])
     for files, window in ((local_files(folder / "en"), 1), ([one], WINDOW)):
         orders = [
-            names(ShuffledDocuments(files, TextReader("training"), seed, 0, 1, window, lanes=1))
+            names(
+                ShuffledDocuments(
+                    files, TextReader("training.dataset_path"), seed, 0, 1, window, lanes=1
+                )
+            )
             for seed in range(4)
         ]
         assert all(sorted(order) == sorted(orders[0]) for order in orders)
