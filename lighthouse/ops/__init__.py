@@ -66,9 +66,14 @@ def implementation(impl: str, device: torch.device, dtype: torch.dtype) -> Imple
         from lighthouse.ops import reference
 
         return reference
+    if not triton.runs_on(device):
+        raise ValueError(
+            f"impl = {impl!r}: the Triton kernels need a GPU, and this is {device.type!r}; use "
+            "'reference' or 'auto'"
+        )
     raise ValueError(
-        f"impl = {impl!r}: runs on GPUs with {', '.join(map(str, triton.DTYPES))}, got {dtype} on "
-        f"{device}; use 'reference' or 'auto'"
+        f"impl = {impl!r}: the Triton kernels have {', '.join(map(str, triton.DTYPES))}, got "
+        f"{dtype}; use 'reference' or 'auto'"
     )
 
 

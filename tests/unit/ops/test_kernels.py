@@ -837,14 +837,21 @@ def test_float64_runs_by_the_reference() -> None:
     )
 
 
-def test_cpu_is_refused_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+NEEDS_GPU = "^impl = 'triton': the Triton kernels need a GPU, and this is 'cpu'; use 'reference'"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_cpu_is_refused_without_the_interpreter(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the dtype, which is not what is missing."""
     monkeypatch.setattr(triton, "INTERPRETED", False)
     _, _, config = SHAPES["plain"]
-    inputs = to(qkv((1, 32, 8), (1, 1), 15), torch.float32)
-    with pytest.raises(ValueError, match=r"impl = 'triton'.*cpu"):
+    inputs = to(qkv((1, 32, 8), (1, 1), 15), dtype)
+    with pytest.raises(ValueError, match=NEEDS_GPU):
         lighthouse_attention(*inputs, config=config, impl="triton")
     scores = torch.ones(1, 1, 32)
-    with pytest.raises(ValueError, match=r"impl = 'triton'.*cpu"):
+    with pytest.raises(ValueError, match=NEEDS_GPU):
         select(scores, scores, config=config, impl="triton")
 
 
