@@ -54,8 +54,38 @@ def all_steps(folder: str | os.PathLike[str]) -> list[int]:
 
 
 def finished_steps(folder: str | os.PathLike[str]) -> list[int]:
-    """Those of `all_steps` whose checkpoint is finished."""
-    return [step for step in all_steps(folder) if is_finished(Path(folder, f"step-{step}"))]
+    """Those of `all_steps` whose checkpoint is finished.
+
+    Not those that can't be looked into, where a newer one is finished: that one is what is read.
+
+    Raises:
+        ValueError: the folder can't be read, or a checkpoint that would be the newest.
+    """
+    finished, _, unreadable = _looked_into(folder)
+    if max(unreadable, default=-1) > max(finished, default=-1):
+        newest = unreadable[max(unreadable)]
+        raise ValueError(f"{newest}; make it readable, or move it away to do without it")
+    return finished
+
+
+def unreadable_checkpoints(folder: str | os.PathLike[str]) -> list[str]:
+    """What is wrong with each that can't be looked into."""
+    return list(_looked_into(folder)[2].values())
+
+
+def _looked_into(
+    folder: str | os.PathLike[str],
+) -> tuple[list[int], list[int], dict[int, str]]:
+    """All steps: the finished ones, the others, and what is wrong with those that can't be read."""
+    finished: list[int] = []
+    others: list[int] = []
+    unreadable: dict[int, str] = {}
+    for step in all_steps(folder):
+        try:
+            (finished if is_finished(Path(folder, f"step-{step}")) else others).append(step)
+        except ValueError as error:
+            unreadable[step] = str(error)
+    return finished, others, unreadable
 
 
 def unfinished_steps(folder: str | os.PathLike[str]) -> list[int]:
@@ -84,14 +114,7 @@ def stale_checkpoints(folder: str, keep: int) -> tuple[list[str], list[str]]:
     Returns:
         Their paths; and what is wrong with those that can't be read, which stay.
     """
-    finished: list[int] = []
-    others: list[int] = []
-    unreadable: list[str] = []
-    for step in all_steps(folder):
-        try:
-            (finished if is_finished(Path(folder, f"step-{step}")) else others).append(step)
-        except ValueError as error:
-            unreadable.append(str(error))
+    finished, others, unreadable = _looked_into(folder)
     newest = max(finished, default=0)
     stale = sorted([*finished[:-keep], *(step for step in others if step < newest)])
-    return [os.path.join(folder, f"step-{step}") for step in stale], unreadable
+    return [os.path.join(folder, f"step-{step}") for step in stale], list(unreadable.values())

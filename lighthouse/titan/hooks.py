@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lighthouse.launch import set_threads
 from lighthouse.orphan import has_trained
 from lighthouse.refusal import refusals
-from lighthouse.runs.folder import unfinished_steps
+from lighthouse.runs.folder import unfinished_steps, unreadable_checkpoints
 from lighthouse.runs.owner import hold
 from lighthouse.titan.checkpoint.damage import check_content, check_whole, say_unsealed
 from lighthouse.titan.checkpoint.disk import check_space, check_writable
@@ -114,6 +114,8 @@ class RunHooks:
                 f"{folder / f'step-{step}'} has no {METADATA} and is passed over, to be written "
                 "again: the rest of a save that was killed, or of a copy without hidden files"
             )
+        for why in unreadable_checkpoints(folder) if checkpoint.enable else ():
+            self._say(f"{why} and stays as it is: the run goes on from a newer one")
         for sentence in told_args(self._job_config) + weights_left_out(self._job_config):
             self._say(sentence)
         if self._resume.unrecorded is not None:

@@ -17,7 +17,13 @@ from torchtitan.models.llama3 import Transformer, TransformerModelArgs
 from torchtitan.protocols.train_spec import get_train_spec
 
 from lighthouse.config import LighthouseConfig
-from lighthouse.runs.folder import ASSETS_FOLDER, RESOLVED_FILE, all_steps, finished_steps
+from lighthouse.runs.folder import (
+    ASSETS_FOLDER,
+    RESOLVED_FILE,
+    all_steps,
+    finished_steps,
+    is_finished,
+)
 from lighthouse.titan.check.job import import_custom
 from lighthouse.titan.checkpoint.damage import check_content, check_whole
 from lighthouse.titan.checkpoint.reading import load_state, read_metadata
@@ -191,6 +197,8 @@ def finished_checkpoint(checkpoints: Path, step: int | None) -> tuple[Path, int]
     Raises:
         ValueError: there is none, or the last one is a link to what is not there.
     """
+    if step is not None and is_finished(checkpoints / f"step-{step}"):
+        return checkpoints / f"step-{step}", step
     steps = finished_steps(checkpoints)
     for later in all_steps(checkpoints) if step is None else ():
         link = checkpoints / f"step-{later}"
@@ -199,12 +207,11 @@ def finished_checkpoint(checkpoints: Path, step: int | None) -> tuple[Path, int]
                 f"{link} is a link to nothing that is there: bring that back, or name another of "
                 f"the finished ones with --step, {steps or 'of which there are none'}"
             )
-    if not steps or (step is not None and step not in steps):
+    if not steps or step is not None:
         finished = f"; finished are {', '.join(map(str, steps))}" if steps else ""
         named = "" if step is None else f" of step {step}"
         raise ValueError(f"{checkpoints} has no finished checkpoint{named}{finished}")
-    step = steps[-1] if step is None else step
-    return checkpoints / f"step-{step}", step
+    return checkpoints / f"step-{steps[-1]}", steps[-1]
 
 
 def _arguments_of(folder: Path) -> list[str]:

@@ -59,7 +59,7 @@ def _check_start(job_config: "JobConfig") -> None:
     folder = Path(job_config.job.dump_folder) / config.folder
     steps = finished_steps(folder)
     if config.load_step != -1:
-        if config.load_step not in steps:
+        if not is_finished(folder / f"step-{config.load_step}"):
             raise ValueError(
                 f"checkpoint.load_step = {config.load_step}: no such finished checkpoint in "
                 f"{folder}; finished are {steps or 'none'}"

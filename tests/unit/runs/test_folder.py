@@ -1,6 +1,7 @@
 """Which checkpoints of a folder are finished, and which may go."""
 
 import errno
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from lighthouse.runs.folder import (
     newest_checkpoint,
     stale_checkpoints,
     unfinished_steps,
+    unreadable_checkpoints,
 )
 
 
@@ -72,6 +74,27 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         finished_steps(tmp_path)
     monkeypatch.setattr("os.listdir", denied)
     with pytest.raises(ValueError, match=rf"^{tmp_path} can't be read \(Permission denied"):
+        finished_steps(tmp_path)
+
+
+def test_what_cannot_be_looked_into_matters_where_it_would_be_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (5, 10, 15):
+        save(tmp_path, step)
+    exists, closed = Path.exists, tmp_path / "step-10"
+
+    def asked(path: Path) -> bool:
+        if path.parent == closed:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", asked)
+    said = f"checkpoint {closed} can't be read (Permission denied)"
+    assert finished_steps(tmp_path) == [5, 15]
+    assert unreadable_checkpoints(tmp_path) == [said]
+    (tmp_path / "step-15" / ".metadata").unlink()
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}; make it readable, or move"):
         finished_steps(tmp_path)
 
 

@@ -1,5 +1,7 @@
 """The checkpoint to begin with is looked for before anything is built, as text is."""
 
+import errno
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 from torchtitan.config import JobConfig
 
 from lighthouse.titan.check.checkpoint import check_checkpoint
+from lighthouse.titan.trained import finished_checkpoint
 
 
 @pytest.fixture
@@ -39,6 +42,36 @@ def test_a_step_to_load_is_the_last_one(job: Any, tmp_path: Path) -> None:
     assert "also holds steps [10]" in refused(job)
     job.checkpoint.load_step = 10
     check_checkpoint(job)
+
+
+def test_a_closed_step_to_load_is_said_to_be_closed(
+    job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an older one that is closed is in nobody's way."""
+    folder = tmp_path / "run" / "checkpoint"
+    exists, closed = Path.exists, saved(folder, 5)
+
+    def asked(path: Path) -> bool:
+        if path.parent == closed:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return exists(path)
+
+    saved(folder, 10)
+    monkeypatch.setattr(Path, "exists", asked)
+    check_checkpoint(job)
+    assert finished_checkpoint(folder, None) == (folder / "step-10", 10)
+    said = f"checkpoint {closed} can't be read (Permission denied)"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        finished_checkpoint(folder, 5)
+    job.checkpoint.load_step = 5
+    assert refused(job) == said
+    # Nor is a newer one in the way of one that is named.
+    closed = folder / "step-10"
+    assert finished_checkpoint(folder, 5) == (folder / "step-5", 5)
+    with pytest.raises(
+        ValueError, match=r"step-10 can't be read \(Permission denied\); make it readable"
+    ):
+        finished_checkpoint(folder, None)
 
 
 def test_a_checkpoint_to_begin_with_is_finished(job: Any, tmp_path: Path) -> None:
