@@ -153,12 +153,12 @@ def load_run(
     chunks = num_chunks(of_run.lighthouse, of_run.parallelism)
     for degree in ("context_parallel_degree", "tensor_parallel_degree"):
         arguments += [f"--parallelism.{degree}", "1"]  # a device has all tokens and all heads
-    arguments += ["--lighthouse.num_chunks", str(chunks)]
 
     checkpoint, step = finished_checkpoint(folder / of_run.checkpoint.folder, step)
     length = Stages.of(of_run).at(step).seq_len
     arguments += ["--validation.seq_len", str(length), *overrides]
     job_config = ConfigManager(checked=False).parse_args(arguments)
+    job_config.lighthouse.num_chunks = chunks
     text_key, validation = "validation.dataset_path", job_config.validation
     if text is not None:
         validation.enable, validation.dataset, validation.dataset_path = True, "local", str(text)

@@ -5,7 +5,7 @@ torchtitan's ``JobConfig`` imports this module, so it must not import torchtitan
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -143,9 +143,7 @@ def check_short_forms(
 
 
 def _check_followed(tables: Sequence[StageTable], values: Mapping[str, Any]) -> None:
-    """Refuse what a file above the stages says for the run, where each stage says its own.
-
-    A flag may be such as a script passes to all configurations.
+    """Refuse what a file above the stages, or a flag, says for the run if each has its own.
 
     Args:
         values: of sections, those that are said there.
@@ -167,8 +165,11 @@ def _check_followed(tables: Sequence[StageTable], values: Mapping[str, Any]) -> 
             )
 
 
-def settle(job_config: "JobConfig") -> None:
+def settle(job_config: "JobConfig", arguments: Sequence[str] = ()) -> None:
     """Check the stages against the rest of a merged configuration, and fill in what follows.
+
+    Args:
+        arguments: of the command line, without flags of stages.
 
     Raises:
         ValueError: naming the key, the value it got and what would do.
@@ -181,6 +182,7 @@ def settle(job_config: "JobConfig") -> None:
                 f"stages.{number}.attention = 'lighthouse': lighthouse.enable is false; set it to "
                 "true, or another attention"
             )
+    _check_followed(tables, _said(arguments))
     decay_from = schedule.decay_from_stage
     if decay_from is None:
         return
@@ -216,23 +218,44 @@ def take_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, flags
 
 
-def _apply_flags(tables: list[StageTable], flags: Sequence[str]) -> None:
-    """Set ``--stages.N.KEY VALUE...`` or ``--stages.N.KEY=VALUE`` in the tables."""
+def _said(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What flags say of the sections whose keys a stage may set."""
+    found: dict[str, dict[str, Any]] = {"training": {}, "lighthouse": {}}
+    for _, section, key, values in _flags(arguments, "--"):
+        if section in found and values:
+            found[section][key] = _value(key, values)
+    return found
+
+
+def _flags(arguments: Sequence[str], prefix: str) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Each flag, what it is of, its key and its words: ``KEY VALUE...`` or ``KEY=VALUE``.
+
+    A switch of ``[lighthouse]`` has its word, whether it is written out or not.
+
+    Args:
+        prefix: that the flags have in common.
+    """
     groups: list[list[str]] = []
-    for argument in flags:
+    for argument in arguments:
         if argument.startswith("--"):
             groups.append(argument.split("=", 1))
         else:
             groups[-1].append(argument)
     for flag, *values in groups:
-        number, _, key = flag.removeprefix(FLAG).replace("-", "_").partition(".")
+        table, _, key = flag.removeprefix(prefix).replace("-", "_").partition(".")
+        if not values and key.removeprefix("no_") in _SWITCHES:
+            values, key = [str(not key.startswith("no_")).lower()], key.removeprefix("no_")
+        yield flag, table, key, values
+
+
+def _apply_flags(tables: list[StageTable], flags: Sequence[str]) -> None:
+    """Set ``--stages.N.KEY`` in the tables."""
+    for flag, number, key, values in _flags(flags, FLAG):
         if not (number.isascii() and number.isdecimal() and key):
             raise ValueError(f"{flag}: must be {FLAG}N.KEY, N counted from 1")
         if not 1 <= int(number) <= len(tables):
             there = f"there are stages 1 to {len(tables)}" if tables else "there are no [[stages]]"
             raise ValueError(f"stages.{number}.{key}: {there}")
-        if not values and key.removeprefix("no_") in _SWITCHES:
-            values, key = [str(not key.startswith("no_")).lower()], key.removeprefix("no_")
         if not values:
             raise ValueError(f"{flag}: needs a value")
         tables[int(number) - 1][key] = _value(key, values)

@@ -321,7 +321,16 @@ def test_what_each_stage_says_itself_can_not_be_said_for_the_run(parse, key: str
     above = {section: {name: 8}}
     with pytest.raises(Refusal, match=rf"{message} instead \(in \S+2\.toml\)$"):
         parse(stages, above)
+    for flag in (f"--{key} 8", f"--{key}=8", f"--{section}.{name.replace('_', '-')} 8"):
+        with pytest.raises(Refusal, match=rf"{message} instead \(\[\[stages\]\] stand in \S+1"):
+            parse(stages, flags=flag)
     parse(above if "batch" not in key else {}, stages)
+
+
+def test_a_switch_that_each_stage_says_itself(parse) -> None:
+    for flag, value in (("cover_prefix", True), ("no-cover_prefix", False)):
+        with pytest.raises(Refusal, match=rf"^lighthouse\.cover_prefix = {value}: each stage that"):
+            parse(with_stage(2, cover_prefix=True), flags=f"--lighthouse.{flag}")
 
 
 def test_what_some_stage_takes_from_the_run_can_be_said_for_it(parse) -> None:
