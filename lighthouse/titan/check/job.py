@@ -185,7 +185,9 @@ def _as_written(message: str, number: int, table: dict[str, object]) -> str:
     written = message
     for key in table.keys() - OF_SCHEDULE:
         written = re.sub(rf"\b(training|lighthouse)\.{key}\b", f"stages.{number}.{key}", written)
-    return f"in stage {number}: {message}" if written == message else written
+    if written == message and not message.startswith(f"stages.{number}."):
+        return f"in stage {number}: {message}"
+    return written
 
 
 def _check_positions(job_config: "JobConfig") -> None:

@@ -215,6 +215,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         with_stage(1, topk=8),
         "stages.1.topk: means nothing under stages.1.attention = 'dense'; leave it out",
     ),
+    "no window for its layers": (
+        with_stage(1, attention="window"),
+        "stages.1.attention = 'window': lighthouse.window is not set; set stages.1.window to the",
+    ),
     "its window in no layer": (
         with_stage(2, window=8),
         "stages.2.window = 8: no layer attends in a window there; set stages.2.window_layers, or",
@@ -292,6 +296,7 @@ def test_a_mistake_is_refused_by_its_name(parse, case: str) -> None:
     with pytest.raises(Refusal) as error:
         parse(layer, machine=Machine("cpu", processes, here=True))
     assert message in str(error.value)
+    assert "in stage 1: stages.1." not in str(error.value)
     assert str(error.value).endswith("/1.toml)") == (case not in OF_NO_STAGE)
 
 
