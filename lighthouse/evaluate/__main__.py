@@ -168,6 +168,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_length(subject: Subject, options: Any) -> None:
+    if options.seq_len is not None and options.seq_len > subject.longest:
+        raise ValueError(
+            f"--seq-len = {options.seq_len}: positions end at {subject.longest:,}; use at most that"
+        )
+
+
 def _held_out(subject: Subject, options: Any) -> "list[tuple[Tensor, Tensor]]":
     """Sequences of held-out text."""
     from lighthouse.titan.data.sources import open_source
@@ -177,7 +184,8 @@ def _held_out(subject: Subject, options: Any) -> "list[tuple[Tensor, Tensor]]":
             f"--text is missing: {options.folder} is no run, so it names no held-out text; give a "
             "folder of text files"
         )
-    seq_len = min(options.seq_len or subject.longest, subject.longest)
+    _check_length(subject, options)
+    seq_len = options.seq_len or subject.longest
     documents, text_of = open_source("--text", "local", str(options.text), key="--text")
     ids: list[int] = []
     for document in documents:
@@ -236,6 +244,7 @@ def _run_and_text(
     if options.seq_len is not None:
         overrides += ["--validation.seq_len", str(options.seq_len)]
     subject, held_out = of_run(options.folder, options.step, device, *overrides, text=options.text)
+    _check_length(subject, options)
     wanted = "positions" in options.measures
     return subject, held_out(options.sequences, device) if wanted else []
 

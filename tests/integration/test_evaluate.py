@@ -89,6 +89,7 @@ def test_the_study_compares_a_run_that_was_not_validated_with_its_export(
         (["RUN", "--step", "7"], "has no finished checkpoint of step 7"),
         (["RUN", "--measures", "positions"], "has no validation text: name held-out files"),
         (["RUN", "--text", "/no/such"], "refused: --text = '/no/such': no such file or folder"),
+        (["RUN", "--seq-len", "513"], "--seq-len = 513: positions end at 512; use at most that"),
         (["RUN", "--sequences", "1"], "--sequences must be at least 2"),
         (["RUN", "--lengths", "64", "-1"], "numbers of tokens, got -1"),
         (["RUN", "--seq-len", "0"], "numbers of tokens, got 0"),
