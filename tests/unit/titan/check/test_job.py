@@ -201,6 +201,11 @@ def test_numbers_that_torch_would_refuse_late(parse, key, value, wanted):
         ("--fault_tolerance.group_size -1", "fault_tolerance.group_size = -1: is of another"),
         ("--memory_estimation.enable", "memory_estimation.enable = True: is of a script"),
         ("--experimental.custom_args_module x", "experimental.custom_args_module = 'x': is read"),
+        ("--job.custom_config_module", "--job.custom_config_module: needs a value behind it"),
+        (
+            "--model.tokenizer hf --model.hf_assets_path old/tokenizer.model",
+            "model.hf_assets_path = 'old/tokenizer.model': there is no such folder, with one of",
+        ),
         ("--job.custom_config_module nowhere", "job.custom_config_module = 'nowhere': No module"),
         ("--job.custom_config_module json", "job.custom_config_module = 'json': has no dataclass"),
         ("--job.dump_folder ", "job.dump_folder = '': must name a folder"),
@@ -231,6 +236,10 @@ def test_what_would_train_nothing_or_be_passed_over(parse, arguments, sentence):
     with pytest.raises(Refusal) as error:
         parse({}, *arguments.split(" "))
     assert str(error.value).startswith(sentence)
+
+
+def test_a_path_of_assets_that_are_not_read_is_no_mistake(parse):
+    parse({}, "--model.hf_assets_path", "old/tokenizer.model")
 
 
 def test_a_warmup_gives_way_in_a_short_try(parse):
