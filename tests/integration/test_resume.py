@@ -89,6 +89,18 @@ def test_second_run_in_the_same_folder(undisturbed, stage1_copy):
     assert run.losses() == undisturbed.losses()
 
 
+def test_an_older_checkpoint_that_is_closed_is_said_and_in_nobodys_way(stage1_copy):
+    closed = stage1_copy / "checkpoint" / "step-3"
+    run = train(
+        stage1_copy,
+        *(*SAVES, "--training.steps", "6"),
+        *("--experimental.custom_import", "tests.support.lock_checkpoint"),
+        env={"LOCKED_CHECKPOINT": str(closed)},
+    )
+    assert "Training starts at step 6" in run.output
+    assert f"checkpoint {closed} can't be read (Permission denied) and stays as it is" in run.output
+
+
 def test_second_run_in_a_new_folder(undisturbed, stage1, tmp_path):
     # An empty checkpoint folder must not mean training from scratch.
     (tmp_path / "checkpoint").mkdir()

@@ -16,6 +16,7 @@ from lighthouse.runs.folder import (
     unfinished_steps,
     unreadable_checkpoints,
 )
+from tests.support.locked import lock
 
 
 def save(folder: Path, step: int, finished: bool = True) -> Path:
@@ -82,14 +83,8 @@ def test_what_cannot_be_looked_into_matters_where_it_would_be_the_newest(
 ) -> None:
     for step in (5, 10, 15):
         save(tmp_path, step)
-    exists, closed = Path.exists, tmp_path / "step-10"
-
-    def asked(path: Path) -> bool:
-        if path.parent == closed:
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return exists(path)
-
-    monkeypatch.setattr(Path, "exists", asked)
+    closed = tmp_path / "step-10"
+    lock(monkeypatch, closed)
     said = f"checkpoint {closed} can't be read (Permission denied)"
     assert finished_steps(tmp_path) == [5, 15]
     assert unreadable_checkpoints(tmp_path) == [said]

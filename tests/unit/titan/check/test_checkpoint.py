@@ -1,6 +1,5 @@
 """The checkpoint to begin with is looked for before anything is built, as text is."""
 
-import errno
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from torchtitan.config import JobConfig
 
 from lighthouse.titan.check.checkpoint import check_checkpoint
 from lighthouse.titan.trained import finished_checkpoint
+from tests.support.locked import lock
 
 
 @pytest.fixture
@@ -49,28 +49,21 @@ def test_a_closed_step_to_load_is_said_to_be_closed(
 ) -> None:
     """And an older one that is closed is in nobody's way."""
     folder = tmp_path / "run" / "checkpoint"
-    exists, closed = Path.exists, saved(folder, 5)
-
-    def asked(path: Path) -> bool:
-        if path.parent == closed:
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return exists(path)
-
-    saved(folder, 10)
-    monkeypatch.setattr(Path, "exists", asked)
-    check_checkpoint(job)
-    assert finished_checkpoint(folder, None) == (folder / "step-10", 10)
-    said = f"checkpoint {closed} can't be read (Permission denied)"
-    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
-        finished_checkpoint(folder, 5)
-    job.checkpoint.load_step = 5
-    assert refused(job) == said
+    older, newer = saved(folder, 5), saved(folder, 10)
+    with pytest.MonkeyPatch.context() as closed:
+        lock(closed, older)
+        check_checkpoint(job)
+        assert finished_checkpoint(folder, None) == (newer, 10)
+        said = f"checkpoint {older} can't be read (Permission denied)"
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+            finished_checkpoint(folder, 5)
+        job.checkpoint.load_step = 5
+        assert refused(job) == said
     # Nor is a newer one in the way of one that is named.
-    closed = folder / "step-10"
-    assert finished_checkpoint(folder, 5) == (folder / "step-5", 5)
-    with pytest.raises(
-        ValueError, match=r"step-10 can't be read \(Permission denied\); make it readable"
-    ):
+    lock(monkeypatch, newer)
+    assert finished_checkpoint(folder, 5) == (older, 5)
+    said = rf"^checkpoint {newer} can't be read \(Permission denied\); make it readable, or move"
+    with pytest.raises(ValueError, match=said):
         finished_checkpoint(folder, None)
 
 
