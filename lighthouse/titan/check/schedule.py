@@ -21,7 +21,7 @@ def check_schedule(job_config: "JobConfig") -> None:
             f"training.steps = {steps}, and has no learning rate after it; use {steps} or more, or "
             "fewer steps"
         )
-    # The warmup of a short try, and a default that nobody has set, upstream cuts and says so.
+    # A default that nobody has set upstream cuts and says so.
     warmup, total = schedule.warmup_steps, schedule.total_steps
     if total is not None and warmup > total and warmup != type(schedule)().warmup_steps:
         raise ValueError(
@@ -41,7 +41,8 @@ def _check_decay(job_config: "JobConfig") -> None:
         return
     total = schedule.total_steps or job_config.training.steps
     steps = round(total * ratio)  # as upstream has it
-    if not steps or warmup + steps <= total:
+    # The warmup of a short try takes all of it, and upstream says so.
+    if not steps or warmup >= total or warmup + steps <= total:
         return
     before = total - steps
     if schedule.decay_from_stage is not None:

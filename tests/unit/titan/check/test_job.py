@@ -165,8 +165,8 @@ def test_numbers_that_torch_would_refuse_late(parse, key, value, wanted):
             "lr_scheduler.warmup_steps = 16: lr_scheduler.decay_ratio = 0.25 of 20 steps begins",
         ),
         (
-            "--lr_scheduler.decay_ratio 0.2",
-            "lr_scheduler.warmup_steps = 200 (the default): lr_scheduler.decay_ratio = 0.2 of 10",
+            "--training.steps 210 --lr_scheduler.decay_ratio 0.2",
+            "lr_scheduler.warmup_steps = 200 (the default): lr_scheduler.decay_ratio = 0.2 of 210",
         ),
         (
             "--training.dataloader.num_workers 1000000",
@@ -244,7 +244,7 @@ def test_a_path_of_assets_that_are_not_read_is_no_mistake(parse):
 
 def test_a_warmup_gives_way_in_a_short_try(parse):
     parse({"training.steps": 10, "lr_scheduler.warmup_steps": 2000})
-    parse({"training.steps": 10, "lr_scheduler.decay_ratio": 0.0})
+    parse({"training.steps": 10, "lr_scheduler.decay_ratio": 0.2})
 
 
 @pytest.mark.parametrize(("warmup", "ratio"), [(5, 0.5), (5, 1.0)])

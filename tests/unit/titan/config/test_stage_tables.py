@@ -121,11 +121,6 @@ CONTRADICTIONS = {
         r"^lr_scheduler\.warmup_steps = 4: lr_scheduler\.decay_from_stage = 2 begins the decay "
         r"behind step 3, within the warmup; use 3 or fewer, or a later stage \(",
     ),
-    "the default warmup into the decay": (
-        [{"stages": STAGES, "lr_scheduler": {"decay_from_stage": 3}}],
-        "",
-        r"^lr_scheduler\.warmup_steps = 200 \(the default\): .* use 7 or fewer",
-    ),
     "two warmups": (
         [{**with_stage(2, warmup_steps=2), "lr_scheduler": {"warmup_steps": 4}}],
         "",
