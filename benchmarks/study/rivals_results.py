@@ -268,12 +268,13 @@ def page(runs: dict[str, Run]) -> str:
     filled = TEMPLATE.read_text(encoding="utf-8")
     for setting, at in SETTINGS.items():
         of = by_machine(runs, setting)
+        above = [device for device, _ in of]
         shown = [
-            f"On {'another' if (device, 1) in of and machine > 1 else 'one'} {device}:\n\n"
+            f"On {'another' if device in above[:number] else 'one'} {device}:\n\n"
             f"![Loss against seconds, and by position](../benchmarks/results/"
             f"{picture(setting, device, machine).name})\n\n"
             f"{table(found, at.seq_len)}"
-            for (device, machine), found in of.items()
+            for number, ((device, machine), found) in enumerate(of.items())
         ]
         filled = filled.replace(f"{{{setting}}}", "\n\n".join(shown) or "Not measured yet.")
     from_scratch = [run for run in runs.values() if run["setting"] == "scratch"]

@@ -198,21 +198,26 @@ class _Wrong:
 _MOST_KEYS = 8  # that are named
 
 
+def _one_a_line(begun: str) -> str:
+    """What would do for JSON whose objects have not a line each, by what it begins with."""
+    objects = ".[]" if begun.startswith("[") else "."
+    return f"; write each object on one line, as jq -c '{objects}' does"
+
+
 def _text_of_line(line: bytes, column: str, mended: Callable[[], None]) -> str | _Wrong:
     written = _decoded(line, mended)
     try:
         row = json.loads(written)
     except json.JSONDecodeError as error:
-        hint = ""
-        if written.strip() in ("[", "{"):
-            hint = "; write each object on one line, as jq -c does"
+        begun = written.lstrip()
+        hint = _one_a_line(begun) if begun.startswith("[") or begun.rstrip() == "{" else ""
         return _Wrong(f"is not JSON: {error}{hint}")
     except RecursionError:
         return _Wrong("is nested too deeply")
     except ValueError:  # of int(), which has a limit
         return _Wrong("has a number of more digits than are read")
     if isinstance(row, list):
-        return _Wrong("holds an array; write each object on one line, as jq -c '.[]' does")
+        return _Wrong(f"holds an array{_one_a_line('[')}")
     text = row.get(column) if isinstance(row, dict) else None
     if not isinstance(text, str):
         return _no_string(row, column)

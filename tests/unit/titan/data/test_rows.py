@@ -150,6 +150,23 @@ def test_a_bad_line_ends_the_run_or_is_skipped_and_counted(
     assert skipping.tally.totals() == {"skipped_rows": 1, "broken_utf8_rows": 0}
 
 
+@pytest.mark.parametrize(
+    ("spread", "jq"),
+    [
+        ('[\n {"text": "one"},\n {"text": "two"}\n]\n', r"\.\[\]"),
+        ('[{"text": "one"},\n {"text": "two"}]\n', r"\.\[\]"),
+        ('[{"text": "one"}, {"text": "two"}]\n', r"\.\[\]"),
+        ('{\n "text": "one"\n}\n', r"\."),
+    ],
+)
+def test_json_that_is_not_in_lines_is_told_how_it_gets_there(
+    tmp_path: Path, spread: str, jq: str
+) -> None:
+    (tmp_path / "a.json").write_text(spread)
+    with pytest.raises(ValueError, match=rf"a\.json, line 1 .*on one line, as jq -c '{jq}' does"):
+        check_texts(config_for("local", tmp_path))
+
+
 def test_a_bad_row_of_parquet(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [*DOCUMENTS, None, "end"], row_group_size=9)
     config = config_for("local", tmp_path)
