@@ -95,7 +95,11 @@ def arguments(case: Case, folder: Path) -> list[str]:
     file = BASE
     # The base switches behind the end of so short a run.
     length = f"--training.steps {case.steps} --lighthouse.dense_from_step None"
+    flags = case.flags.split()
     if tables := case.tables():
+        if "--training.seq_len" in flags and all("seq_len" in table for table in tables):
+            of_no_stage = flags.index("--training.seq_len")
+            del flags[of_no_stage : of_no_stage + 2]
         file, length = folder / "job.toml", ""
         file.write_text(tomli_w.dumps({"job": {"extends": str(BASE)}, "stages": tables}))
     return [
@@ -104,7 +108,7 @@ def arguments(case: Case, folder: Path) -> list[str]:
         *"--training.rehearse_stages False --checkpoint.no-enable --debug.seed=1".split(),
         *"--metrics.no-enable_tensorboard --metrics.disable_color_printing".split(),
         *f"--metrics.log_freq {case.log_every}".split(),
-        *case.flags.split(),
+        *flags,
     ]
 
 

@@ -25,14 +25,20 @@ def test_stages_are_a_job_on_gpus(name: str) -> None:
     assert seconds > 10 * len(lines)
 
 
+A_STAGE_ALONE = "8B-131k-cp2:short"
+"""Which has a length of its own, so that the run's is for none."""
+
+
 @pytest.mark.parametrize(
-    "name",
+    "word",
     tiers(
-        cases(), "98k", "98k-growing", "524k-cp4", "8B-131k-cp2-float8", "1966080-L4-offload-ffn"
+        [*cases(), A_STAGE_ALONE],
+        *("98k", "98k-growing", "524k-cp4", "8B-131k-cp2-float8", "1966080-L4-offload-ffn"),
+        A_STAGE_ALONE,
     ),
 )
-def test_no_case_is_refused(name: str, tmp_path: Path) -> None:
-    case = cases()[name]
+def test_no_case_is_refused(word: str, tmp_path: Path) -> None:
+    _, case = named(word)
     job_config = parse(arguments(case, tmp_path), machine_of("h100", case.gpus))
     ends = sum(table["steps"] for table in case.tables()) or case.steps
     assert job_config.training.steps == ends
