@@ -137,18 +137,22 @@ def norm_ms(run: dict[str, Any]) -> float:
 
 def stages_beside_floors() -> dict[str, Any]:
     """The values of the stages' steps, and of what was tried for the shortest."""
-    growing, lighthouse = load("growing_h200.json"), load("training_stages_h200.json")
-    reports, kept = (growing, lighthouse), load("residual_h200.json")
+    growing, kept = load("growing_h200.json"), load("residual_h200.json")
+    reports = (growing, load("training_stages_h200.json"))
     # One GPU, warmer each time.
     rate = max(report["matmul_tflops"] for report in reports)
     copy, busy = growing["copy_tb_per_s"], growing["busy_matmul_tflops"]
+    h100_copy = load("attention_h100.json")["copy_tb_per_s"]
     stages = [run for report in reports for run in by_case(report).values()]
-    before = [
-        over_floor(run, step_ms(run), load("attention_h100.json")["copy_tb_per_s"], rate)
-        for name in ("growing_complex_h100.json", "growing_h100.json")
-        for rate in [load(name)["matmul_tflops"]]
-        for run in by_case(load(name)).values()
-    ]
+
+    def over_on_h100(name: str) -> str:
+        report = load(name)
+        first, second, third = (
+            f"{over_floor(run, step_ms(run), h100_copy, report['matmul_tflops']):.0%}"
+            for run in by_case(report).values()
+        )
+        return f"{first}, {second} and {third}"
+
     shortest, *_ = stages
     now, was, never = (run["tokens_per_second"] for run in kept["results"])
     return {
@@ -161,8 +165,8 @@ def stages_beside_floors() -> dict[str, Any]:
         "never": f"{never:,}",
         "products": layer_table.products_table(load("products_h200.json")),
         "norms": layer_table.norms_table(load("norms_h200.json")),
-        "words": "{:.0%}, {:.0%} and {:.0%}".format(*before[3:]),
-        "complex": "{:.0%}, {:.0%} and {:.0%}".format(*before[:3]),
+        "words": over_on_h100("growing_h100.json"),
+        "complex": over_on_h100("growing_complex_h100.json"),
     }
 
 
