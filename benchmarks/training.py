@@ -9,7 +9,8 @@ flags, one sequence a step, random weights, Python's sources as bytes. Some are 
 
 Speed is the median of the log's lines of the steps behind the warmup but the last, a line for each
 step or for several; memory is the largest that rank 0's allocator reserved in them. The last step
-is traced: each rank's GPU time by kind of kernel.
+is traced: each rank's GPU time by kind of kernel. Where it is the only one behind the warmup, speed
+is by its kernels, from the first one's start to the last one's end, of the slowest rank.
 ``causal_mfu_percent`` counts the products of causal attention once and nothing that runs again,
 ``mfu_percent``, the trainer's, those under the mask too. Communication is the time in which NCCL
 has a kernel running, of the rank that has the least of it, since the others also wait in theirs;
@@ -40,7 +41,7 @@ import torch
 
 from benchmarks.ceilings import copy_rate, matmul_rate
 from benchmarks.provenance import gpu
-from benchmarks.training_cases import BASE, Case, Run, named
+from benchmarks.training_cases import BASE, Case, Run, named, tokens_per_step
 from benchmarks.training_plan import expectations, planned
 from benchmarks.training_trace import summarise
 from lighthouse.cost.rates import devices, load_rates
@@ -83,7 +84,7 @@ def run(name: str, case: Case, left: float = float("inf")) -> list[Run]:
                 of_stage = [line for line in lines if line["stage_number"] == number]
             traces = sorted(Path(folder).glob(f"trace/{end}-*.json"))
             profile = [summarise(json.loads(trace.read_text())) for trace in traces]
-            results.append(result | measured(case, of_stage, begin, end, profile))
+            results.append(measured(result, case, of_stage, begin, end, profile))
             if error is not None and (not of_stage or of_stage[-1]["step"] < end):
                 results[-1]["error"] = error
                 break
@@ -151,19 +152,26 @@ def run_to_its_end(
     return (errors or printed or [f"exit code {code}"])[0 if errors else -1][-400:]
 
 
-def measured(case: Case, lines: list[Run], begin: int, end: int, profile: list[Run]) -> Run:
-    """What the lines of a stage's steps say; nothing where none was measured.
+def measured(
+    result: Run, case: Case, lines: list[Run], begin: int, end: int, profile: list[Run]
+) -> Run:
+    """A result with what the lines of its steps say; nothing where none was measured.
 
     Args:
+        result: which case and stage it is of.
+        lines: of the stage's steps.
         begin: the step before its first.
         end: its last step, which was traced.
         profile: of each rank in that step.
     """
     steps = [line for line in lines if line["step"] - case.log_every >= begin + case.warmup]
     untraced = [line for line in steps if line["step"] < end]
-    result: Run = {"losses": [round(line["loss"], 5) for line in lines]}
-    if untraced:
-        speeds = [line["tokens_per_second"] for line in untraced]
+    result = result | {"losses": [round(line["loss"], 5) for line in lines]}
+    speeds = [line["tokens_per_second"] for line in untraced]
+    if steps and not speeds and profile:
+        span = max(rank["span_ms"] for rank in profile) / 1000
+        speeds = [tokens_per_step(result) / case.gpus / span]
+    if speeds:
         result |= {
             "tokens_per_second": round(statistics.median(speeds)),
             "slowest_and_fastest": [round(min(speeds)), round(max(speeds))],
@@ -171,7 +179,7 @@ def measured(case: Case, lines: list[Run], begin: int, end: int, profile: list[R
             "active_gib": round(max(line["memory/max_active(GiB)"] for line in steps), 2),
             "data_loading_percent": round(steps[0]["time_metrics/data_loading(%)"], 2),
         }
-        if "mfu(%)" in untraced[0]:
+        if untraced and "mfu(%)" in untraced[0]:
             result["mfu_percent"] = round(untraced[0]["mfu(%)"], 1)
     if profile:
         for what in ("communication", "exposed_communication"):

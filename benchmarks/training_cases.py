@@ -167,7 +167,7 @@ def _staged_cases() -> dict[str, Case]:
         "530M-1m-cp8": case(8, 1048576, 30, million),
         "8B-131k-cp4": case(4, 131072, 32, f"{large} --lighthouse.topk 2048"),
         "8B-262k-cp4": case(4, 262144, 32, f"{large} --lighthouse.topk 4096"),
-        "8B-524k-cp4": case(4, 524288, 32, f"{large} {four_levels}"),
+        "8B-524k-cp4": case(4, 524288, 32, f"{large} {four_levels}", dense_steps=2),
         "8B-131k-cp2": case(2, 131072, 32, f"{large} --lighthouse.topk 2048"),
         "8B-131k-cp2-float8": case(
             2, 131072, 32, f"{large} --lighthouse.topk 2048 {FLOAT8} tensorwise"
@@ -179,6 +179,8 @@ def _staged_cases() -> dict[str, Case]:
         "8B-524k-cp2-offload": case(2, 524288, 32, f"{large} {four_levels} {OFFLOAD}"),
         "8B-524k-cp2-offload-ffn": case(2, 524288, 32, f"{large} {four_levels} {both}"),
         "8B-786k-cp2-offload-ffn": case(2, 786432, 32, f"{large} {four_levels} {both}"),
+        "8B-1m-cp4-offload": case(4, 1048576, 32, f"{large} {four_levels} {OFFLOAD}"),
+        "8B-1m-cp4-offload-ffn": case(4, 1048576, 32, f"{large} {four_levels} {both}"),
     }
 
 
@@ -191,7 +193,7 @@ def _growing(seq_len: int) -> dict[str, Table]:
     return {"2k": dense(2048), "8k": dense(8192), "window": {"attention": "window", "window": 8192}}
 
 
-def _staged(gpus: int, seq_len: int, layers: int, flags: str) -> Case:
+def _staged(gpus: int, seq_len: int, layers: int, flags: str, dense_steps: int = 3) -> Case:
     ends = [0, 1, layers - 2, layers - 1]
     sparse = {"attention": "lighthouse"}
     stages: dict[str, Table] = {
@@ -199,7 +201,7 @@ def _staged(gpus: int, seq_len: int, layers: int, flags: str) -> Case:
         "lighthouse": {**sparse, "dense_layers": []},
         "window": _growing(seq_len)["window"],
         "short": _growing(seq_len)["8k"],
-        "dense": {"attention": "dense", "steps": 3},
+        "dense": {"attention": "dense", "steps": dense_steps},
     }
     flags = f"--training.seq_len {seq_len} {flags} {FULL_AC} {RING} {gpus}"
     return Case(gpus, flags, steps=4, warmup=1, stages=stages)

@@ -99,9 +99,36 @@ def test_lines_of_the_log_count_that_are_of_no_warmup_and_no_trace() -> None:
         }
         for step, speed in speeds.items()
     ]
-    found = measured(Case(1, "", warmup=3, log_every=3), lines, begin=20, end=33, profile=[])
+    case = Case(1, "", warmup=3, log_every=3)
+    found = measured({"case": "a"}, case, lines, begin=20, end=33, profile=[])
+    assert found["case"] == "a"
     assert found["tokens_per_second"] == 50 and found["slowest_and_fastest"] == [40, 60]
     assert found["memory_gib"] == 60
+
+
+def test_a_traced_step_alone_behind_the_warmup_counts_by_its_kernels() -> None:
+    """Its line of the log has the time in it that the trace took to write."""
+    name, case = named("8B-524k-cp4:dense")
+    (table,) = case.tables()
+    assert (table["steps"], case.warmup) == (2, 1)
+    line = {
+        "loss": 1.0,
+        "tokens_per_second": 3,
+        "mfu(%)": 0.1,
+        "memory/max_reserved(GiB)": 90,
+        "memory/max_active(GiB)": 80,
+        "time_metrics/data_loading(%)": 0.5,
+    }
+    lines = [line | {"step": step} for step in (5, 6)]
+    what = {"case": name, "gpus": 4, "flags": case.flags, "stage_table": table}
+    ranks = [
+        {"span_ms": ms, "communication_ms": 8.0, "exposed_communication_ms": 1.0}
+        for ms in (100000, 131072)
+    ]
+    found = measured(what, case, lines, begin=4, end=6, profile=ranks)
+    assert found["tokens_per_second"] == 1000
+    assert found["memory_gib"] == 90 and "mfu_percent" not in found
+    assert "tokens_per_second" not in measured(what, case, lines[:1], 4, 6, profile=[])
 
 
 def test_a_step_is_split_by_what_runs_at_a_time() -> None:
