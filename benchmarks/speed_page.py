@@ -7,10 +7,10 @@ from typing import Any
 
 from benchmarks import layer_table, table, training_table
 from benchmarks.floor import Alone, floor_ms
-from benchmarks.training_cases import named, sizes, tokens_per_step
+from benchmarks.training_cases import named
+from benchmarks.training_plan import planned
 from benchmarks.training_table import RESULTS, by_case, load, over_floor, step_ms
 from lighthouse.cost.rates import load_rates
-from lighthouse.cost.step import cost
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 TEMPLATE = Path(__file__).with_suffix(".md")
@@ -98,7 +98,7 @@ def eight_billion(
     (float8,) = by_case(float8_report).values()
     (longest,) = load("longest_8b_h200_x2.json")["results"]
     long = "8B-524k-cp2-offload"
-    dense_524k = planned_speed("8B-524k-cp2:dense")
+    dense_524k = plan_of("8B-524k-cp2:dense")["tokens_per_second"]
 
     def gain(case: str, stage: str) -> str:
         return f"{speed[f'{case}:{stage}'] / speed[f'{case}:dense']:.2f}"
@@ -123,6 +123,33 @@ def eight_billion(
         "float8_gib": float8["memory_gib"],
         "float8_products": float8["profile"][0]["by_kind_ms"]["matmul"],
         "float8_step": float8["profile"][0]["span_ms"],
+    }
+
+
+def four_gpus(report: dict[str, Any], copy_tb_per_s: float) -> dict[str, Any]:
+    """The values of what both models do on four GPUs."""
+    results = by_case(report)
+    short, long, small = "8B-131k-cp4", "8B-1m-cp4-offload", "530M-524k-cp4"
+    dense = plan_of(f"{long}:dense")["tokens_per_second"]
+    speeds = [results[f"{short}:{s}"]["tokens_per_second"] for s in ("lighthouse", "dense")]
+    return {
+        "llama": training_table.llama_table([report], short, copy_tb_per_s),
+        "gain_four": speeds[0] / speeds[1],
+        "llama_1m": training_table.llama_table([report], long, copy_tb_per_s),
+        "host_1m": results[f"{long}:lighthouse"]["planned"]["host_gib"],
+        "planned_1m": dense,
+        "planned_1m_minutes": 2**20 / 4 / dense / 60,
+        "small_long": training_table.llama_table([report], small, copy_tb_per_s),
+        "planned_530m_gib": plan_of(f"{small}:dense")["memory_gib"],
+    }
+
+
+def chunks_of_ffn(report: dict[str, Any]) -> dict[str, float]:
+    """What the feed-forward in chunks costs and saves beside a run without."""
+    whole, chunks = (by_case(report)[f"851968-L4-offload{x}"] for x in ("", "-ffn"))
+    return {
+        "chunks_cost": 1 - chunks["tokens_per_second"] / whole["tokens_per_second"],
+        "chunks_saved": whole["memory_gib"] - chunks["memory_gib"],
     }
 
 
@@ -206,20 +233,19 @@ def beside_published(speed: dict[str, int], float8: int) -> str:
     )
 
 
-def planned_speed(word: str) -> float:
-    """Tokens/s of each of its GPUs that the plan gives a case of one stage on H200s."""
+def plan_of(word: str) -> dict[str, Any]:
+    """What the plan says of a case of one stage on H200s."""
     _, case = named(word)
     (stage,) = case.tables()
     run = {"gpus": case.gpus, "flags": case.flags, "stage_table": stage}
-    seconds = cost(*sizes(run), load_rates("h200")).step_seconds
-    return tokens_per_step(run) / case.gpus / seconds
+    return planned(run, load_rates("h200"))["planned"]
 
 
 def page() -> str:
     """The page's text."""
     shared, ring = load("context_parallel_h200_x4.json"), load("ring_documents_h200_x2.json")
     attention, h100 = load("attention_h100.json"), load("training_h100.json")
-    h200_x2, llama = load("training_h200_x2.json"), load("training_h200_x4.json")
+    h200_x2 = load("training_h200_x2.json")
     alone = Alone(attention, load("windows_h100.json"))
     dense = by_case(h100)["98k-dense"]
     joint, host = load("joint_operators_h200.json"), load("host_time_cpu.json")
@@ -244,12 +270,16 @@ def page() -> str:
         dense_over=step_ms(dense) / sum(floor_ms(dense, alone, h100["matmul_tflops"]).values()) - 1,
         **stages_beside_floors(),
         lengths=training_table.length_table(
-            load("training_h100_long.json"), load("offload_h100.json"), load("training_h200.json")
+            load("training_h100_long.json"),
+            load("offload_h100.json"),
+            load("training_h200.json"),
+            load("offload_h200.json"),
         ),
+        **chunks_of_ffn(load("offload_h200.json")),
         ring=training_table.ring_table(h200_x2),
         ring_gains=training_table.ring_gains(h200_x2),
         halves=training_table.half_speeds(h200_x2, load("training_h200_x2_second.json")),
-        llama=training_table.llama_table([llama], "8B-131k-cp4", h200_copy),
+        **four_gpus(load("training_h200_x4.json"), h200_copy),
         **eight_billion(
             [load("training_8b_h200_x2.json"), load("training_8b_h200_x2_second.json")],
             load("float8_8b_h200_x2.json"),
@@ -265,7 +295,6 @@ def page() -> str:
         ),
         joint=joint_rows(joint),
         llama_long=training_table.llama_table([shared], "8B-524k-cp4", h200_copy),
-        small_long=training_table.llama_table([shared], "530M-524k-cp4", h200_copy),
         host_tokens=host["seq_len"],
         host_cpu=host["cpu"],
         host=host_table(host),

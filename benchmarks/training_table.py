@@ -239,6 +239,7 @@ def half_speeds(*reports: dict[str, Any]) -> str:
 
 
 LENGTHS = (262144, 524288, 786432, 851968, 917504, 1048576, 1572864)
+LENGTH_FLAGS = {"": "", "-offload": ", offload", "-offload-ffn": ", offload and chunks"}
 
 
 def length_table(*reports: dict[str, Any]) -> str:
@@ -246,8 +247,8 @@ def length_table(*reports: dict[str, Any]) -> str:
     lines = ["| tokens a sequence | GPU | tokens/s | GiB |", "| --- | --- | --- | --- |"]
     for length in LENGTHS:
         for report in reports:
-            for case, where in ((f"{length}-L4", ""), (f"{length}-L4-offload", ", offload")):
-                r = by_case(report).get(case)
+            for flags, where in LENGTH_FLAGS.items():
+                r = by_case(report).get(f"{length}-L4{flags}")
                 if r:
                     device = report["device"].removeprefix("NVIDIA ").split()[0] + where
                     speed, memory = f"{r['tokens_per_second']:,}", f"{r['memory_gib']:.1f}"

@@ -9,7 +9,9 @@ GIB = 2**30
 STATE_BYTES = 16  # fp32 parameter, gradient and two moments
 LOGIT_BYTES = 10  # logits, their fp32 copy and its gradient, per logit
 AT_HAND = 2  # inputs of blocks on the device, where others are offloaded
-IN_A_CHUNK = 6  # w1's output, w3's and their product, and the gradients of all three
+AROUND = 5  # sums, gradients and copies as large as a block's input, by the peaks with offload
+HIDDEN = 3  # w1's output, w3's and their product
+IN_A_CHUNK = 2 * HIDDEN  # and the gradients of all three
 
 
 def memory(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str, float]:
@@ -18,14 +20,14 @@ def memory(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str, 
         _kept_bytes(model, work, config) + _kept_by_ring(model, layout, work, config)
         for config in work.attention
     ]
+    beside = [_beside(model, layout, work, config, tokens) for config in work.attention]
     all_tokens = work.local_batch * work.seq_len / layout.cp
-    working = max(kept)  # a layer that runs again in backward
+    working = max(map(sum, zip(kept, beside, strict=True)))  # a layer that runs again in backward
     outside = work.residual_bytes * model.dim
     share = work.checkpointed
     inputs = AT_HAND if work.offload else share * model.layers
-    beside = _beside_chunks(model, work, tokens)
     if work.checkpointing == "none":
-        activations = sum(kept)
+        activations = sum(kept) + max(beside)
     elif work.checkpointing == "op":
         activations = working + sum(
             _kept_by_op(model, layout, work, config) + _kept_by_ring(model, layout, work, config)
@@ -47,7 +49,7 @@ def memory(model: Model, layout: Layout, work: Work, rates: Rates) -> dict[str, 
         "parameters and optimizer": STATE_BYTES * model.parameters / layout.fsdp / layout.tp,
         "gathered parameters": (layer + output) / layout.tp,
         "block inputs": factor * inputs * outside,
-        "activations": factor * (activations + beside + 3 * outside),
+        "activations": factor * (activations + AROUND * outside),
         "logits": LOGIT_BYTES * at_a_time * model.vocab_size / layout.tp,
     }
 
@@ -60,19 +62,29 @@ def host_memory(model: Model, layout: Layout, work: Work) -> float:
     return (model.layers - 1) * tokens * work.residual_bytes * model.dim
 
 
-def _beside_chunks(model: Model, work: Work, tokens: float) -> float:
-    """What a layer's backward has beside what is kept, per token, if the feed-forward is in chunks.
+def _beside(
+    model: Model,
+    layout: Layout,
+    work: Work,
+    config: LighthouseConfig | WindowConfig | None,
+    tokens: float,
+) -> float:
+    """What a layer's backward has beside what is kept, per token.
 
-    Either a chunk's hidden layer, or, when that is done, the gradients of q, k, v and the attention
-    output in place of the feed-forward's input and its norm. Of a whole feed-forward the hidden
-    layer, which is kept, is more than what is beside.
+    Either of the feed-forward: the gradient of its hidden layer, or a chunk's hidden layer with all
+    gradients. Or, when that is done, the gradients of q, k, v, the attention output, and in fp32 of
+    the ring's keys and values, in place of the feed-forward's input, norm and hidden layer.
     """
-    if not work.ffn_chunk_tokens:
-        return 0.0
-    chunk = min(work.ffn_chunk_tokens, tokens) / tokens
-    of_ffn = chunk * IN_A_CHUNK * work.element_bytes * model.ffn_dim
-    of_attention = 2 * (model.dim + model.kv_dim) * work.element_bytes
-    return max(of_ffn, of_attention - model.dim * (work.residual_bytes + work.element_bytes))
+    freed: float = model.dim * (work.residual_bytes + work.element_bytes)
+    of_ffn: float = work.element_bytes * model.ffn_dim
+    if work.ffn_chunk_tokens:
+        of_ffn *= IN_A_CHUNK * min(work.ffn_chunk_tokens, tokens) / tokens
+    else:
+        freed += HIDDEN * work.element_bytes * model.ffn_dim
+    of_attention: float = 2 * (model.dim + model.kv_dim) * work.element_bytes
+    if not isinstance(config, WindowConfig):
+        of_attention += 4 / work.element_bytes * _kept_by_ring(model, layout, work, config)
+    return max(of_ffn, of_attention - freed)
 
 
 def _kept_bytes(model: Model, work: Work, config: LighthouseConfig | WindowConfig | None) -> float:
@@ -83,7 +95,7 @@ def _kept_bytes(model: Model, work: Work, config: LighthouseConfig | WindowConfi
     """
     element = work.element_bytes
     body = 2 * model.dim * (work.residual_bytes + element)
-    body += element * (model.dim + (0 if work.ffn_chunk_tokens else 3 * model.ffn_dim))
+    body += element * (model.dim + (0 if work.ffn_chunk_tokens else HIDDEN * model.ffn_dim))
     qkv = model.dim + 2 * model.kv_dim
     if not isinstance(config, LighthouseConfig):
         return body + element * qkv

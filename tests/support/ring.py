@@ -1,6 +1,8 @@
 """Started by torchrun: each rank compares its share of the layers with the whole of them.
 
-    torchrun --nproc_per_node=W -m tests.support.ring cpu|cuda
+    torchrun --nproc_per_node=W -m tests.support.ring cpu|cuda [PART ...]
+
+PARTs are selection, windows and documents; without, all of them.
 
 The whole is computed on every rank, on one device, with the same number of chunks. Selections must
 be equal; outputs and gradients may be off by no more than a few times what the whole computation
@@ -91,7 +93,7 @@ def documents(world: int, scale: int) -> Cases:
 PARTS = {"selection": selections, "windows": windows, "documents": documents}
 
 
-def main(device_type: str) -> None:
+def main(device_type: str, *parts: str) -> None:
     world = int(os.environ["WORLD_SIZE"])
     device = torch.device(device_type, int(os.environ["LOCAL_RANK"]) if device_type != "cpu" else 0)
     if device_type != "cpu":
@@ -102,7 +104,7 @@ def main(device_type: str) -> None:
     mesh = init_device_mesh(device_type, (world,), mesh_dim_names=("cp",))
     compared: Counter[str] = Counter()
     for part, (layer, heads, balancer, lengths) in (
-        (part, case) for part, cases in PARTS.items() for case in cases(world, scale)
+        (name, case) for name in parts or PARTS for case in PARTS[name](world, scale)
     ):
         starts, dtype = None, low
         if lengths is not None:

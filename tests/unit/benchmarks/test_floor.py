@@ -40,7 +40,7 @@ def test_no_step_of_several_gpus_is_below_its_floor(file: str) -> None:
         floor = floor_around_attention(run, copy, report["matmul_tflops"])
         for profile in run["profile"]:
             kinds = profile["by_kind_ms"]
-            assert 0.8 * kinds["matmul"] < floor["products"] < kinds["matmul"]
+            assert 0.75 * kinds["matmul"] < floor["products"] < kinds["matmul"]
             assert floor["elementwise"] < kinds["compiled elementwise"]
             assert floor["optimizer"] < kinds["optimizer"]
 
