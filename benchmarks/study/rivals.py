@@ -24,8 +24,8 @@ SEEDS = (1, 2, 3)
 
 Stages = tuple[dict[str, Any], ...]
 
-SHORT_SECONDS, SECONDS, EVALUATION_SECONDS = 280.0, 240.0, 80.0
-"""That a short stage may take, a recipe, and what is asked of it."""
+EVALUATION_SECONDS = 80.0
+"""That what is asked of a run may take."""
 
 FLAGS = {
     # What its windows are.
@@ -47,6 +47,8 @@ class Setting:
         short_steps: of the short stage.
         topk: of Lighthouse layers.
         model: sizes other than those of ``base.toml``.
+        short_seconds: that the short stage may take.
+        seconds: that a recipe may take.
         after_short: whether they go on from a short stage, or from scratch.
     """
 
@@ -56,6 +58,8 @@ class Setting:
     short_steps: int = 2500
     topk: int = 1024
     model: dict[str, int] = field(default_factory=dict)
+    short_seconds: float = 280.0
+    seconds: float = 240.0
     after_short: bool = True
 
 
@@ -168,6 +172,8 @@ LARGER = Setting(
         "causal": (_of("lighthouse", 320), _of("dense", 138)),
     },
     model={"dim": 768, "n_layers": 14, "n_heads": 6, "ffn_dim": 2304},
+    short_seconds=650.0,
+    seconds=320.0,
 )
 # At equal steps: what the published comparison is.
 FROM_SCRATCH = Setting(
@@ -216,7 +222,8 @@ def short(study: Path, text: Path, setting: str, seed: int) -> Job:
     flags += " --lr_scheduler.warmup_steps 100 --lr_scheduler.decay_ratio 0"
     flags += f" --checkpoint.interval {at.short_steps}"
     file = _write(study, f"{setting}-first.toml", {"model": {"args": at.model}})
-    return training(study, short_name(setting, seed), flags, config=file, seconds=SHORT_SECONDS)
+    name = short_name(setting, seed)
+    return training(study, name, flags, config=file, seconds=at.short_seconds)
 
 
 def recipe(
@@ -251,7 +258,7 @@ def recipe(
     lengths = [str(at.seq_len // part) for part in (16, 4, 1)]
     ask = ("lighthouse.evaluate", str(study / full), "--lengths", *lengths, "--trials", "5")
     return (
-        training(study, full, flags, after, file, seconds=SECONDS),
+        training(study, full, flags, after, file, seconds=at.seconds),
         Job(f"{full}-evaluate", ask, (full,), seconds=EVALUATION_SECONDS),
     )
 
