@@ -30,6 +30,11 @@ def read_toml(file: Path) -> dict[str, Any]:
     raise ValueError(f"{file} is not TOML: {why}") from None
 
 
+def spelled(value: Any) -> str:
+    """A value as a TOML file has it, for messages: what they print can be typed."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
 def under_dotted_keys(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of a table and of all tables in it, by keys such as ``training.steps``."""
     values: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from lighthouse.titan.llama3.flavors import BYTE_VOCAB_SIZE
 from lighthouse.titan.llama3.model_args import HF, model_args_of
 from lighthouse.titan.llama3.safetensors_header import FLOATS, Stored, stored_weights
 from lighthouse.titan.run.assets import weights_folder
+from lighthouse.toml_types import spelled
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -109,17 +110,17 @@ def _check_config(job_config: "JobConfig", folder: Path, key: str) -> None:
         if ours == value or (is_told and not is_size):
             continue
         theirs_name = HUGGING_FACE.get(name, name)
-        of_file = f"{CONFIG_FILE} of {key} = {str(folder)!r} has {theirs_name} = {value!r}"
+        of_file = f"{CONFIG_FILE} of {key} = {str(folder)!r} has {theirs_name} = {spelled(value)}"
         if is_told:
             raise ValueError(
-                f"model.args.{name} = {ours!r}: {of_file}, as the weights do; set it to that, or "
-                "leave it out with model.flavor = 'hf'"
+                f"model.args.{name} = {spelled(ours)}: {of_file}, as the weights do; set it to "
+                "that, or leave it out with model.flavor = 'hf'"
             )
         way = "name one folder in both" if model.flavor == HF else "use model.flavor = 'hf'"
         if not is_size:
-            way += f", or set model.args.{name} = {ours!r} to change it on purpose"
+            way += f", or set model.args.{name} = {spelled(ours)} to change it on purpose"
         raise ValueError(
-            f"model.flavor = {model.flavor!r}: has {name} = {ours!r}, but {of_file}; {way}"
+            f"model.flavor = {model.flavor!r}: has {name} = {spelled(ours)}, but {of_file}; {way}"
         )
 
 

@@ -54,7 +54,7 @@ def test_accepted(folder: Path, flags: str) -> None:
         (f"{AS_FLAVOR} {SCALED} --model.args.n_kv_heads 2",
          "model.args.n_kv_heads = 2: .* has num_key_value_heads = 4, as the weights do"),
         ("--model.args.n_layers 1", "model.args.n_layers = 1: .* has num_hidden_layers = 2, as"),
-        ("--model.args.tied True", "model.args.tied = True: .* has tie_word_embeddings = False"),
+        ("--model.args.tied True", "model.args.tied = true: .* has tie_word_embeddings = false"),
         ("--checkpoint.no-enable", "initial_load_in_hf = true: nothing is loaded with"),
         ("--checkpoint.no-initial_load_model_only", "initial_load_model_only = false: "),
         ("--model.hf_assets_path nowhere", "hf_assets_path = 'nowhere': its config.json can't be"),

@@ -46,6 +46,14 @@ FOLLOWS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [(True, False, "false (was true)"), (None, 6, "6 (was not set)"), (1, "a", "'a' (was 1)")],
+)
+def test_values_are_said_as_a_file_has_them(was: Any, now: Any, said: str) -> None:
+    assert str(Change("some.key", was, now, None)) == f"some.key = {said}"
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> JobConfig:
     job = JobConfig()
@@ -150,7 +158,7 @@ def test_a_change_of_steps_taken_goes_by_its_name_alone(
     with pytest.raises(ValueError, match="was trained otherwise; ") as refused:
         check_resume(job, 1)
     if key != "model.tokenizer":
-        assert str(refused.value).startswith(f"{key} = {value!r} (was {was!r})")
+        assert str(refused.value).startswith(str(Change(key, was, value, name)))
     assert str(refused.value).startswith(f"{key} = ")
     assert f"by checkpoint.accept_changes = ['{name}']" in str(refused.value)
     job.checkpoint.accept_changes = [other for other in ACCEPTABLE if other != name]

@@ -302,9 +302,9 @@ def test_a_stage_that_has_just_ended_may_go_on(staged):
     ("step", "number", "table", "message"),
     [
         (6, 1, stage(5, seq_len=128), "stages.1.seq_len = 128 (was 64), of which 5 steps "),
-        (6, 1, stage(5), "stages.1.seq_len = 'not set' (was 64), of which"),
+        (6, 1, stage(5), "stages.1.seq_len = not set (was 64), of which"),
         (6, 1, stage(6, seq_len=64), "stages.1.steps = 6 (was 5), of which 5 "),
-        (6, 1, stage(5, seq_len=64, lr_factor=2.0), "stages.1.lr_factor = 2.0 (was 'not set')"),
+        (6, 1, stage(5, seq_len=64, lr_factor=2.0), "stages.1.lr_factor = 2.0 (was not set)"),
         (6, 2, stage(5, "lighthouse", topk=16), "stages.2.topk = 16 (was 8), of which 1 "),
         (8, 2, stage(2, "lighthouse", topk=8), "stages.2.steps = 2 (was 5), of which 3 "),
         (5, 1, stage(4, seq_len=64), "stages.1.steps = 4 (was 5), of which 5 "),
