@@ -32,17 +32,11 @@ def check_hugging_face(job_config: "JobConfig") -> None:
         ValueError: naming the key of the job or of ``config.json``, its value and what would do.
     """
     config, model = job_config.checkpoint, job_config.model
-    if config.initial_load_in_hf:
-        if not config.enable:
-            raise ValueError(
-                "checkpoint.initial_load_in_hf = true: nothing is loaded with checkpoint.enable = "
-                "false; set it to true"
-            )
-        if not config.initial_load_model_only:
-            raise ValueError(
-                "checkpoint.initial_load_model_only = false: a folder of "
-                "checkpoint.initial_load_in_hf has weights alone; set it to true"
-            )
+    if config.initial_load_in_hf and not config.initial_load_model_only:
+        raise ValueError(
+            "checkpoint.initial_load_model_only = false: a folder of "
+            "checkpoint.initial_load_in_hf has weights alone; set it to true"
+        )
     if model.name != "llama3":
         return
     if model.tokenizer == "hf":
