@@ -279,6 +279,27 @@ def test_what_a_rank_had_is_said_of_several(job: JobConfig) -> None:
     assert (change.was, change.now, change.back) == (8, 4, "set training.local_batch_size = 8")
 
 
+def test_the_number_of_sources_is_said_once(job: JobConfig, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+    sources = [{"path": str(tmp_path / name)} for name in "ab"]
+    job.training.dataset, job.training.dataset_path = "local", str(tmp_path / "a")
+    now = copy.deepcopy(job)
+    now.training.dataset_path, now.training.sources = None, sources
+    assert [str(change) for change in changes_of(job, now)] == [
+        "training.sources = 2 (was 0), in number"
+    ]
+    one = copy.deepcopy(now)
+    one.training.sources = sources[:1]
+    assert [str(change) for change in changes_of(one, now)] == [
+        "training.sources = 2 (was 1), in number"
+    ]
+    of_python = copy.deepcopy(job)
+    of_python.training.dataset, of_python.training.dataset_path = "python", None
+    assert "training.sources" not in "".join(map(str, changes_of(job, of_python)))
+
+
 def test_sources_go_by_number_and_key(job: JobConfig, tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(f"text {name}")
