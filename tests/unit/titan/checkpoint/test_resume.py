@@ -319,6 +319,17 @@ def test_what_is_trained_may_not_change(staged, step, number, table, message):
     assert str(path) in refused(staged)
 
 
+def test_what_follows_from_a_stages_steps_goes_back_with_them(staged):
+    """Each key by itself would make stages that there never were."""
+    save(staged, 8)
+    set_stages(staged, stage(2, seq_len=64), *staged.stages[1:])
+    message = refused(staged)
+    assert "stages.2.attention = 'lighthouse' (was 'dense'), at step 3" in message
+    assert "; set stages.1.steps = 5 to go on as it began" in message
+    staged.optimizer.weight_decay = 0.3  # which follows from nothing
+    assert "; set optimizer.weight_decay = 0.1 and set stages.1.steps = 5 to go" in refused(staged)
+
+
 def test_a_stage_that_is_trained_may_not_go(staged):
     save(staged, 6)
     set_stages(staged, stage(20, seq_len=64))
