@@ -86,7 +86,7 @@ def test_refused_by_name(key: str, value: str, message: str) -> None:
             "--parallelism.context_parallel_degree 8",
             "parallelism.context_parallel_degree = 8: the number of processes, 1, is no multiple",
         ),
-        (4, "--parallelism.data_parallel_shard_degree 2", "not the number of processes, 4"),
+        (4, "--parallelism.data_parallel_shard_degree 2", "= 2: 2 is not the number of process"),
         (
             2,
             "--parallelism.data_parallel_replicate_degree 2 "
