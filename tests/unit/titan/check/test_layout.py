@@ -93,7 +93,7 @@ def test_refused_by_name(key: str, value: str, message: str) -> None:
             "--parallelism.data_parallel_shard_degree 2",
             "2 * data_parallel_replicate_degree 2 = 4",
         ),
-        (2, "--checkpoint.enable --checkpoint.create_seed_checkpoint", "--nproc_per_node=1"),
+        (2, "--checkpoint.enable --checkpoint.create_seed_checkpoint", "it by NPROC=1 "),
         (2, "--training.local_batch_size 3 --training.global_batch_size 8", "nearest is 6"),
         (
             4,
