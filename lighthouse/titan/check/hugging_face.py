@@ -137,10 +137,13 @@ def _check_weights(job_config: "JobConfig", folder: Path, key: str) -> None:
     args = model_args_of(job_config)
     needed = weight_shapes(args)
     where = f"{key} = {str(folder)!r}"
+    unused = [n for n in stored if n not in needed and not _is_left_out(n, args.tied)]
     for name, shape in needed.items():
         if name not in stored:
             way = "fetch them again"
-            if name == "lm_head.weight":
+            if unused:
+                way = f"they have {unused[0]}; name a folder as transformers saves a Llama"
+            elif name == "lm_head.weight":
                 way += ", or set tie_word_embeddings = true in its config.json if it has none"
             raise ValueError(f"{where}: its safetensors have no {name}; {way}")
         if stored[name].shape != shape:
@@ -154,7 +157,6 @@ def _check_weights(job_config: "JobConfig", folder: Path, key: str) -> None:
                 f"needs scales that its config.json does not tell of; name a folder with weights "
                 f"of {', '.join(FLOATS)}"
             )
-    unused = [n for n in stored if n not in needed and not _is_left_out(n, args.tied)]
     if unused:
         raise ValueError(
             f"{where}: its safetensors have {unused[0]}, which the Llama of its config.json has "

@@ -95,6 +95,12 @@ def test_a_run_that_goes_on_does_not_ask_for_the_folder(folder: Path, tmp_path: 
     parse(folder, *flags.split(), checked=True)
 
 
+def _by_other_names(folder: Path) -> None:
+    """As a model without an output layer is saved."""
+    for file in folder.glob("*.safetensors"):
+        save_file({n.removeprefix("model."): w for n, w in load_file(file).items()}, file)
+
+
 def _cut(folder: Path) -> None:
     file = next(folder.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1])
@@ -175,6 +181,7 @@ def _quantized(dtype: torch.dtype) -> Callable[[Path], None]:
         (_endless, "is no file; fetch it again"),
         (_no_shard, "No such file.*; fetch it again"),
         (_all_gone, "has no safetensors"),
+        (_by_other_names, "have no model.embed_tokens.weight; they have embed_tokens.weight; name"),
         (_second_set, "is in model.safetensors and in model-00001-of-.*; move the files away"),
         (_untied, "tie_word_embeddings = true, but .* a lm_head.weight that is not"),
         (lambda f: _index(f, "[]"), "index.json is no index of safetensors"),
