@@ -30,6 +30,11 @@ def read_toml(file: Path) -> dict[str, Any]:
     raise ValueError(f"{file} is not TOML: {why}") from None
 
 
+def spelled(value: Any) -> str:
+    """A value as a TOML file has it, for messages: what they print can be typed."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
 def under_dotted_keys(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of a table and of all tables in it, by keys such as ``training.steps``."""
     values: dict[str, Any] = {}
@@ -76,13 +81,13 @@ def _check_section(
             raise ValueError(f"{key}: there is no such key{meant}")
         if is_dataclass(hint):
             if not isinstance(value, dict):
-                raise ValueError(f"{key} = {value!r}: is a section, write [{key}]")
+                raise ValueError(f"{key} = {spelled(value)}: is a section, write [{key}]")
             _check_section(hint, value, f"{key}.", everywhere)  # type: ignore[arg-type]
         elif not _is_of_type(value, hint):
             # Of what is no choice the type is right, and not what is wrong.
             right = type(value) in _types(hint) and not isinstance(value, list)
             got = "" if right else f", got {_kind(value)}"
-            raise ValueError(f"{key} = {value!r}: must be {_describe(hint)}{got}")
+            raise ValueError(f"{key} = {spelled(value)}: must be {_describe(hint)}{got}")
 
 
 def _similar(name: str, declared: Iterable[str]) -> list[str]:

@@ -18,6 +18,7 @@ from lighthouse.titan.config.resolved_toml import to_toml
 from lighthouse.titan.config.stage_tables import FLAG
 from lighthouse.titan.config.stages import said_otherwise
 from lighthouse.titan.plan.job import Plan, machine_of, parse, plan
+from lighthouse.toml_types import spelled
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,9 @@ def _resolve_point(
     job = _parse_point(spec, point)
     if not job.checkpoint.enable or job.checkpoint.load_only:
         raise ValueError(
-            f"checkpoint.enable = {job.checkpoint.enable}, checkpoint.load_only = "
-            f"{job.checkpoint.load_only}: a run that saves nothing can't be continued; set them to "
-            "true and false"
+            f"checkpoint.enable = {spelled(job.checkpoint.enable)}, checkpoint.load_only = "
+            f"{spelled(job.checkpoint.load_only)}: a run that saves nothing can't be continued; "
+            "set them to true and false"
         )
     values, defaults = (values_of(to_toml(config)) for config in (job, type(job)()))
     tables = [said_otherwise(table, values) for table in values.get("stages", [])]

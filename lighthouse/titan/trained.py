@@ -263,6 +263,11 @@ def _stored_weights(checkpoint: Path, model_args: TransformerModelArgs) -> dict[
     if not checkpoint.is_dir():
         raise ValueError(f"checkpoint {checkpoint} is not a folder: name a step-N folder of a run")
     if not os.path.lexists(checkpoint / METADATA):
+        if is_finished(checkpoint):
+            raise ValueError(
+                f"checkpoint {checkpoint} has weights in Hugging Face's format alone, of "
+                "checkpoint.last_save_in_hf = true; take an earlier step"
+            )
         raise ValueError(
             f"checkpoint {checkpoint} has no .metadata: not a step-N folder, or its save was never "
             "finished; take another step"

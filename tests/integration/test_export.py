@@ -228,6 +228,11 @@ def _unfinished(folder: Path) -> dict:
     return {}
 
 
+def _weights_alone(folder: Path) -> dict:
+    (folder / "step-3" / "model.safetensors.index.json").touch()
+    return _unfinished(folder)
+
+
 def _missing(folder: Path) -> dict:
     return {"checkpoint": folder / "step-4"}
 
@@ -242,6 +247,7 @@ def _used_output(folder: Path) -> dict:
     ("change", "message"),
     [
         (_unfinished, "step-3 has no .metadata"),
+        (_weights_alone, "step-3 has weights in Hugging Face's format alone, .* an earlier step"),
         (_missing, "step-4 is not a folder"),
         (_used_output, "out is there already"),
         (lambda _: {"model_args": small(n_layers=3)}, "has no layers.2.attention.wq.weight"),

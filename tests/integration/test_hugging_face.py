@@ -12,6 +12,7 @@ from torchtitan.config import ConfigManager
 
 from lighthouse.titan.data.loaders import build_dataloader
 from lighthouse.titan.data.tokenizer import ByteTokenizer
+from lighthouse.titan.llama3.safetensors_header import INDEX_FILE
 from tests.support.llamas import YARN, save_llama
 from tests.support.processes import run_module
 from tests.support.tiers import tiers
@@ -141,3 +142,19 @@ def write_text(folder: Path) -> Path:
 
 def read(file: Path) -> dict:
     return json.loads(file.read_text())
+
+
+def test_an_index_of_another_model_is_not_followed(tmp_path: Path) -> None:
+    """A folder may be named for its tokenizer alone; the index lacks what was trained."""
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / INDEX_FILE).write_text(json.dumps(index))
+    options = TINY | {
+        "model.hf_assets_path": tmp_path,
+        "checkpoint.enable": True,
+        "checkpoint.last_save_in_hf": True,
+        "checkpoint.last_save_model_only": True,
+        "training.steps": 1,
+    }
+    run = train(tmp_path / "run", base=options)
+    files = [file.name for file in run.checkpoint(1).glob("*.safetensors")]
+    assert files == ["model-00001-of-00001.safetensors"]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from lighthouse.runs.folder import finished_steps, is_finished
 from lighthouse.titan.checkpoint.settings import ACCEPTABLE
+from lighthouse.toml_types import spelled
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -51,6 +52,31 @@ def check_checkpoint(job_config: "JobConfig") -> None:
         )
     if job_config.checkpoint.enable:
         _check_start(job_config)
+    else:
+        _check_nothing_to_load(job_config)
+
+
+def _check_nothing_to_load(job_config: "JobConfig") -> None:
+    """Without checkpoints a run begins at random: refuse one that says or seems to go on."""
+    config = job_config.checkpoint
+    for key, unset in (
+        ("initial_load_in_hf", False),
+        ("initial_load_path", None),
+        ("load_step", -1),
+    ):
+        value = getattr(config, key)
+        if value != unset:
+            raise ValueError(
+                f"checkpoint.{key} = {spelled(value)}: nothing is loaded with checkpoint.enable = "
+                "false; set it to true"
+            )
+    folder = Path(job_config.job.dump_folder) / config.folder
+    if steps := finished_steps(folder):
+        raise ValueError(
+            f"checkpoint.enable = false: {folder} holds the finished checkpoints {steps}, and the "
+            "run would begin anew in their folder; set it to true to go on, or use another "
+            "job.dump_folder"
+        )
 
 
 def _check_start(job_config: "JobConfig") -> None:
@@ -58,6 +84,11 @@ def _check_start(job_config: "JobConfig") -> None:
     config = job_config.checkpoint
     folder = Path(job_config.job.dump_folder) / config.folder
     steps = finished_steps(folder)
+    if config.create_seed_checkpoint and steps and steps[-1] > 0:
+        raise ValueError(
+            f"checkpoint.create_seed_checkpoint = true: {folder} holds the finished checkpoints "
+            f"{steps} of a run that has begun; use another job.dump_folder"
+        )
     if config.load_step != -1:
         if not is_finished(folder / f"step-{config.load_step}"):
             raise ValueError(

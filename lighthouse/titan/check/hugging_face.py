@@ -17,6 +17,7 @@ from lighthouse.titan.llama3.flavors import BYTE_VOCAB_SIZE
 from lighthouse.titan.llama3.model_args import HF, model_args_of
 from lighthouse.titan.llama3.safetensors_header import FLOATS, Stored, stored_weights
 from lighthouse.titan.run.assets import weights_folder
+from lighthouse.toml_types import spelled
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -31,17 +32,11 @@ def check_hugging_face(job_config: "JobConfig") -> None:
         ValueError: naming the key of the job or of ``config.json``, its value and what would do.
     """
     config, model = job_config.checkpoint, job_config.model
-    if config.initial_load_in_hf:
-        if not config.enable:
-            raise ValueError(
-                "checkpoint.initial_load_in_hf = true: nothing is loaded with checkpoint.enable = "
-                "false; set it to true"
-            )
-        if not config.initial_load_model_only:
-            raise ValueError(
-                "checkpoint.initial_load_model_only = false: a folder of "
-                "checkpoint.initial_load_in_hf has weights alone; set it to true"
-            )
+    if config.initial_load_in_hf and not config.initial_load_model_only:
+        raise ValueError(
+            "checkpoint.initial_load_model_only = false: a folder of "
+            "checkpoint.initial_load_in_hf has weights alone; set it to true"
+        )
     if model.name != "llama3":
         return
     if model.tokenizer == "hf":
@@ -109,17 +104,17 @@ def _check_config(job_config: "JobConfig", folder: Path, key: str) -> None:
         if ours == value or (is_told and not is_size):
             continue
         theirs_name = HUGGING_FACE.get(name, name)
-        of_file = f"{CONFIG_FILE} of {key} = {str(folder)!r} has {theirs_name} = {value!r}"
+        of_file = f"{CONFIG_FILE} of {key} = {str(folder)!r} has {theirs_name} = {spelled(value)}"
         if is_told:
             raise ValueError(
-                f"model.args.{name} = {ours!r}: {of_file}, as the weights do; set it to that, or "
-                "leave it out with model.flavor = 'hf'"
+                f"model.args.{name} = {spelled(ours)}: {of_file}, as the weights do; set it to "
+                "that, or leave it out with model.flavor = 'hf'"
             )
         way = "name one folder in both" if model.flavor == HF else "use model.flavor = 'hf'"
         if not is_size:
-            way += f", or set model.args.{name} = {ours!r} to change it on purpose"
+            way += f", or set model.args.{name} = {spelled(ours)} to change it on purpose"
         raise ValueError(
-            f"model.flavor = {model.flavor!r}: has {name} = {ours!r}, but {of_file}; {way}"
+            f"model.flavor = {model.flavor!r}: has {name} = {spelled(ours)}, but {of_file}; {way}"
         )
 
 
@@ -142,10 +137,13 @@ def _check_weights(job_config: "JobConfig", folder: Path, key: str) -> None:
     args = model_args_of(job_config)
     needed = weight_shapes(args)
     where = f"{key} = {str(folder)!r}"
+    unused = [n for n in stored if n not in needed and not _is_left_out(n, args.tied)]
     for name, shape in needed.items():
         if name not in stored:
             way = "fetch them again"
-            if name == "lm_head.weight":
+            if unused:
+                way = f"they have {unused[0]}; name a folder as transformers saves a Llama"
+            elif name == "lm_head.weight":
                 way += ", or set tie_word_embeddings = true in its config.json if it has none"
             raise ValueError(f"{where}: its safetensors have no {name}; {way}")
         if stored[name].shape != shape:
@@ -159,7 +157,6 @@ def _check_weights(job_config: "JobConfig", folder: Path, key: str) -> None:
                 f"needs scales that its config.json does not tell of; name a folder with weights "
                 f"of {', '.join(FLOATS)}"
             )
-    unused = [n for n in stored if n not in needed and not _is_left_out(n, args.tied)]
     if unused:
         raise ValueError(
             f"{where}: its safetensors have {unused[0]}, which the Llama of its config.json has "

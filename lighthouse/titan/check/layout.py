@@ -137,6 +137,6 @@ def _check_processes(job_config: "JobConfig", processes: int) -> None:
     if job_config.checkpoint.create_seed_checkpoint and processes > 1:
         raise ValueError(
             f"checkpoint.create_seed_checkpoint = true: is for one process, and this is one of "
-            f"{processes}; start it with torchrun --nproc_per_node=1"
+            f"{processes}; start it by NPROC=1 scripts/train.sh, or torchrun --nproc_per_node=1"
         )
     layout_of(job_config, processes)

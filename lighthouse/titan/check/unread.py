@@ -3,6 +3,8 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
+from lighthouse.toml_types import spelled
+
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
 
@@ -26,7 +28,7 @@ def check_unread(job_config: "JobConfig") -> None:
         for field in dataclasses.fields(section):
             value = getattr(section, field.name)
             if field.default is not dataclasses.MISSING and value != field.default:
-                raise ValueError(f"{name}.{field.name} = {value!r}: {why}")
+                raise ValueError(f"{name}.{field.name} = {spelled(value)}: {why}")
     module = job_config.experimental.custom_args_module
     if module:
         raise ValueError(

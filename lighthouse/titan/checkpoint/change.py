@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lighthouse.toml_types import spelled
+
 NOT_SET = "not set"
 
 
@@ -31,7 +33,7 @@ class Change:
         return self.name is not None
 
     def __str__(self) -> str:
-        said = f"{self.key} = {self.now!r} (was {self.was!r})"
+        said = f"{self.key} = {_said(self.now)} (was {_said(self.was)})"
         return f"{said}, {self.note}" if self.note else said
 
     def record(self, step: int | None) -> dict[str, Any]:
@@ -39,3 +41,7 @@ class Change:
         values = asdict(self)
         del values["back"]
         return {"after_step": step} | values
+
+
+def _said(value: Any) -> str:
+    return NOT_SET if value is None or value == NOT_SET else spelled(value)

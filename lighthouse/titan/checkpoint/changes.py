@@ -92,7 +92,9 @@ def _stages_and_settings(
     same_rates = not (was.listed or is_now.listed) or _same_rates(saved, step, was, is_now)
     if was.listed and is_now.listed and (behind or not same_rates):
         behind = _tables_behind(saved, now, step, was, is_now)
-        behind += _behind(saved, now, step, was, is_now, with_stages=not behind)
+        moved = [change for change in behind if change.key.endswith(".steps")]
+        back = f"set {moved[0].key} = {moved[0].was}" if moved else ""
+        behind += _behind(saved, now, step, was, is_now, with_stages=not behind, moved_back=back)
     elif not same_rates:
         behind += _rates(step, was, is_now)
     found = {change.key: change for change in behind}
@@ -113,17 +115,30 @@ def _differing(was: dict[str, Any], is_now: dict[str, Any]) -> Iterator[tuple[st
 
 
 def _behind(
-    saved: RunRecord, now: RunRecord, step: int, was: Stages, is_now: Stages, with_stages: bool
+    saved: RunRecord,
+    now: RunRecord,
+    step: int,
+    was: Stages,
+    is_now: Stages,
+    with_stages: bool,
+    moved_back: str = "",
 ) -> list[Change]:
-    """Settings of steps that were taken, each key once, with the first step that it concerns."""
+    """Settings of steps that were taken, each key once, with the first step that it concerns.
+
+    Args:
+        with_stages: those that a stage sets, too.
+        moved_back: how to undo what follows from steps that are in another stage now.
+    """
     workers = now.data["training.dataloader.num_workers"]
     found: dict[str, Change] = {}
     for first in sorted({stage.first for stage in (*was, *is_now) if stage.first <= step}):
         old = of_step(saved.settings or {}, was, first, saved.data_parallel_degree, workers)
         new = of_step(now.settings or {}, is_now, first, now.data_parallel_degree, workers)
         stage = is_now.at(first)
+        follows = moved_back if was.at(first).number != stage.number else ""
         if old["attention"] != new["attention"]:
             change = _attention(saved, now, first, old["attention"], stage)
+            change = replace(change, back=follows or change.back)
             found.setdefault(change.key, change)
             # Which of [lighthouse] matters depends on the attention.
             old, new = ({k: v for k, v in d.items() if _of_any_attention(k)} for d in (old, new))
@@ -135,6 +150,7 @@ def _behind(
                 change = Change(written, before, after, name_of(written))
                 if key == BATCH:
                     change = _batch(change, saved, now, was.at(first), stage)
+                change = replace(change, back=follows or change.back)
                 if is_now.listed or was.listed:
                     notes = [*([change.note] if change.note else []), f"at step {first}"]
                     change = replace(change, note=", ".join(notes))

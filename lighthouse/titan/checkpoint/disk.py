@@ -54,8 +54,8 @@ def check_writable(job_config: "JobConfig") -> None:
                 _try_to_write(folder / name)
     except OSError as error:
         raise ValueError(
-            f"job.dump_folder = {str(folder)!r}: can't be written ({error}); name a folder that "
-            "can, or make room there"
+            f"job.dump_folder = {str(folder)!r}: can't be written ({error.strerror}: "
+            f"{error.filename or folder}); name a folder that can, or make room there"
         ) from error
     for file in (folder / CONFIGS_FOLDER).glob("*.toml"):
         if not os.access(file, os.R_OK):

@@ -18,6 +18,7 @@ from lighthouse.titan.checkpoint.unread_text import why_read
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.text_identity import same_texts
 from lighthouse.titan.distributed.agree import from_rank_0
+from lighthouse.toml_types import spelled
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -271,7 +272,7 @@ def _refuse(checkpoint: Path, found: list[Change], accepted: list[str]) -> None:
 def _way_back(change: Change) -> str:
     if change.was is None or change.was == NOT_SET:
         return f"leave {change.key} out"
-    return f"set {change.key} = {change.was!r}"
+    return f"set {change.key} = {spelled(change.was)}"
 
 
 def _selection(checkpoint: Path, step: int, stages: Stages) -> list[Change]:

@@ -70,7 +70,8 @@ def _text(saved: RunRecord, now: RunRecord, why_read: Sequence[str]) -> Iterator
         return
     listed = bool(now.data[SOURCES])
     if len(saved.text) != len(now.text):
-        yield _number(saved.text, now.text)
+        if listed and saved.data[SOURCES]:  # else `_sources` has said it, or the dataset differs
+            yield _number(saved.text, now.text)
         return
     for number, (was, text) in enumerate(zip(saved.text, now.text, strict=True), start=1):
         if not was.same(text):

@@ -45,9 +45,10 @@ def layout_of(job_config: "JobConfig", processes: int) -> Layout:
         shard = processes // others
     if shard * others != processes:
         named = "".join(f" * {key} {degree}" for key, degree in degrees.items() if degree > 1)
+        product = f"{shard}{named} = " if named else ""
         raise ValueError(
             f"parallelism.data_parallel_shard_degree = {section.data_parallel_shard_degree}: "
-            f"{shard}{named} = {shard * others} is not the number of processes, {processes}; "
+            f"{product}{shard * others} is not the number of processes, {processes}; "
             f"start {shard * others}, or set -1 and start a multiple of {others}"
         )
     layout = Layout(

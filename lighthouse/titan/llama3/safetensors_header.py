@@ -1,6 +1,7 @@
 """What a folder of safetensors holds, from the heads of its files: no weight is read."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ FLOATS = (*_NAMES.values(), "F64")
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+
+_NUMBERED = re.compile(r".*?(\d+)-of-\d+\.safetensors")
 
 _MOST_HEAD_BYTES = 100_000_000
 """What safetensors takes."""
@@ -83,6 +86,20 @@ def _indexed(index: Path) -> list[str]:
     except (OSError, *_BROKEN):
         pass
     raise ValueError(f"{index} is no index of safetensors; fetch it again")
+
+
+def numbered_files(folder: str) -> dict[str, int] | None:
+    """The number of the file that has each tensor; None without an index that says so.
+
+    It serves to write as many files. Whether it serves to read, `stored_weights` decides.
+    """
+    try:
+        index = json.loads(read_file(Path(folder, INDEX_FILE)).decode())
+        named = {name: _NUMBERED.fullmatch(file) for name, file in index["weight_map"].items()}
+    except (OSError, *_BROKEN):
+        return None
+    numbers = {name: int(match[1]) for name, match in named.items() if match}
+    return numbers if len(numbers) == len(named) > 0 else None
 
 
 def header_of(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> bytes:

@@ -4,8 +4,6 @@ import logging
 import warnings
 
 _LOGGED = (
-    # A folder of weights in one file has none, nor has a tokenizer alone.
-    "model.safetensors.index.json not found",
     # torchrun sets it, and torchtitan sets it otherwise: the user has done neither.
     "ENV[TORCH_NCCL_ASYNC_ERROR_HANDLING]",
 )

@@ -130,7 +130,7 @@ def test_all_invalid_points_are_named(tmp_path):
     assert "topk=33: lighthouse.topk = 33" in message
     assert "topk=many: lighthouse.topk = 'many': must be int" in message
     assert re.search(r"\n  top=1: .*\btop\b", message)
-    assert "checkpoint.enable=false: checkpoint.enable = False" in message
+    assert "checkpoint.enable=false: checkpoint.enable = false" in message
 
 
 def test_deeper_keys_reach_the_trainer(tmp_path):

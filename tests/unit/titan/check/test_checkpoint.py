@@ -80,3 +80,30 @@ def test_a_checkpoint_to_begin_with_is_finished(job: Any, tmp_path: Path) -> Non
     job.checkpoint.initial_load_path = str(other / "gone")
     saved(tmp_path / "run" / "checkpoint", 5)
     check_checkpoint(job)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("initial_load_path", "elsewhere/step-4", "'elsewhere/step-4'"),
+        ("initial_load_in_hf", True, "true"),
+        ("load_step", 5, "5"),
+    ],
+)
+def test_what_is_to_be_loaded_needs_checkpoints(job: Any, key: str, value: Any, said: str) -> None:
+    """Else the run would begin with random weights, and not say so."""
+    job.checkpoint.enable = False
+    check_checkpoint(job)
+    setattr(job.checkpoint, key, value)
+    assert refused(job).startswith(f"checkpoint.{key} = {said}: nothing is loaded with checkpoint.")
+
+
+def test_no_run_begins_anew_beside_finished_checkpoints(job: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoint"
+    saved(folder, 0)
+    job.checkpoint.create_seed_checkpoint = True
+    check_checkpoint(job)
+    saved(folder, 5)
+    assert refused(job).startswith(f"checkpoint.create_seed_checkpoint = true: {folder} holds the ")
+    job.checkpoint.create_seed_checkpoint = job.checkpoint.enable = False
+    assert refused(job).startswith(f"checkpoint.enable = false: {folder} holds the finished ")

@@ -54,7 +54,7 @@ def test_accepted(folder: Path, flags: str) -> None:
         (f"{AS_FLAVOR} {SCALED} --model.args.n_kv_heads 2",
          "model.args.n_kv_heads = 2: .* has num_key_value_heads = 4, as the weights do"),
         ("--model.args.n_layers 1", "model.args.n_layers = 1: .* has num_hidden_layers = 2, as"),
-        ("--model.args.tied True", "model.args.tied = True: .* has tie_word_embeddings = False"),
+        ("--model.args.tied True", "model.args.tied = true: .* has tie_word_embeddings = false"),
         ("--checkpoint.no-enable", "initial_load_in_hf = true: nothing is loaded with"),
         ("--checkpoint.no-initial_load_model_only", "initial_load_model_only = false: "),
         ("--model.hf_assets_path nowhere", "hf_assets_path = 'nowhere': its config.json can't be"),
@@ -93,6 +93,12 @@ def test_a_run_that_goes_on_does_not_ask_for_the_folder(folder: Path, tmp_path: 
     (tmp_path / "checkpoint" / "step-1").mkdir(parents=True)
     (tmp_path / "checkpoint" / "step-1" / ".metadata").touch()
     parse(folder, *flags.split(), checked=True)
+
+
+def _by_other_names(folder: Path) -> None:
+    """As a model without an output layer is saved."""
+    for file in folder.glob("*.safetensors"):
+        save_file({n.removeprefix("model."): w for n, w in load_file(file).items()}, file)
 
 
 def _cut(folder: Path) -> None:
@@ -175,6 +181,7 @@ def _quantized(dtype: torch.dtype) -> Callable[[Path], None]:
         (_endless, "is no file; fetch it again"),
         (_no_shard, "No such file.*; fetch it again"),
         (_all_gone, "has no safetensors"),
+        (_by_other_names, "have no model.embed_tokens.weight; they have embed_tokens.weight; name"),
         (_second_set, "is in model.safetensors and in model-00001-of-.*; move the files away"),
         (_untied, "tie_word_embeddings = true, but .* a lm_head.weight that is not"),
         (lambda f: _index(f, "[]"), "index.json is no index of safetensors"),

@@ -18,6 +18,7 @@ from lighthouse.refusal import Refusal
 from lighthouse.titan.check.job import Machine
 from lighthouse.titan.config.section import Lighthouse, num_chunks
 from lighthouse.titan.data.tokenizer import ByteTokenizer
+from lighthouse.toml_types import spelled
 
 GOOD = {
     "model": {"name": "llama3", "flavor": "tiny_byte", "tokenizer": "byte"},
@@ -197,9 +198,9 @@ def test_numbers_that_torch_would_refuse_late(parse, key, value, wanted):
         ("--compile.enable --compile.components []", "compile.components = []: compile.enable"),
         ("--model.converters [float9]", "model.converters = ['float9']: there is no 'float9'"),
         ("--comm.trace_buf_size -1", "comm.trace_buf_size = -1: must be"),
-        ("--fault_tolerance.enable", "fault_tolerance.enable = True: is of another trainer"),
+        ("--fault_tolerance.enable", "fault_tolerance.enable = true: is of another trainer"),
         ("--fault_tolerance.group_size -1", "fault_tolerance.group_size = -1: is of another"),
-        ("--memory_estimation.enable", "memory_estimation.enable = True: is of a script"),
+        ("--memory_estimation.enable", "memory_estimation.enable = true: is of a script"),
         ("--experimental.custom_args_module x", "experimental.custom_args_module = 'x': is read"),
         ("--job.custom_config_module", "--job.custom_config_module: needs a value behind it"),
         (
@@ -288,7 +289,7 @@ def test_a_warmup_and_a_decay_that_fit(parse, warmup, ratio):
 def test_wrong_type_names_key_and_value(parse, key, value):
     with pytest.raises(ValueError) as error:
         parse({key: value})
-    assert str(error.value).startswith(f"{key} = {value!r}: must be ")
+    assert str(error.value).startswith(f"{key} = {spelled(value)}: must be ")
 
 
 @pytest.mark.parametrize(

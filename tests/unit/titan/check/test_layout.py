@@ -86,14 +86,14 @@ def test_refused_by_name(key: str, value: str, message: str) -> None:
             "--parallelism.context_parallel_degree 8",
             "parallelism.context_parallel_degree = 8: the number of processes, 1, is no multiple",
         ),
-        (4, "--parallelism.data_parallel_shard_degree 2", "not the number of processes, 4"),
+        (4, "--parallelism.data_parallel_shard_degree 2", "= 2: 2 is not the number of process"),
         (
             2,
             "--parallelism.data_parallel_replicate_degree 2 "
             "--parallelism.data_parallel_shard_degree 2",
             "2 * data_parallel_replicate_degree 2 = 4",
         ),
-        (2, "--checkpoint.enable --checkpoint.create_seed_checkpoint", "--nproc_per_node=1"),
+        (2, "--checkpoint.enable --checkpoint.create_seed_checkpoint", "it by NPROC=1 "),
         (2, "--training.local_batch_size 3 --training.global_batch_size 8", "nearest is 6"),
         (
             4,

@@ -46,6 +46,14 @@ FOLLOWS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [(True, False, "false (was true)"), (None, 6, "6 (was not set)"), (1, "a", "'a' (was 1)")],
+)
+def test_values_are_said_as_a_file_has_them(was: Any, now: Any, said: str) -> None:
+    assert str(Change("some.key", was, now, None)) == f"some.key = {said}"
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> JobConfig:
     job = JobConfig()
@@ -150,7 +158,7 @@ def test_a_change_of_steps_taken_goes_by_its_name_alone(
     with pytest.raises(ValueError, match="was trained otherwise; ") as refused:
         check_resume(job, 1)
     if key != "model.tokenizer":
-        assert str(refused.value).startswith(f"{key} = {value!r} (was {was!r})")
+        assert str(refused.value).startswith(str(Change(key, was, value, name)))
     assert str(refused.value).startswith(f"{key} = ")
     assert f"by checkpoint.accept_changes = ['{name}']" in str(refused.value)
     job.checkpoint.accept_changes = [other for other in ACCEPTABLE if other != name]
@@ -269,6 +277,27 @@ def test_what_a_rank_had_is_said_of_several(job: JobConfig) -> None:
     job.training.local_batch_size = 4
     (change,) = changes(before, RunRecord.of(job, 2), STEP, own=True)
     assert (change.was, change.now, change.back) == (8, 4, "set training.local_batch_size = 8")
+
+
+def test_the_number_of_sources_is_said_once(job: JobConfig, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+    sources = [{"path": str(tmp_path / name)} for name in "ab"]
+    job.training.dataset, job.training.dataset_path = "local", str(tmp_path / "a")
+    now = copy.deepcopy(job)
+    now.training.dataset_path, now.training.sources = None, sources
+    assert [str(change) for change in changes_of(job, now)] == [
+        "training.sources = 2 (was 0), in number"
+    ]
+    one = copy.deepcopy(now)
+    one.training.sources = sources[:1]
+    assert [str(change) for change in changes_of(one, now)] == [
+        "training.sources = 2 (was 1), in number"
+    ]
+    of_python = copy.deepcopy(job)
+    of_python.training.dataset, of_python.training.dataset_path = "python", None
+    assert "training.sources" not in "".join(map(str, changes_of(job, of_python)))
 
 
 def test_sources_go_by_number_and_key(job: JobConfig, tmp_path: Path) -> None:

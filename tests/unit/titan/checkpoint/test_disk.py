@@ -50,10 +50,14 @@ def test_the_folder_is_made_and_nothing_is_left_in_it(job):
     assert list(Path(job.job.dump_folder).iterdir()) == []
 
 
-@pytest.mark.parametrize("folder", ["/proc/nowhere", "/dev/null/run"])
-def test_an_unwritable_folder(job, folder):
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [("/proc/nowhere", "No such file or directory"), ("/dev/null/run", "Not a directory")],
+)
+def test_an_unwritable_folder(job, folder, why):
     job.job.dump_folder = folder
-    with pytest.raises(ValueError, match=f"job.dump_folder = '{folder}': can't be written"):
+    said = rf"job.dump_folder = '{folder}': can't be written \({why}: {folder}\);"
+    with pytest.raises(ValueError, match=said):
         check_writable(job)
 
 

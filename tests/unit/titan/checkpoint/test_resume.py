@@ -302,9 +302,9 @@ def test_a_stage_that_has_just_ended_may_go_on(staged):
     ("step", "number", "table", "message"),
     [
         (6, 1, stage(5, seq_len=128), "stages.1.seq_len = 128 (was 64), of which 5 steps "),
-        (6, 1, stage(5), "stages.1.seq_len = 'not set' (was 64), of which"),
+        (6, 1, stage(5), "stages.1.seq_len = not set (was 64), of which"),
         (6, 1, stage(6, seq_len=64), "stages.1.steps = 6 (was 5), of which 5 "),
-        (6, 1, stage(5, seq_len=64, lr_factor=2.0), "stages.1.lr_factor = 2.0 (was 'not set')"),
+        (6, 1, stage(5, seq_len=64, lr_factor=2.0), "stages.1.lr_factor = 2.0 (was not set)"),
         (6, 2, stage(5, "lighthouse", topk=16), "stages.2.topk = 16 (was 8), of which 1 "),
         (8, 2, stage(2, "lighthouse", topk=8), "stages.2.steps = 2 (was 5), of which 3 "),
         (5, 1, stage(4, seq_len=64), "stages.1.steps = 4 (was 5), of which 5 "),
@@ -317,6 +317,17 @@ def test_what_is_trained_may_not_change(staged, step, number, table, message):
     set_stages(staged, *tables)
     assert refused(staged).startswith(message)
     assert str(path) in refused(staged)
+
+
+def test_what_follows_from_a_stages_steps_goes_back_with_them(staged):
+    """Each key by itself would make stages that there never were."""
+    save(staged, 8)
+    set_stages(staged, stage(2, seq_len=64), *staged.stages[1:])
+    message = refused(staged)
+    assert "stages.2.attention = 'lighthouse' (was 'dense'), at step 3" in message
+    assert "; set stages.1.steps = 5 to go on as it began" in message
+    staged.optimizer.weight_decay = 0.3  # which follows from nothing
+    assert "; set optimizer.weight_decay = 0.1 and set stages.1.steps = 5 to go" in refused(staged)
 
 
 def test_a_stage_that_is_trained_may_not_go(staged):

@@ -91,6 +91,7 @@ def test_a_base_that_cannot_be_read_is_named(tmp_path, text, message):
     [
         ("top_k = 4", r"lighthouse\.top_k: there is no such key; did you mean lighthouse\.topk\?"),
         ("topk = 4.0", r"lighthouse\.topk = 4\.0: must be int, got float"),
+        ("topk = true", r"lighthouse\.topk = true: must be int, got bool"),
         ("impl = 'gpu'", r"lighthouse\.impl = 'gpu': must be one of 'auto', .*'reference'"),
     ],
 )

@@ -12,7 +12,6 @@ from lighthouse.titan.run.quiet import keep_quiet
 @pytest.mark.parametrize(
     ("message", "said"),
     [
-        ("model.safetensors.index.json not found at hf_assets_path: x", False),
         ("ENV[TORCH_NCCL_ASYNC_ERROR_HANDLING] = 1 will be overridden to 3", False),
         ("ENV[TORCH_NCCL_DUMP_ON_TIMEOUT] = 1 will be overridden to 0", True),
         ("the disk is full", True),
