@@ -6,6 +6,9 @@ import warnings
 _LOGGED = (
     # torchrun sets it, and torchtitan sets it otherwise: the user has done neither.
     "ENV[TORCH_NCCL_ASYNC_ERROR_HANDLING]",
+    # So it is at each restart of a run that began with other weights.
+    "checkpoint.initial_load_path is provided but the checkpoint.folder exists",
+    "checkpoint.initial_load_in_hf is True but the checkpoint.folder exists",
 )
 _WARNED = (
     r"In \w+ autocast, but the target dtype is not supported",  # that is float32, as was asked for

@@ -14,6 +14,7 @@ from lighthouse.titan.run.quiet import keep_quiet
     [
         ("ENV[TORCH_NCCL_ASYNC_ERROR_HANDLING] = 1 will be overridden to 3", False),
         ("ENV[TORCH_NCCL_DUMP_ON_TIMEOUT] = 1 will be overridden to 0", True),
+        ("checkpoint.initial_load_path is provided but the checkpoint.folder exists. It", False),
         ("the disk is full", True),
     ],
 )
