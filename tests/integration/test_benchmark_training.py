@@ -19,7 +19,7 @@ TINY = (
 )
 STAGES = {
     "window": {"attention": "window", "window": 100},
-    "lighthouse": {"attention": "lighthouse", "dense_layers": [0]},
+    "lighthouse": {"attention": "lighthouse", "window_layers": [0], "window": 100},
     "short": {"attention": "dense", "seq_len": 256, "local_batch_size": 2, "steps": 3},
 }
 
