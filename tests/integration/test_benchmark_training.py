@@ -10,14 +10,16 @@ from benchmarks.training_plan import planned
 from lighthouse.cost.rates import load_rates
 from tests.support.processes import python
 
+# A small model: a CPU may compute bfloat16 in software, slowly.
 TINY = (
-    "--model.flavor tiny_byte --training.seq_len 512 --lighthouse.topk 32 --lighthouse.stratum 4 "
+    "--model.flavor tiny_byte --model.args.n_layers 2 --model.args.dim 64 "
+    "--training.seq_len 512 --lighthouse.topk 32 --lighthouse.stratum 4 "
     "--lighthouse.dense_layers --compile.no-enable "
     "--activation_checkpoint.mode full --parallelism.context_parallel_degree 2"
 )
 STAGES = {
     "window": {"attention": "window", "window": 100},
-    "lighthouse": {"attention": "lighthouse", "dense_layers": [0]},
+    "lighthouse": {"attention": "lighthouse", "window_layers": [0], "window": 100},
     "short": {"attention": "dense", "seq_len": 256, "local_batch_size": 2, "steps": 3},
 }
 

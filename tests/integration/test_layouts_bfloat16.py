@@ -14,7 +14,8 @@ BF16 = f"--training.mixed_precision_param=bfloat16 {ON_ONE_RANK}".split()
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A window layer and one of Lighthouse: a CPU may compute bfloat16 in software, slowly."""
-    return layout_options(tmp_path_factory.mktemp("sources"), "--model.args.n_layers=2")
+    small = "--model.args.n_layers=2 --model.args.dim=64 --model.args.ffn_dim=64".split()
+    return layout_options(tmp_path_factory.mktemp("sources"), *small)
 
 
 @pytest.fixture(scope="module")

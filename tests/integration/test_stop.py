@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from wandb.proto.wandb_internal_pb2 import Record
 
 from lighthouse.runs.owner import hold, let_go
 from tests.chaos import chaos
@@ -130,8 +130,11 @@ def wait_until(done: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def wandb_records(file: Path) -> Iterator[Record]:
+def wandb_records(file: Path) -> Iterator[Any]:
     """Records of a W&B transaction log, which is a LevelDB log: blocks of 32 KiB."""
+    # Here, since each process of pytest-xdist imports this file, and W&B takes seconds.
+    from wandb.proto.wandb_internal_pb2 import Record
+
     data, place, content = file.read_bytes(), 7, b""
     while place + 7 <= len(data):
         if 32768 - place % 32768 < 7:

@@ -48,7 +48,9 @@ def test_dense_training_is_bitwise_upstream(tmp_path: Path) -> None:
     titan_tree.write_files(upstream, titan_tree.unpack_wheel(wheel))
     (upstream / "upstream_on_cpu.py").write_text(UPSTREAM_ON_CPU)
     sources = write_sources(tmp_path)
-    options = ["--training.steps=4", "--activation_checkpoint.mode=selective"]
+    # A CPU may compute bfloat16 in software: tokens take it long.
+    options = "--training.steps=4 --training.seq_len=32".split()
+    options.append("--activation_checkpoint.mode=selective")
 
     how = {"base": sources.debug_model(), "env": sources.environment()}
     theirs = train(tmp_path / "theirs", *options, module="upstream_on_cpu", path=upstream, **how)

@@ -51,6 +51,7 @@ PRELOADED = (
     "triton",
     "typeguard",
     "tyro",
+    "wandb",
 )
 CLIENT = """\
 #!{python} -IS

@@ -69,6 +69,7 @@ _Keys = make_dataclass(
     bases=(OwnKeys,),
 )
 _SWITCHES = {f.name for f in OF_LIGHTHOUSE if f.type is bool}
+_LISTS = {f.name for f in fields(_Keys) if str(f.type).startswith("list")}
 
 
 def merge_stages(layers: Sequence[Layer], merged: dict[str, Any], flags: Sequence[str]) -> None:
@@ -222,7 +223,7 @@ def _said(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What flags say of the sections whose keys a stage may set."""
     found: dict[str, dict[str, Any]] = {"training": {}, "lighthouse": {}}
     for _, section, key, values in _flags(arguments, "--"):
-        if section in found and values:
+        if section in found and (values or key in _LISTS):
             found[section][key] = _value(key, values)
     return found
 
@@ -263,8 +264,7 @@ def _apply_flags(tables: list[StageTable], flags: Sequence[str]) -> None:
 
 def _value(key: str, words: list[str]) -> Any:
     """A flag's words as a TOML value; words that are none are text."""
-    hint = next((f.type for f in fields(_Keys) if f.name == key), None)
-    several = str(hint).startswith("list")
+    several = key in _LISTS
     found = []
     for word in list_of(words) if several else words:
         try:

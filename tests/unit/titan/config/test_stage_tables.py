@@ -327,6 +327,17 @@ def test_what_each_stage_says_itself_can_not_be_said_for_the_run(parse, key: str
     parse(above if "batch" not in key else {}, stages)
 
 
+def test_an_empty_list_that_each_stage_says_itself(parse) -> None:
+    stages = with_stage(2, dense_layers=[0])
+    for flag in (
+        "--lighthouse.dense_layers",
+        "--lighthouse.dense-layers",
+        "--lighthouse.dense_layers=[]",
+    ):
+        with pytest.raises(Refusal, match=r"^lighthouse\.dense_layers = \[\]: each stage that it"):
+            parse(stages, flags=flag)
+
+
 def test_a_switch_that_each_stage_says_itself(parse) -> None:
     for flag, value in (("cover_prefix", True), ("no-cover_prefix", False)):
         with pytest.raises(Refusal, match=rf"^lighthouse\.cover_prefix = {value}: each stage that"):
