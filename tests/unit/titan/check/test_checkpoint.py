@@ -107,3 +107,17 @@ def test_no_run_begins_anew_beside_finished_checkpoints(job: Any, tmp_path: Path
     assert refused(job).startswith(f"checkpoint.create_seed_checkpoint = true: {folder} holds the ")
     job.checkpoint.create_seed_checkpoint = job.checkpoint.enable = False
     assert refused(job).startswith(f"checkpoint.enable = false: {folder} holds the finished ")
+
+
+def test_no_run_begins_anew_beside_another_folder_of_checkpoints(job: Any, tmp_path: Path) -> None:
+    other = tmp_path / "run" / "before"
+    saved(other, 0)
+    check_checkpoint(job)  # a seed checkpoint is of no run that has begun
+    saved(other, 5)
+    assert refused(job) == (
+        f"checkpoint.folder = 'checkpoint': has no checkpoint, and {other} holds the finished ones "
+        "[0, 5]: the run would begin anew beside them; set it to 'before' to go on, or use another "
+        "job.dump_folder"
+    )
+    saved(tmp_path / "run" / "checkpoint", 3)
+    check_checkpoint(job)
