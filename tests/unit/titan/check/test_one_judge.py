@@ -60,7 +60,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"checkpoint.initial_load_path": "/nowhere"},
         "checkpoint.initial_load_path = '/nowhere': is not a finished checkpoint",
     ),
-    "a key that nothing reads": ({"fault_tolerance.enable": True}, "fault_tolerance.enable = True"),
+    "a key that nothing reads": ({"fault_tolerance.enable": True}, "fault_tolerance.enable = true"),
     "a window that nothing sees": ({"lighthouse.window": 64}, "lighthouse.window = 64: no layer "),
     "a missing module": ({"experimental.custom_import": "nope"}, "experimental.custom_import = "),
 }
