@@ -32,6 +32,15 @@ class Change:
         """Whether the run may not just go on."""
         return self.name is not None
 
+    @property
+    def way_back(self) -> str:
+        """How to undo it."""
+        if self.back:
+            return self.back
+        if _said(self.was) == NOT_SET:
+            return f"leave {self.key} out"
+        return f"set {self.key} = {spelled(self.was)}"
+
     def __str__(self) -> str:
         said = f"{self.key} = {_said(self.now)} (was {_said(self.was)})"
         return f"{said}, {self.note}" if self.note else said

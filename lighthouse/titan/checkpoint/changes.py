@@ -93,7 +93,7 @@ def _stages_and_settings(
     if was.listed and is_now.listed and (behind or not same_rates):
         behind = _tables_behind(saved, now, step, was, is_now)
         moved = [change for change in behind if change.key.endswith(".steps")]
-        back = f"set {moved[0].key} = {moved[0].was}" if moved else ""
+        back = moved[0].way_back if moved else ""
         behind += _behind(saved, now, step, was, is_now, with_stages=not behind, moved_back=back)
     elif not same_rates:
         behind += _rates(step, was, is_now)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lighthouse.refusal import NothingToDo
 from lighthouse.runs.folder import finished_steps, step_of
 from lighthouse.runs.metrics import read_metrics
-from lighthouse.titan.checkpoint.change import NOT_SET, Change
+from lighthouse.titan.checkpoint.change import Change
 from lighthouse.titan.checkpoint.changes import changes
 from lighthouse.titan.checkpoint.record import RunRecord
 from lighthouse.titan.checkpoint.seal import METADATA
@@ -18,7 +18,6 @@ from lighthouse.titan.checkpoint.unread_text import why_read
 from lighthouse.titan.config.stages import Stages
 from lighthouse.titan.data.text_identity import same_texts
 from lighthouse.titan.distributed.agree import from_rank_0
-from lighthouse.toml_types import spelled
 
 if TYPE_CHECKING:
     from torchtitan.config import JobConfig
@@ -252,8 +251,8 @@ def _refuse(checkpoint: Path, found: list[Change], accepted: list[str]) -> None:
     refused = [change for change in found if change.needs_a_word and change.name not in accepted]
     if not refused:
         return
-    back = [change.back or _way_back(change) for change in refused]
-    ways = [f"{' and '.join(dict.fromkeys(back))} to go on as it began"]
+    back = dict.fromkeys(change.way_back for change in refused)
+    ways = [f"{' and '.join(back)} to go on as it began"]
     if any(change.name == "" for change in refused):
         ways.append(
             "start another job.dump_folder from its weights with checkpoint.initial_load_path"
@@ -267,12 +266,6 @@ def _refuse(checkpoint: Path, found: list[Change], accepted: list[str]) -> None:
         f"{'; '.join(map(str, refused))}: checkpoint {checkpoint} was trained otherwise; "
         f"{', or '.join(ways)}"
     )
-
-
-def _way_back(change: Change) -> str:
-    if change.was is None or change.was == NOT_SET:
-        return f"leave {change.key} out"
-    return f"set {change.key} = {spelled(change.was)}"
 
 
 def _selection(checkpoint: Path, step: int, stages: Stages) -> list[Change]:
