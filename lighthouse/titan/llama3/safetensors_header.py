@@ -80,12 +80,17 @@ def stored_weights(folder: Path) -> dict[str, Stored]:
 def _indexed(index: Path) -> list[str]:
     """Names of the files of an index, all of its folder."""
     try:
-        names = sorted({*json.loads(read_file(index).decode())["weight_map"].values()})
+        names = sorted({*_weight_map(index).values()})
         if all(Path(name).name == name for name in names):
             return names
     except (OSError, *_BROKEN):
         pass
     raise ValueError(f"{index} is no index of safetensors; fetch it again")
+
+
+def _weight_map(index: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(read_file(index).decode())["weight_map"]
+    return found
 
 
 def numbered_files(folder: str) -> dict[str, int] | None:
@@ -94,8 +99,8 @@ def numbered_files(folder: str) -> dict[str, int] | None:
     It serves to write as many files. Whether it serves to read, `stored_weights` decides.
     """
     try:
-        index = json.loads(read_file(Path(folder, INDEX_FILE)).decode())
-        named = {name: _NUMBERED.fullmatch(file) for name, file in index["weight_map"].items()}
+        files = _weight_map(Path(folder, INDEX_FILE)).items()
+        named = {name: _NUMBERED.fullmatch(file) for name, file in files}
     except (OSError, *_BROKEN):
         return None
     numbers = {name: int(match[1]) for name, match in named.items() if match}
