@@ -102,9 +102,10 @@ def _check_start(job_config: "JobConfig") -> None:
                 "and the next restart would load those; move them away, or branch off into "
                 "another job.dump_folder with checkpoint.initial_load_path"
             )
-    if not steps:
-        _check_alone(Path(job_config.job.dump_folder), folder)
-    if steps or not config.initial_load_path or config.initial_load_in_hf:
+    if steps:
+        return
+    _check_alone(Path(job_config.job.dump_folder), folder)
+    if not config.initial_load_path or config.initial_load_in_hf:
         return
     path = Path(config.initial_load_path)
     if not is_finished(path):
@@ -119,9 +120,9 @@ def _check_start(job_config: "JobConfig") -> None:
 def _check_alone(dump_folder: Path, folder: Path) -> None:
     """No run that has begun has its checkpoints beside the folder for those of a new one."""
     for other in sorted(dump_folder.iterdir()) if dump_folder.is_dir() else []:
-        if other.is_dir() and other != folder and any(finished_steps(other)):
+        if other.is_dir() and other != folder and any(steps := finished_steps(other)):
             raise ValueError(
                 f"checkpoint.folder = {folder.name!r}: has no checkpoint, and {other} holds the "
-                f"finished ones {finished_steps(other)}: the run would begin anew beside them; set "
+                f"finished ones {steps}: the run would begin anew beside them; set "
                 f"it to {other.name!r} to go on, or use another job.dump_folder"
             )
