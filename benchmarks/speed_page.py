@@ -98,7 +98,7 @@ def eight_billion(
     (float8,) = by_case(float8_report).values()
     (longest,) = load("longest_8b_h200_x2.json")["results"]
     long = "8B-524k-cp2-offload"
-    dense_524k = plan_of("8B-524k-cp2:dense")["tokens_per_second"]
+    dense_524k = plan_of("8B-524k-cp2:dense")
 
     def gain(case: str, stage: str) -> str:
         return f"{speed[f'{case}:{stage}'] / speed[f'{case}:dense']:.2f}"
@@ -109,8 +109,8 @@ def eight_billion(
         "llama_524k": training_table.llama_table(reports, long, copy_tb_per_s),
         **{f"gain_{s}": gain("8B-131k-cp2", s) for s in ("published", "lighthouse")},
         **{f"gain_{s}_262k": gain("8B-262k-cp2", s) for s in ("published", "lighthouse")},
-        "planned_524k": dense_524k,
-        "planned_524k_minutes": 524288 / 2 / dense_524k / 60,
+        "planned_524k": dense_524k["tokens_per_second"],
+        "planned_524k_minutes": dense_524k["step_seconds"] / 60,
         "before_524k": by_case(reports[0])[f"{long}:lighthouse"]["tokens_per_second"],
         "speed_786k": longest["tokens_per_second"],
         "gib_786k": longest["memory_gib"],
@@ -130,15 +130,15 @@ def four_gpus(report: dict[str, Any], copy_tb_per_s: float) -> dict[str, Any]:
     """The values of what both models do on four GPUs."""
     results = by_case(report)
     short, long, small = "8B-131k-cp4", "8B-1m-cp4-offload", "530M-524k-cp4"
-    dense = plan_of(f"{long}:dense")["tokens_per_second"]
+    dense = plan_of(f"{long}:dense")
     speeds = [results[f"{short}:{s}"]["tokens_per_second"] for s in ("lighthouse", "dense")]
     return {
         "llama": training_table.llama_table([report], short, copy_tb_per_s),
         "gain_four": speeds[0] / speeds[1],
         "llama_1m": training_table.llama_table([report], long, copy_tb_per_s),
         "host_1m": results[f"{long}:lighthouse"]["planned"]["host_gib"],
-        "planned_1m": dense,
-        "planned_1m_minutes": 2**20 / 4 / dense / 60,
+        "planned_1m": dense["tokens_per_second"],
+        "planned_1m_minutes": dense["step_seconds"] / 60,
         "small_long": training_table.llama_table([report], small, copy_tb_per_s),
         "planned_530m_gib": plan_of(f"{small}:dense")["memory_gib"],
     }
