@@ -62,7 +62,7 @@ def measurements(folder: Path, text: Path) -> list[Job]:
         steps("training-4", "530M-524k-cp4:lighthouse,dense 524k-cp4", 300, gpus=4),
         steps("8B-131k-2", "8B-131k-cp2", 500, gpus=2),
         steps("8B-131k-4", "8B-131k-cp4", 400, gpus=4),
-        steps("8B-524k-4", "8B-524k-cp4:lighthouse,window,dense", 600, gpus=4),
+        steps("8B-524k-4", "8B-524k-cp4:lighthouse,window,dense", 700, gpus=4),
         steps("8B-1m-4", "8B-1m-cp4-offload:lighthouse,window", 450, gpus=4),
         steps("8B-262k-2", "8B-262k-cp2:published,lighthouse,window,short", 400, gpus=2),
         steps("8B-524k-2", "8B-524k-cp2-offload:lighthouse", 400, gpus=2),
